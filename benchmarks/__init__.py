@@ -1,0 +1,1 @@
+"""Measurements against igneous-pipeline; `python -m benchmarks`."""

@@ -1,0 +1,53 @@
+"""One measured run of igneous-pipeline, inside its own environment; started by `__main__.py`.
+
+`pin` and `timed` are also used by `own_side.py`, so that both sides measure alike. Nothing
+but the standard library is imported before the process is pinned to its core.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+
+def pin(core: int) -> None:
+    """Keep this process, and every thread that a library will start, on one core."""
+    os.sched_setaffinity(0, {core})
+
+
+def timed(work: Callable[[], None]) -> None:
+    """Say that everything is ready, wait for a line, do the work, print what it took as JSON.
+
+    `start` and `end` are seconds of the clock that all processes share, `cpu` are seconds of all
+    threads, `megabytes` is the largest memory that the process ever held.
+    """
+    print("ready", flush=True)
+    sys.stdin.readline()
+    start, cpu = time.perf_counter(), time.process_time()
+    work()
+    cpu, end = time.process_time() - cpu, time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    print(json.dumps({"start": start, "end": end, "cpu": cpu, "megabytes": peak}))
+
+
+def main() -> None:
+    layer, mips, core = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    pin(core)
+    from igneous.task_creation import create_downsampling_tasks
+
+    # making the tasks also writes the new scales to the info file: preparation, not work
+    tasks = list(
+        create_downsampling_tasks(layer, mip=0, num_mips=mips, fill_missing=False, compress="gzip")
+    )
+
+    def work() -> None:
+        for task in tasks:
+            task()
+
+    timed(work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The layers that are downsampled: making them, and comparing what two programs made of them.
+
+`__main__.py` imports the cases, and runs this module in processes of its own for the rest: a child
+inherits its parent's peak memory, so the parent of a measured process must stay small.
+"""
+
+import argparse
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A layer, how many mips are made of it, and what is asked of us beside the peer."""
+
+    title: str
+    layer_type: str
+    size: tuple[int, int, int]
+    resolution: tuple[int, int, int]
+    encoding: str
+    mips: int
+    speed: float  # times the peer's voxels per second, at least
+    stored: float | None  # times the peer's stored bytes, at most
+
+    @property
+    def voxels(self) -> int:
+        """Voxels of mip 0."""
+        return self.size[0] * self.size[1] * self.size[2]
+
+
+_CUBE = (512, 512, 512)
+_CSEG = "compressed_segmentation"
+CASES = {
+    "a": Case("image u8 raw", "image", (1024, 1024, 128), (4, 4, 50), "raw", 4, 2.8, None),
+    "b": Case("labels u64 raw", "segmentation", _CUBE, (16, 16, 40), "raw", 3, 3.4, 1.20),
+    "c": Case("labels u64 cseg", "segmentation", _CUBE, (16, 16, 40), _CSEG, 3, 1.5, 1.05),
+}
+
+
+def real_image(folder: Path, size: tuple[int, int, int]) -> "NDArray[np.uint8]":
+    """Stack the sections, turned or mirrored differently each time round, so none comes twice."""
+    import numpy as np
+    from PIL import Image
+
+    sections = [np.asarray(Image.open(path)).T for path in sorted(folder.glob("*.tif"))]
+    image = np.empty(size, np.uint8, order="F")
+    for z in range(size[2]):
+        variant, section = divmod(z, len(sections))
+        turned = np.rot90(sections[section], variant % 4)
+        image[:, :, z] = turned[::-1] if variant % 8 >= 4 else turned
+    return image
+
+
+def real_labels(path: Path) -> "NDArray[np.uint64]":
+    import crackle
+    import numpy as np
+
+    with gzip.open(path) as stream:
+        labels: NDArray[Any] = crackle.decompress(stream.read())
+    return np.asfortranarray(labels, np.uint64)
+
+
+def voxels_of(case: Case, data: Path) -> tuple["NDArray[Any]", str]:
+    """Read the real volume where there is one, draw one otherwise; with a word on which it is."""
+    sections, labels = data / "em_vnc_stack", data / "labels_512.npy.ckl.gz"
+    if case.layer_type == "image" and sections.is_dir():
+        return real_image(sections, case.size), "real electron microscopy"
+    if case.layer_type == "segmentation" and labels.is_file():
+        return real_labels(labels), "a real segmentation"
+    from igneous_airflow.geometry.bbox import Vec3
+    from igneous_airflow.testing.sample import SampleVolume
+
+    sample = SampleVolume(
+        size=Vec3(*case.size), voxel_offset=Vec3(0, 0, 0), resolution=case.resolution, seed=1
+    )
+    return (sample.image() if case.layer_type == "image" else sample.labels()), "the drawn sample"
+
+
+def make(case: Case, data: Path, folder: Path) -> dict[str, Any]:
+    """Write mip 0 as the peer would: by cloud-volume, in chunks of 64 cubed, gzipped."""
+    from cloudvolume import CloudVolume
+
+    voxels, source = voxels_of(case, data)
+    info = CloudVolume.create_new_info(
+        num_channels=1,
+        layer_type=case.layer_type,
+        data_type=str(voxels.dtype),
+        encoding=case.encoding,
+        resolution=case.resolution,
+        voxel_offset=(0, 0, 0),
+        volume_size=case.size,
+        chunk_size=(64, 64, 64),
+    )
+    volume = CloudVolume(folder.as_uri(), info=info, compress="gzip", progress=False)
+    volume.commit_info()
+    volume[:, :, :] = voxels
+    return {"source": source}
+
+
+def compare(case: Case, left: Path, right: Path) -> dict[str, Any]:
+    """Decode every new mip of two layers and count the voxels, and those that differ."""
+    import numpy as np
+    from cloudvolume import CloudVolume
+
+    compared = differing = 0
+    for mip in range(1, case.mips + 1):
+        one, other = (CloudVolume(side.as_uri(), mip=mip)[:] for side in (left, right))
+        compared += one.size
+        same_shape = one.shape == other.shape
+        differing += int(np.count_nonzero(one != other)) if same_shape else one.size
+    return {"compared": compared, "differing": differing}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("action", choices=["make", "compare"])
+    parser.add_argument("case", choices=list(CASES))
+    parser.add_argument("first", type=Path)
+    parser.add_argument("second", type=Path)
+    options = parser.parse_args()
+    action = make if options.action == "make" else compare
+    print(json.dumps(action(CASES[options.case], options.first, options.second)))
+
+
+if __name__ == "__main__":
+    main()

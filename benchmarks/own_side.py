@@ -1,0 +1,63 @@
+"""One measured run, or a profile, of our downsampling; started by `__main__.py`."""
+
+import argparse
+import cProfile
+import pstats
+from importlib import import_module
+
+from benchmarks.igneous_side import pin, timed
+
+#: What `run` imports when it is first called; the peer's imports are not measured either.
+_IMPORTED_LATE = (
+    "cloudfiles",
+    "cloudfiles.compression",
+    "cloudvolume.chunks",
+    "compressed_segmentation",
+    "deflate",
+    "igneous_airflow.kernels.pooling",
+    "igneous_airflow.storage.codecs",
+    "igneous_airflow.storage.layer",
+    "isal.igzip_lib",
+    "tinybrain",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("layer")
+    parser.add_argument("mips", type=int)
+    parser.add_argument("core", type=int)
+    parser.add_argument("--part", type=int, default=0, help="which of the equal parts of the cells")
+    parser.add_argument("--parts", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=1, help="do the same cells again")
+    parser.add_argument("--profile", action="store_true")
+    options = parser.parse_args()
+    pin(options.core)
+    for module in _IMPORTED_LATE:
+        import_module(module)
+    from igneous_airflow.stages.downsample import Downsample
+
+    stage = Downsample(layer=options.layer, mip=0, num_mips=options.mips)
+    if (
+        options.part == 0
+    ):  # of several processes, the first writes the info, before the others start
+        stage.prepare()
+    every = stage.cells()
+    if len(every) % options.parts:
+        raise SystemExit(f"{len(every)} cells cannot be shared equally by {options.parts}")
+    cells = [every[i] for i in range(options.part, len(every), options.parts)] * options.repeats
+
+    def work() -> None:
+        for cell in cells:
+            stage.run(cell)
+
+    if not options.profile:
+        timed(work)
+        return
+    with cProfile.Profile() as profile:
+        work()
+    pstats.Stats(profile).sort_stats("tottime").print_stats(25)
+
+
+if __name__ == "__main__":
+    main()

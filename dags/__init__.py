@@ -1,0 +1,1 @@
+"""The DAGs: declarations only; `igneous-airflow dags-folder` prints where they are installed."""

@@ -1,0 +1,33 @@
+"""`igneous-airflow`: a command for every stage, for workers, for runs; needs no Airflow."""
+
+import sys
+
+import click
+
+from igneous_airflow.cli.demo import demo
+from igneous_airflow.cli.picture import picture
+from igneous_airflow.cli.runs import finish, resume, status
+from igneous_airflow.cli.stages import stage_commands, stages
+from igneous_airflow.cli.worker import dags_folder, worker
+from igneous_airflow.errors import IgneousError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="igneous-airflow")
+def _group() -> None:
+    """Work on Neuroglancer Precomputed layers, in steps that are proved done."""
+
+
+for _command in (worker, status, resume, finish, stages, picture, demo, dags_folder):
+    _group.add_command(_command)
+for _command in stage_commands():
+    _group.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line; our own errors are shown without a traceback, with exit code 1."""
+    try:
+        _group()
+    except IgneousError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)

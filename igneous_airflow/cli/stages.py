@@ -1,0 +1,146 @@
+"""A command per stage, derived from the stage's fields."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import ValidationError
+
+from igneous_airflow.cli.runs import state_option, work_on
+from igneous_airflow.errors import PlanRefused
+from igneous_airflow.fields import LAYER
+from igneous_airflow.run import Run, new_run_name
+from igneous_airflow.stage import Stage, field_schemas
+from igneous_airflow.stages import registered_stages
+from igneous_airflow.storage.provenance import author
+
+_TYPES: dict[str, "click.ParamType[Any]"] = {
+    "integer": click.INT,
+    "number": click.FLOAT,
+    "string": click.STRING,
+    "array": click.STRING,
+}
+
+
+@click.command
+def stages() -> None:
+    """List the stages, each of which is a command and an Airflow DAG."""
+    for name, stage in registered_stages().items():
+        click.echo(f"{_command_name(name):20} {_summary(stage)}")
+
+
+def stage_commands() -> Iterator[click.Command]:
+    """Make the command of every registered stage."""
+    for name, stage in registered_stages().items():
+        command = click.Command(
+            _command_name(name),
+            callback=_callback(stage),
+            help=inspect.getdoc(stage),
+            short_help=_summary(stage),
+            params=[*_parameters(stage), *_common_options()],
+        )
+        yield command
+
+
+def _command_name(stage_name: str) -> str:
+    return stage_name.replace("_", "-")
+
+
+def _summary(stage: type[Stage]) -> str:
+    return (inspect.getdoc(stage) or "").partition("\n")[0]
+
+
+def _parameters(stage: type[Stage]) -> Iterator[click.Parameter]:
+    """Required fields become arguments, all others options; help and types are the fields'."""
+    for name, schema in field_schemas(stage).items():
+        if "default" not in schema:
+            yield click.Argument([name], metavar=name.upper())
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        help_text = schema["description"]
+        if "boolean" in kinds:
+            yield click.Option(
+                [f"{flag}/--no-{flag[2:]}", name], default=schema["default"], help=help_text
+            )
+            continue
+        choices = [choice for choice in schema.get("enum", []) if choice is not None]
+        yield click.Option(
+            [flag, name],
+            type=click.Choice(choices) if choices else _TYPES[kinds[0]],
+            default=schema["default"],
+            show_default=schema["default"] is not None,
+            help=help_text,
+            metavar="X,Y,Z" if "array" in kinds else None,
+        )
+
+
+def _common_options() -> Iterator[click.Parameter]:
+    yield click.Option(["--dry-run"], is_flag=True, help="Print the plan and write nothing at all.")
+    yield click.Option(
+        ["--queue"],
+        metavar="URL",
+        help="Only prepare, and send the tasks to this queue for workers elsewhere.",
+    )
+    yield click.Option(
+        ["--processes"],
+        type=click.IntRange(1),
+        default=2,
+        show_default=True,
+        help="Worker processes on this machine.",
+    )
+    yield state_option()
+
+
+def _callback(stage: type[Stage]) -> Callable[..., None]:
+    def run_stage(
+        *, dry_run: bool, queue: str | None, processes: int, state: str, **values: Any
+    ) -> None:
+        launched = _make(stage, values)
+        if dry_run:
+            _print_plan(launched)
+            return
+        url = f"{state}/{new_run_name(stage.name)}"
+        own_queue = f"sqlite://{url.removeprefix('file://')}/queue.db"
+        run, plan = Run.launch(
+            launched, url=url, queue=queue or own_queue, by=author(), own_queue=queue is None
+        )
+        click.echo(plan.describe())
+        run.prepare()
+        sent = run.enqueue()
+        if queue is None:
+            work_on(run, processes)
+            return
+        path = run.url.removeprefix("file://")
+        click.echo(
+            f"{sent:,} tasks are in {queue}.\n"
+            f"  work on them:   igneous-airflow worker {queue} --until-done\n"
+            f"  watch them:     igneous-airflow status {path}\n"
+            f"  when all done:  igneous-airflow finish {path}"
+        )
+
+    return run_stage
+
+
+def _make(stage: type[Stage], values: dict[str, Any]) -> Stage:
+    """Build the stage from the command line's values; a usage error names each wrong option."""
+    for name, schema in field_schemas(stage).items():
+        if schema.get("kind") == LAYER and "://" not in values[name]:
+            values[name] = str(Path(values[name]).expanduser().absolute())
+    try:
+        return stage.model_validate(values)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in problem['loc'][:1])}: {problem['msg']}".lstrip(": ")
+            for problem in error.errors()
+        ]
+        raise click.UsageError("\n       ".join(problems)) from error
+
+
+def _print_plan(stage: Stage) -> None:
+    plan = stage.resolved().plan()
+    click.echo(plan.describe())
+    if plan.refusals:
+        raise PlanRefused(stage.name, plan.refusals)

@@ -1,0 +1,83 @@
+"""The commands that deployments run: a worker, and where the DAG files are."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from igneous_airflow.worker.loop import Settled, WorkerOptions
+from igneous_airflow.worker.pool import WorkerPool
+
+_DEFAULTS = WorkerOptions()
+
+
+@click.command
+@click.argument("queue")
+@click.option(
+    "--processes", type=click.IntRange(1), default=1, show_default=True, help="Worker processes."
+)
+@click.option("--until-done", is_flag=True, help="Stop when no task is left to wait for.")
+@click.option(
+    "--lease-seconds",
+    type=click.FloatRange(1),
+    default=_DEFAULTS.lease_seconds,
+    show_default=True,
+    help="How long a task stays hidden from others when a worker falls silent.",
+)
+@click.option(
+    "--max-attempts",
+    type=click.IntRange(1),
+    default=_DEFAULTS.max_attempts,
+    show_default=True,
+    help="Attempts at a task before it is given up.",
+)
+@click.option(
+    "--grace-seconds",
+    type=click.FloatRange(0),
+    default=_DEFAULTS.grace_seconds,
+    show_default=True,
+    help="After a request to stop, how long a running task may go on before it is given back.",
+)
+@click.option("--stop-with-parent", is_flag=True, hidden=True)
+def worker(
+    queue: str,
+    processes: int,
+    until_done: bool,
+    lease_seconds: float,
+    max_attempts: int,
+    grace_seconds: float,
+    stop_with_parent: bool,
+) -> None:
+    """Work on the tasks of QUEUE, one line of log for each.
+
+    SIGTERM lets the running tasks finish; a second one gives them back at once. The exit code is 1
+    when tasks were given up.
+    """
+    options = WorkerOptions(
+        lease_seconds=lease_seconds,
+        max_attempts=max_attempts,
+        grace_seconds=grace_seconds,
+        until_done=until_done,
+    )
+    pool = WorkerPool(queue, processes, options, on_settled=_log)
+    if stop_with_parent:
+        pool.stop_with(os.getppid())
+    sys.exit(pool.run())
+
+
+def _log(event: Settled) -> None:
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    click.echo(f"time={stamp} {event.line()}")
+
+
+def dags_path() -> Path:
+    """The folder of the installed DAG files."""
+    return (Path(__file__).parent.parent / "dags").resolve()
+
+
+@click.command("dags-folder")
+def dags_folder() -> None:
+    """Print the folder of the installed DAG files, for an Airflow DAG bundle to point at."""
+    click.echo(dags_path())

@@ -1,0 +1,1 @@
+"""Integer geometry of volumes: boxes, grids, pyramids. No numpy, no input or output."""

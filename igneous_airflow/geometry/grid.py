@@ -1,0 +1,67 @@
+"""A box cut into cells, in the order that tasks are numbered; used by stages and storage."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from igneous_airflow.geometry.bbox import BoundingBox, Vec3
+
+
+@dataclass(frozen=True, slots=True)
+class Grid(Sequence[BoundingBox]):
+    """A box cut from its lowest corner into cells of one shape; the last ones are clipped.
+
+    It is a sequence that makes its cells when asked: x runs fastest, then y, then z.
+    """
+
+    box: BoundingBox
+    cell: Vec3
+
+    @property
+    def shape(self) -> Vec3:
+        """Number of cells on each axis."""
+        return self.box.size.ceil_div(self.cell)
+
+    def __len__(self) -> int:
+        return self.shape.product
+
+    @overload
+    def __getitem__(self, index: int) -> BoundingBox: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[BoundingBox]: ...
+    def __getitem__(self, index: int | slice) -> BoundingBox | Sequence[BoundingBox]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = range(len(self))[index]
+        nx, ny, _ = self.shape
+        return self.at(Vec3(position % nx, position // nx % ny, position // (nx * ny)))
+
+    def at(self, place: Vec3) -> BoundingBox:
+        """The cell at grid coordinates, counted in cells."""
+        corner = self.box.min + place * self.cell
+        return BoundingBox.at(corner, self.cell).intersection(self.box)
+
+    def index_of(self, cell: BoundingBox) -> int:
+        """The position of one of the cells; raises ValueError for any other box."""
+        place = (cell.min - self.box.min) // self.cell
+        if not self.box.contains(cell) or not cell or self.at(place) != cell:
+            raise ValueError(f"{cell} is not a cell of this grid")
+        nx, ny, _ = self.shape
+        return place.x + nx * (place.y + ny * place.z)
+
+    def overlapping(self, box: BoundingBox) -> Iterator[BoundingBox]:
+        """The cells that share voxels with a box, in the grid's order."""
+        common = box.intersection(self.box)
+        if not common:
+            return
+        low = (common.min - self.box.min) // self.cell
+        high = (common.max - self.box.min).ceil_div(self.cell)
+        for z in range(low.z, high.z):
+            for y in range(low.y, high.y):
+                for x in range(low.x, high.x):
+                    yield self.at(Vec3(x, y, z))
+
+    def is_aligned(self, box: BoundingBox) -> bool:
+        """Whether a box inside the grid is made of whole cells."""
+        grown = box.expanded_to_grid(self.cell, self.box.min).intersection(self.box)
+        return self.box.contains(box) and grown == box

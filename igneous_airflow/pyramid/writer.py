@@ -1,0 +1,129 @@
+"""Coarser mips made from blocks of voxels as they pass; used by tasks.
+
+A task never holds its whole cell: tiles go through one by one, pooled into all levels at once, and
+a chunk is written as soon as its last voxel has arrived.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igneous_airflow.errors import AlignmentError
+from igneous_airflow.geometry.bbox import BoundingBox
+from igneous_airflow.geometry.grid import Grid
+from igneous_airflow.kernels.pooling import Method, pool
+from igneous_airflow.pyramid.layout import Pyramid
+from igneous_airflow.storage.info import Scale
+from igneous_airflow.storage.layer import Layer
+from igneous_airflow.storage.overlap import Overlap
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOptions:
+    """How pooled chunks are made and stored."""
+
+    method: Method
+    sparse: bool = False
+    compress: str = "auto"
+    compress_level: int | None = None
+    skip_empty: str = "write"
+    background: float = 0
+
+
+@dataclass(slots=True)
+class _OpenChunk:
+    voxels: Array
+    missing: int
+
+
+@dataclass
+class PyramidWriter:
+    """Takes the blocks of one cell, in any order, and writes the chunks of every level."""
+
+    layer: Layer
+    pyramid: Pyramid
+    options: WriteOptions
+    overlap: Overlap
+    chunks_written: int = 0
+    chunks_skipped: int = 0
+    bytes_written: int = 0
+    _open: dict[tuple[int, BoundingBox], _OpenChunk] = field(default_factory=dict)
+    _counting: Lock = field(default_factory=Lock)
+    _grids: list[Grid] = field(init=False)
+    _latest: list[BoundingBox | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._grids = [scale.chunks for scale in self.pyramid.levels]
+        self._latest = [None] * len(self._grids)
+
+    def push(self, box: BoundingBox, voxels: Array) -> None:
+        """Pool a block that starts on a window of the coarsest level, in voxels of the source."""
+        pooled = pool(
+            voxels,
+            self.pyramid.factor,
+            len(self.pyramid.levels),
+            self.options.method,
+            sparse=self.options.sparse,
+        )
+        for level, array in enumerate(pooled, start=1):
+            self._place(level, self.pyramid.level_box(level, box), array)
+
+    def close(self) -> None:
+        """Check that every chunk was completed; raises AlignmentError naming one that was not."""
+        for level, box in self._open:
+            key = self.pyramid.levels[level - 1].key
+            raise AlignmentError(f"chunk {box} of scale {key} did not get all of its voxels")
+
+    def _place(self, level: int, box: BoundingBox, array: Array) -> None:
+        """Copy a pooled block into the chunks that it touches, and write those it completes."""
+        latest = self._latest[level - 1]
+        if latest is not None and latest.contains(box):  # nearly always, and a search costs more
+            self._fill(level, latest, box, array)
+            return
+        for chunk in self._grids[level - 1].overlapping(box):
+            self._latest[level - 1] = chunk
+            self._fill(
+                level,
+                chunk,
+                chunk.intersection(box),
+                array[chunk.intersection(box).slices_within(box)],
+            )
+
+    def _fill(self, level: int, chunk: BoundingBox, part: BoundingBox, array: Array) -> None:
+        scale = self.pyramid.levels[level - 1]
+        if part == chunk:
+            self._write(scale, chunk, np.asfortranarray(array))
+            return
+        place = (level, chunk)
+        unfinished = self._open.get(place)
+        if unfinished is None:
+            voxels = np.empty((*chunk.size, array.shape[3]), array.dtype, "F")
+            unfinished = self._open[place] = _OpenChunk(voxels, chunk.voxels)
+        unfinished.voxels[part.slices_within(chunk)] = array
+        unfinished.missing -= part.voxels
+        if unfinished.missing == 0:
+            del self._open[place]
+            self._write(scale, chunk, unfinished.voxels)
+
+    def _write(self, scale: Scale, chunk: BoundingBox, voxels: Array) -> None:
+        options = self.options
+        if options.skip_empty != "write" and bool((voxels == options.background).all()):
+            self.chunks_skipped += 1
+            if options.skip_empty == "delete":
+                self.overlap.submit(partial(self.layer.delete_chunk, scale, chunk))
+            return
+        self.overlap.submit(partial(self._write_chunk, scale, chunk, voxels))
+
+    def _write_chunk(self, scale: Scale, chunk: BoundingBox, voxels: Array) -> None:
+        stored = self.layer.write_chunk(
+            scale, chunk, voxels, compress=self.options.compress, level=self.options.compress_level
+        )
+        with self._counting:
+            self.chunks_written += 1
+            self.bytes_written += stored

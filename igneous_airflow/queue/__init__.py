@@ -1,0 +1,1 @@
+"""Text bodies in, leases out: queues know nothing of stages."""

@@ -1,0 +1,101 @@
+"""What a queue is: one protocol, one backend per file; used by `run.py` and the workers."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol
+
+from igneous_airflow.errors import InvalidParameter
+
+#: The module of each URL scheme; each has an `open_queue(url)`. Backends are imported when used.
+_BACKENDS = {"memory": "memory", "sqlite": "sqlite"}
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to work on one message until `expires`; `attempt` counts leases of it from 1."""
+
+    message_id: str
+    token: str
+    body: str
+    attempt: int
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many messages wait (now or after a delay), are leased, and are dead letters."""
+
+    waiting: int
+    leased: int
+    dead: int
+    exact: bool = True
+
+    @property
+    def drained(self) -> bool:
+        """Whether no message is left to work on; dead letters do not count."""
+        return self.waiting == 0 and self.leased == 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that nobody will be given again, and why."""
+
+    body: str
+    attempt: int
+    reason: str
+
+
+class Queue(Protocol):
+    """Messages that are each given to one worker at a time, at least once.
+
+    All times are seconds since the epoch, all durations seconds. A lease that is not settled in
+    time is given to somebody else; settling it afterwards raises `LeaseLost`.
+    """
+
+    def send(self, bodies: Iterable[str]) -> int:
+        """Add messages and return how many; all of them are stored, or an error is raised."""
+
+    def lease(self, seconds: float, *, wait: float = 0) -> Lease | None:
+        """Take the oldest waiting message; None when there is none within `wait`."""
+
+    def extend(self, lease: Lease, seconds: float) -> None:
+        """Let a lease end `seconds` from now; raises LeaseLost."""
+
+    def done(self, lease: Lease) -> None:
+        """Remove a message for good; raises LeaseLost."""
+
+    def release(self, lease: Lease, *, after: float = 0) -> None:
+        """Give a message back, to be leased again `after` seconds from now; raises LeaseLost."""
+
+    def bury(self, lease: Lease, reason: str) -> None:
+        """Move a message to the dead letters; raises LeaseLost."""
+
+    def counts(self) -> Counts:
+        """Count the messages."""
+
+    def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """The first dead letters, oldest first."""
+
+    def purge(self) -> None:
+        """Forget every message, leased and dead ones too."""
+
+    def delete(self) -> None:
+        """Remove the queue and all that it holds; it may be gone already."""
+
+    def close(self) -> None:
+        """Let go of connections; the messages stay."""
+
+
+def open_queue(url: str) -> Queue:
+    """Open a queue by its URL: `sqlite:///path/to/file.db` or `memory://name`.
+
+    Raises InvalidParameter for another scheme.
+    """
+    scheme = url.partition("://")[0]
+    if scheme not in _BACKENDS:
+        known = ", ".join(f"{name}://" for name in sorted(_BACKENDS))
+        raise InvalidParameter(f"{url!r} is not the address of a queue: it must start with {known}")
+    backend = import_module(f"igneous_airflow.queue.{_BACKENDS[scheme]}")
+    opener: Callable[[str], Queue] = backend.open_queue
+    return opener(url)

@@ -1,0 +1,373 @@
+"""A run: one stage launched once, from plan to proof; called by the command line and by Airflow.
+
+Its record and its ledger live in one folder (its *state*), in a bucket or on disk. So every process
+that knows the folder's URL can go on with it: plan, prepare, enqueue, watch, resume, finish.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from enum import StrEnum
+from hashlib import sha256
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from igneous_airflow.errors import (
+    IgneousError,
+    InvalidParameter,
+    PlanRefused,
+    RunFailed,
+    RunNotFound,
+)
+from igneous_airflow.ledger import DoneTasks, Failure, Ledger
+from igneous_airflow.queue.protocol import Queue, open_queue
+from igneous_airflow.stage import Audit, Plan, Stage, Work, human_bytes
+from igneous_airflow.stages import stage_class
+from igneous_airflow.storage.codecs import decompress_bytes
+from igneous_airflow.storage.files import StoredFile, open_folder
+from igneous_airflow.task import TaskEncoder
+
+_RECORD, _SUMMARY = "run.json", "summary.json"
+_ERRORS_NAMED = 5
+_RECEIPTS_READ = 20_000  # beyond this many, a summary counts files only
+
+
+class State(StrEnum):
+    """What can be said of a run by its receipts and its queue."""
+
+    WORKING = "working"  # tasks wait or are being worked on
+    DONE = "done"  # every planned task has its receipt
+    FAILED = "failed"  # tasks were given up, and nothing else is left to wait for
+    STALLED = "stalled"  # receipts are missing, yet the queue is empty: messages were lost
+
+
+class Progress(BaseModel):
+    """How far a run is; `state` judges by receipts, never by an empty queue alone."""
+
+    model_config = ConfigDict(frozen=True)
+
+    planned: int
+    done: int
+    waiting: int = 0
+    leased: int = 0
+    dead: int = 0
+    failed_attempts: int = 0
+
+    @property
+    def state(self) -> State:
+        """The judgement."""
+        if self.done >= self.planned:
+            return State.DONE
+        if self.waiting or self.leased:
+            return State.WORKING
+        return State.FAILED if self.dead else State.STALLED
+
+    @property
+    def percent(self) -> float:
+        """Done, of planned, rounded down to a tenth so that 100 means all."""
+        return int(1000 * self.done / self.planned) / 10 if self.planned else 100.0
+
+
+class Pace:
+    """The speed of a run between looks at it, in words for people who wait."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first: tuple[float, int] | None = None
+
+    def describe(self, progress: Progress) -> str:
+        """Percent, tasks, rate and time left, measured since the first call."""
+        now = self._clock()
+        if self._first is None:
+            self._first = (now, progress.done)
+        since, at_first = self._first
+        text = f"{progress.percent:.1f} % done: {progress.done:,} of {progress.planned:,} tasks"
+        if progress.dead:
+            text += f", {progress.dead:,} given up"
+        gained = progress.done - at_first
+        if gained > 0 and now > since and progress.state is State.WORKING:
+            rate = gained / (now - since)
+            left = (progress.planned - progress.done) / rate
+            text += f", {rate:.3g} tasks a second, about {human_seconds(left)} left"
+        return text
+
+
+def human_seconds(seconds: float) -> str:
+    """Write a duration for people: 45 s, 3 min, 2.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Summary(BaseModel):
+    """What a finished run did and made."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    stage: str
+    tasks: int
+    seconds: float = Field(description="from launch to finish")
+    audit: Audit
+    work: Work | None = Field(description="sums over the receipts; absent for very large runs")
+    failed_attempts: int
+
+    def describe(self) -> str:
+        """The summary in words."""
+        files = sum(self.audit.outputs.values())
+        lines = [f"{self.stage}: all {self.tasks:,} tasks are done and {files:,} chunks were found"]
+        lines += [f"  {name}: {count:,} chunks" for name, count in self.audit.outputs.items()]
+        if self.audit.absent:
+            lines.append(f"  left out, all background: {self.audit.absent:,} chunks")
+        if self.work is not None:
+            rate = self.work.voxels / max(self.seconds, 1e-9) / 1e6
+            lines.append(
+                f"  {self.work.voxels:,} voxels in {self.seconds:.1f} s ({rate:.1f} million a "
+                f"second), {human_bytes(self.work.bytes_written)} stored"
+            )
+        if self.failed_attempts:
+            lines.append(f"  {self.failed_attempts:,} attempts failed and were repeated")
+        return "\n".join(lines)
+
+
+class Run(BaseModel):
+    """The record of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    url: str = Field(description="folder of the record and the ledger")
+    stage: str
+    parameters: dict[str, Any] = Field(description="as resolved when the run was launched")
+    asked: dict[str, Any] = Field(description="as asked for, for example with mip -1")
+    queue: str
+    own_queue: bool = Field(description="whether the queue holds nothing but this run's tasks")
+    cells: int
+    batch: int = Field(default=1, ge=1, description="cells per task")
+    by: str
+    created: float = Field(description="seconds since the epoch")
+
+    @property
+    def planned(self) -> int:
+        """Number of tasks."""
+        return -(-self.cells // self.batch)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The run's receipts and failures."""
+        return Ledger(self.url)
+
+    def make_stage(self) -> Stage:
+        """The stage with its parameters."""
+        return stage_class(self.stage).model_validate(self.parameters)
+
+    def open_queue(self) -> Queue:
+        """The run's queue."""
+        return open_queue(self.queue)
+
+    @classmethod
+    def launch(
+        cls, stage: Stage, *, url: str, queue: str, by: str, own_queue: bool = True
+    ) -> tuple[Self, Plan]:
+        """Plan a stage and record the run; or take up the unfinished run recorded at `url`.
+
+        A run that has finished starts from the beginning. Raises PlanRefused with every reason
+        when the stage cannot start, and InvalidParameter when an unfinished run of other
+        parameters is recorded there; the layer is not written to in either case.
+        """
+        earlier = cls._find(url)
+        if earlier is not None and not earlier.is_finished:
+            earlier._require_same(stage)  # noqa: SLF001
+            return earlier, earlier.make_stage().plan().require_accepted()
+        asked = stage.parameters()
+        try:
+            stage = stage.resolved()
+        except IgneousError as error:
+            raise PlanRefused(stage.name, [str(error)]) from error
+        plan = stage.plan().require_accepted()
+        run = cls(
+            id=url.rstrip("/").rpartition("/")[2],
+            url=url.rstrip("/"),
+            stage=stage.name,
+            parameters=stage.parameters(),
+            asked=asked,
+            queue=queue,
+            own_queue=own_queue,
+            cells=len(stage.cells()),
+            by=by,
+            created=time.time(),
+        )
+        if earlier is not None:
+            run.ledger.forget_everything()
+            open_folder(url).delete(_SUMMARY)
+        run._write(_RECORD, run)
+        return run, plan
+
+    @classmethod
+    def load(cls, url: str) -> Self:
+        """Read a run's record; raises RunNotFound."""
+        run = cls._find(url)
+        if run is None:
+            raise RunNotFound(f"no run is recorded at {url}: {url}/{_RECORD} is missing")
+        return run
+
+    @classmethod
+    def _find(cls, url: str) -> Self | None:
+        stored = open_folder(url.rstrip("/")).read(_RECORD)
+        if stored is None:
+            return None
+        try:
+            return cls.model_validate_json(bytes(decompress_bytes(stored)))
+        except ValidationError as error:
+            raise InvalidParameter(
+                f"{url}/{_RECORD} is not the record of a run: {error}"
+            ) from error
+
+    def _require_same(self, stage: Stage) -> None:
+        asked = stage.parameters()
+        differing = [
+            name
+            for name, value in asked.items()
+            if stage.name != self.stage or value != self.asked.get(name)
+        ]
+        if differing:
+            raise InvalidParameter(
+                f"the unfinished run {self.url} has other values for {', '.join(differing)}: start "
+                "a new run, or this one with the values it had"
+            )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run was proved complete."""
+        return open_folder(self.url).exists(_SUMMARY)
+
+    def prepare(self) -> None:
+        """Write what the tasks rely on; may run again."""
+        self.make_stage().prepare()
+
+    def enqueue(self) -> int:
+        """Send every task without a receipt and return how many.
+
+        They take the place of whatever a queue of the run's own still holds.
+        """
+        missing = self.ledger.done(self.planned).missing()
+        encoder = TaskEncoder(self.url, self.make_stage(), self.batch, self.cells)
+        queue = self.open_queue()
+        try:
+            if self.own_queue:
+                queue.purge()
+            self.ledger.forget_failures()
+            return queue.send(encoder.encode_all(missing))
+        finally:
+            queue.close()
+
+    def resume(self) -> int:
+        """Send what is missing when nobody could be working on it; return how many tasks.
+
+        Does nothing while the queue holds a message for every missing task.
+        """
+        progress = self.progress()
+        if progress.waiting + progress.leased >= progress.planned - progress.done:
+            return 0
+        return self.enqueue()
+
+    def progress(self) -> Progress:
+        """Count receipts and messages."""
+        if self.is_finished:  # the queue may be gone, and must not be made anew
+            return Progress(planned=self.planned, done=self.planned)
+        queue = self.open_queue()
+        try:
+            # the queue first: a task that is settled in between counts as done, not as lost
+            counts = queue.counts()
+        finally:
+            queue.close()
+        return Progress(
+            planned=self.planned,
+            done=self.done().count,
+            waiting=counts.waiting,
+            leased=counts.leased,
+            dead=counts.dead,
+            failed_attempts=self.ledger.failed_attempts(),
+        )
+
+    def done(self) -> DoneTasks:
+        """List which tasks have receipts."""
+        return self.ledger.done(self.planned)
+
+    def require_done(self, progress: Progress) -> None:
+        """Raise RunFailed, with the tasks and their errors, unless every task has its receipt."""
+        if progress.state is State.DONE:
+            return
+        missing = progress.planned - progress.done
+        reason = {
+            State.WORKING: "nobody works on them any more: the workers have ended",
+            State.STALLED: "their messages are gone from the queue",
+            State.FAILED: "they were given up",
+        }[progress.state]
+        lines = [
+            f"{missing:,} of {progress.planned:,} tasks of run {self.id} are not done; {reason}."
+        ]
+        lines += [
+            f"  task {failure.task}, attempt {failure.attempt}: {failure.error}"
+            for failure in self.final_failures()[:_ERRORS_NAMED]
+        ]
+        lines.append(
+            "Mend the cause and resume: clear the failed Airflow tasks, or run "
+            f"`igneous-airflow resume {self.url.removeprefix('file://')}`. Tasks that are done are "
+            "not repeated."
+        )
+        raise RunFailed("\n".join(lines))
+
+    def final_failures(self) -> list[Failure]:
+        """The last failure of each task that has no receipt."""
+        done = self.done()
+        last = {f.task: f for f in self.ledger.failures() if f.task not in done}
+        return list(last.values())
+
+    def finish(self) -> Summary:
+        """Prove that the run is complete, record provenance and summary; may run again.
+
+        Raises RunFailed when receipts are missing, AuditFailed when output is.
+        """
+        self.require_done(self.progress())
+        audit = self.make_stage().finish(self.by)
+        work = None
+        if self.planned <= _RECEIPTS_READ:
+            work = sum((receipt.work for receipt in self.ledger.receipts()), Work())
+        summary = Summary(
+            run=self.id,
+            stage=self.stage,
+            tasks=self.planned,
+            seconds=round(time.time() - self.created, 2),
+            audit=audit,
+            work=work,
+            failed_attempts=self.ledger.failed_attempts(),
+        )
+        self._write(_SUMMARY, summary)
+        return summary
+
+    def summary(self) -> Summary | None:
+        """What the finished run did; None while it has not finished."""
+        stored = open_folder(self.url).read(_SUMMARY)
+        if stored is None:
+            return None
+        return Summary.model_validate(json.loads(bytes(decompress_bytes(stored))))
+
+    def _write(self, name: str, entry: BaseModel) -> None:
+        content = entry.model_dump_json(indent=2).encode()
+        open_folder(self.url).write(name, StoredFile(content), content_type="application/json")
+
+
+def run_folder_name(*parts: str) -> str:
+    """A folder's name for a run known by other words: readable, and different for other words."""
+    words = "/".join(parts)
+    readable = re.sub(r"[^A-Za-z0-9.-]+", "_", words).strip("_.")[:100]
+    return f"{readable}-{sha256(words.encode()).hexdigest()[:8]}"
+
+
+def new_run_name(stage: str) -> str:
+    """A folder's name for a run that nobody has named: the stage and the time."""
+    return run_folder_name(stage, datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f"))

@@ -1,0 +1,152 @@
+"""What a stage is: a frozen model whose fields are its parameters and whose methods are its life.
+
+Derived from it, elsewhere and once: the Airflow form, the command line, the queue message, the
+provenance entry and the conformance tests.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from igneous_airflow.errors import PlanRefused
+
+
+class Plan(BaseModel):
+    """What a stage is about to do, counted before anything is written."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    tasks: int = 0
+    grid: str = Field(default="", description="cells on each axis, and their size in voxels")
+    voxels: int = Field(default=0, description="voxels to read")
+    bytes_read: int = Field(default=0, description="uncompressed bytes to read")
+    bytes_written: int = Field(default=0, description="uncompressed bytes to write")
+    memory: int = Field(default=0, description="bytes of memory for the voxels of one task")
+    memory_target: int = 0
+    outputs: tuple[str, ...] = Field(default=(), description="what will be made, a line each")
+    notes: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = Field(default=(), description="every reason not to start")
+
+    def require_accepted(self) -> Self:
+        """Return the plan; raises PlanRefused with every reason when there is one."""
+        if self.refusals:
+            raise PlanRefused(self.stage, self.refusals)
+        return self
+
+    def describe(self) -> str:
+        """The plan in words, for logs and terminals."""
+        lines = [
+            f"{self.stage}: {self.tasks:,} task{'s' if self.tasks != 1 else ''} ({self.grid})",
+            f"  reads  {self.voxels:,} voxels, {human_bytes(self.bytes_read)} uncompressed",
+            f"  writes {human_bytes(self.bytes_written)} uncompressed",
+            f"  needs  {human_bytes(self.memory)} of memory a task, "
+            f"of {human_bytes(self.memory_target)} allowed",
+        ]
+        lines += [f"  makes  {output}" for output in self.outputs]
+        lines += [f"  note:  {note}" for note in self.notes]
+        lines += [f"  REFUSED: {refusal}" for refusal in self.refusals]
+        return "\n".join(lines)
+
+
+class Work(BaseModel):
+    """What running one cell did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    voxels: int = Field(default=0, description="voxels read")
+    chunks_written: int = 0
+    chunks_skipped: int = Field(default=0, description="all-background chunks left out on request")
+    bytes_written: int = Field(default=0, description="stored bytes")
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            **{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields}
+        )
+
+
+class Audit(BaseModel):
+    """What a finished stage left behind, counted in the storage."""
+
+    model_config = ConfigDict(frozen=True)
+
+    outputs: dict[str, int] = Field(description="what was made, and how many files of it there are")
+    absent: int = Field(default=0, description="files that may be absent: all background")
+
+
+class Stage(BaseModel, ABC):
+    """A kind of work: its fields are its parameters, its methods its life."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    #: Message key, DAG id after `igneous_`, and, with hyphens, the command.
+    name: ClassVar[str]
+
+    def resolved(self) -> Self:
+        """Replace values that depend on the layer's present state, as `mip=-1`, by what they mean.
+
+        A run is launched with this form, so that its tasks mean the same after `prepare`.
+        """
+        return self
+
+    @abstractmethod
+    def plan(self) -> Plan:
+        """Check and count; reads metadata, writes nothing, and refuses rather than raises."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Write metadata that tasks rely on, before any of them; may run again."""
+
+    @abstractmethod
+    def cells(self) -> Sequence[Any]:
+        """The pieces of the work, made when asked for; the same before and after `prepare`."""
+
+    @abstractmethod
+    def run(self, cell: Any) -> Work:
+        """Do one piece; doing it twice leaves what doing it once leaves."""
+
+    @abstractmethod
+    def finish(self, by: str) -> Audit:
+        """Check the output and record its provenance; after every task; may run again.
+
+        Raises AuditFailed naming what is missing.
+        """
+
+    def parameters(self) -> dict[str, Any]:
+        """Every parameter as JSON data, defaults included."""
+        return self.model_dump(mode="json")
+
+
+def field_schemas(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """The JSON schema of each field, in order, as flat as forms and command lines read it.
+
+    `X | None` becomes `type: [X, "null"]`, with None in the `enum` where there is one. Raises
+    TypeError for a field of any other composition, which no form could show.
+    """
+    properties = model.model_json_schema(mode="validation")["properties"]
+    return {name: _flat_schema(name, schema) for name, schema in properties.items()}
+
+
+def _flat_schema(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    rest = {key: value for key, value in schema.items() if key != "anyOf"}
+    for option in schema.get("anyOf", []):
+        if option == {"type": "null"}:
+            rest["type"] = [rest["type"], "null"]
+            if "enum" in rest:
+                rest["enum"] = [*rest["enum"], None]
+        else:
+            rest |= option
+    if "$ref" in rest or "allOf" in rest or "prefixItems" in rest or "type" not in rest:
+        raise TypeError(f"field {name} cannot be shown in a form: {schema}")
+    return rest
+
+
+def human_bytes(count: float) -> str:
+    """Write a number of bytes for people: 1.5 GB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} PB"

@@ -1,0 +1,283 @@
+"""Downsample: the coarser mips of a layer, from one of its mips."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from igneous_airflow.errors import AuditFailed, IgneousError, InvalidParameter
+from igneous_airflow.fields import (
+    HOW,
+    WHAT,
+    BackgroundColor,
+    Bounds,
+    ChunkSize,
+    Compress,
+    CompressLevel,
+    Encoding,
+    FillMissing,
+    LayerUrl,
+    MemoryTarget,
+    Mip,
+    PoolingFactor,
+    SkipEmpty,
+    section,
+)
+from igneous_airflow.geometry.bbox import BoundingBox, Vec3
+from igneous_airflow.geometry.grid import Grid
+from igneous_airflow.geometry.mips import count_levels, divisor_nearest_64
+from igneous_airflow.stage import Audit, Plan, Stage, Work
+
+if TYPE_CHECKING:
+    from igneous_airflow.kernels.pooling import Method
+    from igneous_airflow.pyramid.layout import Pyramid
+    from igneous_airflow.storage.layer import Layer
+
+_NAMED_AT_MOST = 10
+
+
+class Downsample(Stage):
+    """Make coarser mips of a layer, so that a viewer can zoom out.
+
+    Images are averaged, segmentations take the most frequent label. Tasks are blocks of the mip
+    that is read; the result does not depend on how the volume was cut.
+    """
+
+    name: ClassVar[str] = "downsample"
+
+    layer: LayerUrl
+    mip: Mip = 0
+    num_mips: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=20,
+            title="Number of mips",
+            description="How many coarser mips to make; fewer are made where nothing is left to "
+            "pool.",
+            json_schema_extra=section(WHAT),
+        ),
+    ] = 5
+    bounds: Bounds = None
+    axis: Annotated[
+        Literal["z", "x", "y"],
+        Field(
+            title="Axis kept",
+            description="The axis that is not pooled, when no factor is given: z pools 2,2,1.",
+            json_schema_extra=section(WHAT),
+        ),
+    ] = "z"
+    factor: Annotated[
+        PoolingFactor | None,
+        Field(
+            title="Factor",
+            description="How many voxels are pooled on x,y,z from mip to mip: powers of two, as "
+            "2,2,2 for isotropic data. Empty: 2,2,1, or as 'axis kept' says.",
+            json_schema_extra=section(WHAT),
+        ),
+    ] = None
+    method: Annotated[
+        Literal["auto", "average", "mode", "min", "max", "striding"],
+        Field(
+            title="Method",
+            description="How voxels are pooled. auto averages images, takes the most frequent "
+            "label of segmentations, and the first voxel of anything else.",
+            json_schema_extra=section(WHAT),
+        ),
+    ] = "auto"
+    sparse: Annotated[
+        bool,
+        Field(
+            title="Sparse",
+            description="Leave zeros out: averages over the other voxels only, and labels win "
+            "over background, so that thin objects survive.",
+            json_schema_extra=section(WHAT),
+        ),
+    ] = False
+    fill_missing: FillMissing = False
+    background_color: BackgroundColor = 0
+    skip_empty: SkipEmpty = "write"
+    preserve_chunk_size: Annotated[
+        bool,
+        Field(
+            title="Preserve chunk size",
+            description="New mips get the chunk size of the mip that is read; otherwise, on each "
+            "axis, its divisor nearest to 64.",
+            json_schema_extra=section(HOW),
+        ),
+    ] = True
+    chunk_size: ChunkSize = None
+    encoding: Encoding = None
+    compress: Compress = "auto"
+    compress_level: CompressLevel = None
+    memory_target: MemoryTarget = 3_500_000_000
+
+    @model_validator(mode="after")
+    def _axis_or_factor(self) -> Self:
+        if self.factor is not None and self.axis != "z":
+            raise ValueError(
+                f"axis: {self.axis} and factor: {self.factor} are both given; leave one "
+                "at its default"
+            )
+        return self
+
+    def resolved(self) -> Self:
+        """Replace mip -1 by the coarsest mip that exists now."""
+        if self.mip >= 0:
+            return self
+        from igneous_airflow.storage.layer import Layer
+
+        return self.model_copy(update={"mip": len(Layer.open(self.layer).info.scales) - 1})
+
+    def plan(self) -> Plan:
+        """Count tasks, voxels, bytes and memory, and name every reason to refuse."""
+        from igneous_airflow.pyramid.layout import bounds_problems, layer_problems, memory_problems
+        from igneous_airflow.storage.layer import Layer
+
+        try:
+            layer = Layer.open(self.layer)
+            pyramid, refusals = self._pyramid(layer)
+            layer.folder.check_writable()
+        except IgneousError as error:
+            return Plan(stage=self.name, refusals=(str(error),))
+        voxel_bytes = layer.dtype.itemsize * layer.info.channels
+        region = pyramid.region(self.bounds)
+        refusals += layer_problems(layer.info, pyramid)
+        refusals += memory_problems(pyramid, voxel_bytes, self.memory_target)
+        refusals += bounds_problems(pyramid, region)
+        refusals += self._value_problems(layer)
+        if refusals:
+            return Plan(stage=self.name, refusals=tuple(refusals))
+        grid = Grid(region, pyramid.geometry.cell)
+        pooled = [pyramid.level_box(i, region).voxels for i in range(1, len(pyramid.levels) + 1)]
+        return Plan(
+            stage=self.name,
+            tasks=len(grid),
+            grid=f"a grid of {grid.shape} cells, {grid.cell.minimum(region.size)} voxels each",
+            voxels=region.voxels,
+            bytes_read=region.voxels * voxel_bytes,
+            bytes_written=sum(pooled) * voxel_bytes,
+            memory=pyramid.geometry.voxels_in_memory * voxel_bytes,
+            memory_target=self.memory_target,
+            outputs=tuple(
+                f"{scale.key}: {scale.size} voxels, chunks of {scale.chunk_size}, {scale.encoding}"
+                for scale in pyramid.levels
+            ),
+            notes=tuple(self._notes(pyramid)),
+        )
+
+    def prepare(self) -> None:
+        """Add the new scales to the layer's info."""
+        from igneous_airflow.storage.info import add_scales
+        from igneous_airflow.storage.layer import Layer
+
+        layer = Layer.open(self.layer)
+        add_scales(layer.folder, self._accepted_pyramid(layer).levels)
+
+    def cells(self) -> Sequence[BoundingBox]:
+        """Blocks of the mip that is read, each filling whole chunks of every new mip."""
+        from igneous_airflow.storage.layer import Layer
+
+        pyramid = self._accepted_pyramid(Layer.open(self.layer))
+        return Grid(pyramid.region(self.bounds), pyramid.geometry.cell)
+
+    def run(self, cell: BoundingBox) -> Work:
+        """Read a block tile by tile and write the chunks of all coarser mips in it."""
+        from igneous_airflow.pyramid.writer import PyramidWriter, WriteOptions
+        from igneous_airflow.storage.layer import Layer
+        from igneous_airflow.storage.overlap import Overlap
+
+        layer = Layer.open(self.layer)
+        pyramid = self._accepted_pyramid(layer)
+        missing = self.background_color if self.fill_missing else None
+        read = partial(layer.read, pyramid.source, missing=missing)
+        options = WriteOptions(
+            method=self._method(layer),
+            sparse=self.sparse,
+            compress=self.compress,
+            compress_level=self.compress_level,
+            skip_empty=self.skip_empty,
+            background=self.background_color,
+        )
+        with Overlap(layer.overlap_width) as overlap:
+            writer = PyramidWriter(layer, pyramid, options, overlap)
+            for tile, voxels in overlap.map(read, pyramid.tiles(cell)):
+                writer.push(tile, voxels)
+            writer.close()
+        return Work(
+            voxels=cell.voxels,
+            chunks_written=writer.chunks_written,
+            chunks_skipped=writer.chunks_skipped,
+            bytes_written=writer.bytes_written,
+        )
+
+    def finish(self, by: str) -> Audit:
+        """Check that every chunk of the new mips exists, then record what was done."""
+        from igneous_airflow.pyramid.audit import present_chunks
+        from igneous_airflow.storage.layer import Layer
+        from igneous_airflow.storage.provenance import record_processing
+
+        layer = Layer.open(self.layer)
+        pyramid = self._accepted_pyramid(layer)
+        region = pyramid.region(self.bounds)
+        outputs: dict[str, int] = {}
+        absent: list[str] = []
+        for level, scale in enumerate(pyramid.levels, start=1):
+            box = pyramid.level_box(level, region)
+            outputs[scale.key], missing = present_chunks(layer, scale, box)
+            absent += [f"{scale.key}/{chunk}" for chunk in missing]
+        if absent and self.skip_empty == "write":
+            named = ", ".join(absent[:_NAMED_AT_MOST])
+            raise AuditFailed(
+                f"{len(absent):,} chunks of {self.layer} are missing although every task "
+                f"reported success: {named}. Start the stage again to write them."
+            )
+        record_processing(layer.folder, {"task": "DownsampleTask", **self.parameters()}, by)
+        return Audit(outputs=outputs, absent=len(absent))
+
+    def _factor(self) -> Vec3:
+        if self.factor is not None:
+            return self.factor
+        return Vec3(*(1 if axis == self.axis else 2 for axis in "xyz"))
+
+    def _pyramid(self, layer: "Layer") -> "tuple[Pyramid, list[str]]":
+        """The scales to make, and their conflicts with scales that exist."""
+        from igneous_airflow.pyramid.layout import Pyramid, ScaleWishes, coarser_scales
+
+        source = layer.scale(self.mip)
+        factor = self._factor()
+        wishes = ScaleWishes(
+            chunk_size=self.chunk_size,
+            encoding=self.encoding,
+            default_chunk_size=None
+            if self.preserve_chunk_size
+            else Vec3(*map(divisor_nearest_64, source.chunk_size)),
+        )
+        count = count_levels(source.size, factor, self.num_mips)
+        scales, conflicts = coarser_scales(layer.info, source, factor, count, wishes)
+        return Pyramid(source, scales, factor), conflicts
+
+    def _accepted_pyramid(self, layer: "Layer") -> "Pyramid":
+        pyramid, conflicts = self._pyramid(layer)
+        if conflicts:
+            raise InvalidParameter("; ".join(conflicts))
+        return pyramid
+
+    def _value_problems(self, layer: "Layer") -> Iterator[str]:
+        background = layer.dtype.type(self.background_color)
+        if background != self.background_color:
+            yield f"background_color: {self.background_color} is not a value of {layer.dtype}"
+
+    def _notes(self, pyramid: "Pyramid") -> Iterator[str]:
+        made = len(pyramid.levels)
+        if made < self.num_mips:
+            yield f"{made} of {self.num_mips} mips are made: after those nothing is left to pool"
+        if pyramid.source.encoding in ("jpeg", "jxl"):
+            yield f"mip {self.mip} is stored as lossy {pyramid.source.encoding}; its losses go on"
+
+    def _method(self, layer: "Layer") -> "Method":
+        if self.method != "auto":
+            return self.method
+        by_type: dict[str, Method] = {"image": "average", "segmentation": "mode"}
+        return by_type.get(layer.info.layer_type, "striding")

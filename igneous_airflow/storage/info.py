@@ -1,0 +1,253 @@
+"""The `info` file of a layer: read, compared, and extended without losing what others wrote.
+
+Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/volume.md
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from igneous_airflow.errors import InvalidInfo, LayerNotFound, StorageUnavailable
+from igneous_airflow.geometry.bbox import BoundingBox, Vec3
+from igneous_airflow.geometry.grid import Grid
+from igneous_airflow.storage.codecs import decompress_bytes
+from igneous_airflow.storage.files import Buffer, Folder, LocalFolder, StoredFile
+
+_NAME = "info"
+_COMMIT_ATTEMPTS = 5
+_CSEG_BLOCK = Vec3(8, 8, 8)
+
+
+def resolution_key(resolution: Sequence[float]) -> str:
+    """The conventional key of a scale: its resolution in nm joined by `_`, as `8_8_40`."""
+    return "_".join(f"{int(r)}" if float(r).is_integer() else f"{r!r}" for r in resolution)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """One mip of a layer; sizes and offsets in its own voxels, resolution in nm."""
+
+    key: str
+    resolution: tuple[float, float, float]
+    size: Vec3
+    voxel_offset: Vec3
+    chunk_size: Vec3
+    encoding: str
+    block_size: Vec3 | None = None  # of compressed_segmentation
+    quality: int | None = None  # of jpeg
+    sharded: bool = False
+
+    @classmethod
+    def parse(cls, entry: dict[str, Any]) -> "Scale":
+        """Read an entry of `info["scales"]`; raises InvalidInfo naming what is wrong."""
+        try:
+            encoding = str(entry["encoding"])
+            resolution = tuple(float(r) for r in entry["resolution"])
+            block = entry.get("compressed_segmentation_block_size")
+            scale = cls(
+                key=str(entry["key"]),
+                resolution=(resolution[0], resolution[1], resolution[2]),
+                size=Vec3.of(entry["size"]),
+                voxel_offset=Vec3.of(entry.get("voxel_offset", (0, 0, 0))),
+                chunk_size=Vec3.of(entry["chunk_sizes"][0]),
+                encoding=encoding,
+                block_size=_block_size(encoding, block),
+                quality=entry.get("jpeg_quality"),
+                sharded=bool(entry.get("sharding")),
+            )
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise InvalidInfo(f"a scale of the info file is broken ({error!r}): {entry}") from error
+        if min(scale.size) < 0 or min(scale.chunk_size) < 1:
+            raise InvalidInfo(
+                f"scale {scale.key}: size {scale.size}, chunk size {scale.chunk_size}"
+            )
+        return scale
+
+    def entry(self) -> dict[str, Any]:
+        """The entry for `info["scales"]`; only for unsharded scales."""
+        entry: dict[str, Any] = {
+            "key": self.key,
+            "resolution": [int(r) if r.is_integer() else r for r in self.resolution],
+            "size": list(self.size),
+            "voxel_offset": list(self.voxel_offset),
+            "chunk_sizes": [list(self.chunk_size)],
+            "encoding": self.encoding,
+        }
+        if self.block_size is not None:
+            entry["compressed_segmentation_block_size"] = list(self.block_size)
+        if self.quality is not None:
+            entry["jpeg_quality"] = self.quality
+        return entry
+
+    def downsampled(self, factor: Vec3, *, chunk_size: Vec3, encoding: str) -> "Scale":
+        """The next coarser scale: size rounded up, offset rounded down."""
+        rx, ry, rz = (r * f for r, f in zip(self.resolution, factor, strict=True))
+        return Scale(
+            key=resolution_key((rx, ry, rz)),
+            resolution=(rx, ry, rz),
+            size=self.size.ceil_div(factor),
+            voxel_offset=self.voxel_offset // factor,
+            chunk_size=chunk_size,
+            encoding=encoding,
+            block_size=_block_size(encoding, list(self.block_size) if self.block_size else None),
+            quality=self.quality if encoding == "jpeg" else None,
+        )
+
+    @property
+    def bounds(self) -> BoundingBox:
+        """The box of all voxels."""
+        return BoundingBox.at(self.voxel_offset, self.size)
+
+    @property
+    def chunks(self) -> Grid:
+        """The grid of chunk files; the last ones are clipped to the bounds."""
+        return Grid(self.bounds, self.chunk_size)
+
+    def stores_like(self, other: "Scale") -> bool:
+        """Whether files written for one scale are right for the other."""
+        return (self.size, self.voxel_offset, self.chunk_size, self.encoding, self.block_size) == (
+            other.size,
+            other.voxel_offset,
+            other.chunk_size,
+            other.encoding,
+            other.block_size,
+        )
+
+
+def _block_size(encoding: str, given: Sequence[int] | None) -> Vec3 | None:
+    if encoding != "compressed_segmentation":
+        return None
+    return Vec3.of(given) if given else _CSEG_BLOCK
+
+
+@dataclass(frozen=True)
+class Info:
+    """A parsed `info` file; `data` keeps every key, known or not."""
+
+    data: dict[str, Any]
+
+    @classmethod
+    def parse(cls, content: Buffer, place: str) -> "Info":
+        """Read the file's bytes; raises InvalidInfo."""
+        try:
+            data = json.loads(bytes(content))
+        except ValueError as error:
+            raise InvalidInfo(f"{place}/info is not JSON: {error}") from error
+        missing = {"data_type", "num_channels", "type", "scales"} - set(
+            data if isinstance(data, dict) else ()
+        )
+        if missing:
+            raise InvalidInfo(f"{place}/info lacks {', '.join(sorted(missing))}")
+        info = cls(data)
+        _ = info.scales  # every scale must parse
+        return info
+
+    @classmethod
+    def new(cls, *, data_type: str, layer_type: str, scale: Scale, channels: int = 1) -> "Info":
+        """The info of a layer with one scale."""
+        return cls(
+            {
+                "@type": "neuroglancer_multiscale_volume",
+                "data_type": data_type,
+                "num_channels": channels,
+                "type": layer_type,
+                "scales": [scale.entry()],
+            }
+        )
+
+    @property
+    def data_type(self) -> str:
+        """Name of the numpy dtype of the voxels."""
+        return str(self.data["data_type"]).lower()
+
+    @property
+    def channels(self) -> int:
+        """Number of channels per voxel."""
+        return int(self.data["num_channels"])
+
+    @property
+    def layer_type(self) -> str:
+        """`image`, `segmentation`, or a word of somebody else's."""
+        return str(self.data["type"])
+
+    @cached_property
+    def scales(self) -> tuple[Scale, ...]:
+        """The mips, finest first."""
+        return tuple(Scale.parse(entry) for entry in self.data["scales"])
+
+    def scale_at(self, resolution: Sequence[float]) -> Scale | None:
+        """The scale of a resolution in nm, where there is one."""
+        return next((s for s in self.scales if s.resolution == tuple(resolution)), None)
+
+    def with_scales(self, scales: Sequence[Scale]) -> "Info":
+        """Add scales; one that is there already stays as it is, and must store alike.
+
+        Raises InvalidInfo for a scale whose existing namesake would orphan or garble files.
+        """
+        added = []
+        for scale in scales:
+            present = self.scale_at(scale.resolution)
+            if present is None:
+                added.append(scale.entry())
+            elif not present.stores_like(scale):
+                raise InvalidInfo(
+                    f"scale {scale.key} exists with another layout: {present}, not {scale}"
+                )
+        return Info({**self.data, "scales": [*self.data["scales"], *added]})
+
+
+def read_info(folder: Folder) -> Info:
+    """Read a layer's info file; raises LayerNotFound and InvalidInfo."""
+    stored = folder.read(_NAME)
+    if stored is None:
+        raise LayerNotFound(
+            f"there is no layer at {folder.url}: the file {folder.url}/info is missing"
+        )
+    return Info.parse(decompress_bytes(stored), folder.url)
+
+
+def write_info(folder: Folder, info: Info) -> None:
+    """Write a layer's info file, replacing it as a whole."""
+    text = json.dumps(info.data, indent=2, sort_keys=True)
+    folder.write(_NAME, StoredFile(text.encode()), content_type="application/json")
+
+
+def add_scales(folder: Folder, scales: Sequence[Scale]) -> Info:
+    """Add scales to a layer's info, keeping whatever others add meanwhile.
+
+    The file is read anew, merged, written and read back; where somebody else's write came between,
+    this is repeated. On disk a lock keeps our own processes apart.
+    Raises InvalidInfo on a conflict, StorageUnavailable when the merge never holds.
+    """
+    with _lock(folder):
+        for _ in range(_COMMIT_ATTEMPTS):
+            current = read_info(folder)
+            merged = current.with_scales(scales)
+            if merged.data == current.data:
+                return current
+            write_info(folder, merged)
+    raise StorageUnavailable(
+        f"{folder.url}/info keeps being overwritten by somebody else: try again"
+    )
+
+
+@contextmanager
+def _flock(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(folder: Folder) -> Any:
+    if isinstance(folder, LocalFolder):
+        return _flock(Path(folder.url.removeprefix("file://")))
+    return nullcontext()

@@ -1,0 +1,62 @@
+"""The layer's `provenance` file: what was done to it, by whom, when; written after success."""
+
+import getpass
+import json
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from igneous_airflow.storage.codecs import decompress_bytes
+from igneous_airflow.storage.files import Folder, StoredFile
+
+_NAME = "provenance"
+
+
+def read_provenance(folder: Folder) -> dict[str, Any]:
+    """Read the provenance of a layer; an absent file gives the empty form."""
+    stored = folder.read(_NAME)
+    empty: dict[str, Any] = {"description": "", "owners": [], "processing": [], "sources": []}
+    if stored is None:
+        return empty
+    return empty | dict(json.loads(bytes(decompress_bytes(stored))))
+
+
+def record_processing(folder: Folder, method: Mapping[str, Any], by: str) -> None:
+    """Append one entry to `processing`: the method with its parameters, the author, the date.
+
+    An entry of the same method and parameters as the last one replaces it, so that finishing a
+    run twice leaves one entry.
+    """
+    provenance = read_provenance(folder)
+    entry = {
+        "method": dict(method),
+        "by": by,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M %Z"),
+    }
+    processing = list(provenance["processing"])
+    if processing and processing[-1].get("method") == entry["method"]:
+        processing.pop()
+    provenance["processing"] = [*processing, entry]
+    text = json.dumps(provenance, indent=2, sort_keys=True)
+    folder.write(_NAME, StoredFile(text.encode()), content_type="application/json")
+
+
+def author() -> str:
+    """Who works here: git's configured e-mail address, else the name of the user."""
+    try:
+        answer = subprocess.run(
+            ["git", "config", "user.email"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+        if answer.stdout.strip():
+            return answer.stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return ""

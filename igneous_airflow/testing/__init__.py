@@ -1,0 +1,1 @@
+"""Shipped helpers for the tests of stages and queues."""

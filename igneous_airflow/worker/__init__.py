@@ -1,0 +1,1 @@
+"""Workers: they lease tasks from a queue, run them, and settle them."""

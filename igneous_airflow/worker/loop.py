@@ -1,0 +1,203 @@
+"""One worker: leases tasks, runs them, writes receipts, settles; used by the pool of processes.
+
+The receipt is written before the message is acknowledged: a crash between the two costs a repeat,
+never a hole.
+"""
+
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from igneous_airflow.errors import InvalidMessage, LeaseLost, PermanentError
+from igneous_airflow.ledger import Failure, Ledger, Receipt
+from igneous_airflow.queue.protocol import Lease, Queue
+from igneous_airflow.stage import Stage, Work
+from igneous_airflow.task import Task
+from igneous_airflow.worker.heartbeat import Heartbeat
+
+Outcome = Literal["done", "repeated", "retry", "failed", "given back"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How a worker behaves; durations in seconds."""
+
+    lease_seconds: float = 120.0
+    max_attempts: int = 5
+    retry_delay: float = 2.0  # after the first failure; doubled after each further one
+    max_retry_delay: float = 300.0
+    idle_seconds: float = 1.0  # how long to wait for a message before looking up
+    grace_seconds: float = 20.0  # from the request to stop until the task is given back
+    until_done: bool = False  # stop when no task is left to wait for
+
+    def delay(self, attempt: int) -> float:
+        """How long to wait after a failed attempt, counted from 1."""
+        return float(min(self.retry_delay * 2 ** (attempt - 1), self.max_retry_delay))
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """How one task ended, as one structured line of the log."""
+
+    outcome: Outcome
+    run: str = ""
+    stage: str = ""
+    task: int = -1
+    cell: str = ""
+    attempt: int = 0
+    seconds: float = 0.0
+    voxels: int = 0
+    error: str = ""
+
+    def line(self) -> str:
+        """`key=value` pairs; values with spaces are quoted."""
+        shown = {name: value for name, value in asdict(self).items() if value not in ("", -1)}
+        return " ".join(f"{name}={_quoted(value)}" for name, value in shown.items())
+
+
+def _quoted(value: object) -> str:
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return repr(text) if not text or any(c.isspace() or c in "\"'=" for c in text) else text
+
+
+class GiveBack(BaseException):
+    """Interrupts a running task, which goes back to the queue; not an error of the task."""
+
+
+def worker_name() -> str:
+    """This process, for people who look for its logs."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+class Worker:
+    """Works on a queue until told to stop, or until it is drained when `until_done` is set.
+
+    `report` is told of every lease taken and of every task settled.
+    """
+
+    def __init__(
+        self, queue: Queue, options: WorkerOptions, report: Callable[[Lease | Settled], None]
+    ) -> None:
+        self._queue = queue
+        self._options = options
+        self._report = report
+        self._stopping = False
+        self._interruptible = False
+        self._opened: tuple[str, Stage, Sequence[Any]] | None = None
+
+    def stop(self) -> None:
+        """Take no further task; a second call gives the running one back at once."""
+        if self._stopping and self._interruptible:
+            self._interruptible = False
+            raise GiveBack
+        self._stopping = True
+
+    def work(self) -> None:
+        """Work until stopped or, with `until_done`, drained."""
+        while not self._stopping:
+            lease = self._queue.lease(self._options.lease_seconds, wait=self._options.idle_seconds)
+            if lease is not None:
+                self._report(lease)
+                self._report(self.settle(lease))
+            elif self._options.until_done and self._queue.counts().drained:
+                return
+
+    def settle(self, lease: Lease) -> Settled:
+        """Run the task of a lease and settle the message, whatever happens."""
+        try:
+            task = Task.decode(lease.body)
+        except InvalidMessage as error:
+            reason = str(error)
+            self._let_go(lambda: self._queue.bury(lease, reason))
+            return Settled("failed", attempt=lease.attempt, error=reason)
+        ledger = Ledger(task.run)
+        if ledger.has_receipt(task.index):
+            self._let_go(lambda: self._queue.done(lease))
+            return _settled("repeated", task, lease)
+        started = time.monotonic()
+        try:
+            cell, work = self._run(task, lease)
+        except GiveBack:
+            self._let_go(lambda: self._queue.release(lease))
+            return _settled("given back", task, lease)
+        except Exception as error:  # noqa: BLE001 - whatever a task raises is the task's failure
+            return fail(self._queue, lease, task, error, self._options)
+        seconds = round(time.monotonic() - started, 3)
+        ledger.write_receipt(
+            Receipt(
+                task=task.index,
+                attempt=lease.attempt,
+                seconds=seconds,
+                worker=worker_name(),
+                work=work,
+            )
+        )
+        self._let_go(lambda: self._queue.done(lease))
+        return replace(
+            _settled("done", task, lease), cell=cell, seconds=seconds, voxels=work.voxels
+        )
+
+    def _run(self, task: Task, lease: Lease) -> tuple[str, Work]:
+        """Run the cells of a task; returns the first one's name and what was done."""
+        with Heartbeat(self._queue, lease, self._options.lease_seconds):
+            self._interruptible = True
+            try:
+                stage, cells = self._open(task)
+                work = Work()
+                for index in range(task.start, task.stop):
+                    work += stage.run(cells[index])
+                return str(cells[task.start]), work
+            finally:
+                self._interruptible = False
+
+    def _open(self, task: Task) -> tuple[Stage, Sequence[Any]]:
+        """The stage and cells of a task; those of the run worked on last are kept."""
+        if self._opened is None or self._opened[0] != task.run:
+            stage = task.make_stage()
+            self._opened = (task.run, stage, stage.cells())
+        return self._opened[1:]
+
+    @staticmethod
+    def _let_go(settle: Callable[[], None]) -> None:
+        """Settle a message that may meanwhile be somebody else's, which is no harm."""
+        try:
+            settle()
+        except LeaseLost:
+            return
+
+
+def fail(
+    queue: Queue, lease: Lease, task: Task, error: BaseException, options: WorkerOptions
+) -> Settled:
+    """Record a failed attempt; send the task back for later, or to the dead letters."""
+    final = isinstance(error, PermanentError) or lease.attempt >= options.max_attempts
+    text = f"{type(error).__name__}: {error}"
+    Ledger(task.run).write_failure(
+        Failure(
+            task=task.index,
+            attempt=lease.attempt,
+            error=text,
+            traceback="".join(traceback.format_exception(error)),
+            final=final,
+            worker=worker_name(),
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+    )
+    try:
+        if final:
+            queue.bury(lease, text)
+        else:
+            queue.release(lease, after=options.delay(lease.attempt))
+    except LeaseLost:
+        pass  # somebody else has the task already
+    return replace(_settled("failed" if final else "retry", task, lease), error=text)
+
+
+def _settled(outcome: Outcome, task: Task, lease: Lease) -> Settled:
+    run = task.run.rpartition("/")[2]
+    return Settled(outcome, run, task.stage, task.index, attempt=lease.attempt)

@@ -1,0 +1,189 @@
+"""Several worker processes on one machine, watched by their parent; used by the command line.
+
+A child tells its parent what it holds. So when a child dies, by a signal or for want of memory, the
+task it held is known, is recorded as failed, and goes back to the queue at once.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from threading import Thread
+from types import FrameType
+
+from igneous_airflow.errors import InvalidMessage, LeaseLost, WorkerDied
+from igneous_airflow.queue.protocol import Lease, open_queue
+from igneous_airflow.task import Task
+from igneous_airflow.worker.loop import Settled, Worker, WorkerOptions, fail
+
+_TICK = 0.5  # seconds
+_EARLY_DEATHS = 3  # of children that never got a task: something is wrong with all of them
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass
+class _Child:
+    process: BaseProcess
+    connection: Connection
+    held: Lease | None = None
+    ever_leased: bool = False
+
+
+class WorkerPool:
+    """Runs worker processes until they end by themselves or a signal stops them.
+
+    `on_settled` is told of each task; `on_tick` is called about twice a second. The first SIGTERM
+    or SIGINT lets running tasks finish; the second gives them back at once.
+    """
+
+    def __init__(
+        self,
+        queue_url: str,
+        processes: int,
+        options: WorkerOptions,
+        on_settled: Callable[[Settled], None],
+        on_tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._queue_url = queue_url
+        self._processes = processes
+        self._options = options
+        self._on_settled = on_settled
+        self._on_tick = on_tick
+        self._context = multiprocessing.get_context("spawn")
+        self._children: list[_Child] = []
+        self._stopping = False
+        self._stop_with_parent: int | None = None
+        self._early_deaths = 0
+        self.failed = 0
+
+    def stop_with(self, parent: int) -> None:
+        """Stop as for SIGTERM when the process of this id is no longer this process's parent."""
+        self._stop_with_parent = parent
+
+    def run(self) -> int:
+        """Work; return 0 when every task went well, 1 when tasks or workers were given up."""
+        previous = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
+        try:
+            self._children = [self._start() for _ in range(self._processes)]
+            while self._children:
+                self._wait()
+                self._on_tick()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            for child in self._children:  # only when something unforeseen was raised above
+                child.process.kill()
+        return 1 if self.failed or self._early_deaths >= _EARLY_DEATHS else 0
+
+    def _start(self) -> _Child:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=_child_main,
+            args=(self._queue_url, self._options, theirs),
+            name="igneous-worker",
+        )
+        process.start()
+        theirs.close()
+        return _Child(process, ours)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._stopping = True
+        for child in self._children:
+            child.process.terminate()
+
+    def _wait(self) -> None:
+        if self._stop_with_parent not in (None, os.getppid()) and not self._stopping:
+            self._on_signal(signal.SIGTERM, None)
+        waited: list[Connection | int] = [child.process.sentinel for child in self._children]
+        waited += [child.connection for child in self._children if not child.connection.closed]
+        wait(waited, timeout=_TICK)
+        for child in list(self._children):
+            self._read(child)
+            if not child.process.is_alive():
+                self._read(child)
+                self._children.remove(child)
+                self._bury(child)
+
+    def _read(self, child: _Child) -> None:
+        try:
+            while not child.connection.closed and child.connection.poll():
+                event = child.connection.recv()
+                if isinstance(event, Settled):
+                    child.held = None
+                    self._settled(event)
+                else:
+                    child.held, child.ever_leased = event, True
+        except (EOFError, ConnectionResetError):
+            child.connection.close()
+
+    def _settled(self, event: Settled) -> None:
+        self.failed += event.outcome == "failed"
+        self._on_settled(event)
+
+    def _bury(self, child: _Child) -> None:
+        """Account for a child that has ended, and replace it when it died."""
+        code = child.process.exitcode or 0
+        child.process.join()
+        child.connection.close()
+        if code == 0:
+            return
+        death = _death(child.process.pid, code)
+        if child.held is not None:
+            self._settled(self._give_up(child.held, death))
+        elif not child.ever_leased:
+            self._early_deaths += 1
+            self._on_settled(Settled("failed", error=death))
+        if not self._stopping and self._early_deaths < _EARLY_DEATHS:
+            self._children.append(self._start())
+
+    def _give_up(self, lease: Lease, death: str) -> Settled:
+        """Record the death of a worker as a failed attempt of the task that it held."""
+        queue = open_queue(self._queue_url)
+        try:
+            task = Task.decode(lease.body)
+            return fail(queue, lease, task, WorkerDied(death), self._options)
+        except (InvalidMessage, LeaseLost) as error:
+            return Settled("retry", attempt=lease.attempt, error=f"{death} ({error})")
+        finally:
+            queue.close()
+
+
+def _death(pid: int | None, code: int) -> str:
+    if code > 0:
+        return f"worker process {pid} ended with exit code {code}"
+    name = signal.Signals(-code).name
+    hint = "; perhaps the machine ran out of memory" if name == "SIGKILL" else ""
+    return f"worker process {pid} was killed by {name}{hint}"
+
+
+def _child_main(queue_url: str, options: WorkerOptions, connection: Connection) -> None:
+    """What each worker process runs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
+    queue = open_queue(queue_url)
+    worker = Worker(queue, options, connection.send)
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, max(options.grace_seconds, 0.001))
+        worker.stop()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGALRM, on_signal)  # the grace is over: as if asked a second time
+    Thread(target=_stop_when_orphaned, daemon=True).start()
+    try:
+        worker.work()
+    except (BrokenPipeError, ConnectionResetError):
+        sys.exit(1)  # the parent is gone; an unsettled lease runs out by itself
+    finally:
+        queue.close()
+
+
+def _stop_when_orphaned() -> None:
+    """Ask this process to stop when its parent has died, since nobody watches it any more."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
