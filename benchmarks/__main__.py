@@ -277,14 +277,24 @@ def scratch_parent() -> str | None:
     return str(memory) if roomy else None
 
 
+def processor() -> str:
+    """Name the processor, on which the ratios depend."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
 def measure(bench: Bench, names: str) -> None:
     """Measure the cases, print the table and write `.bench/results.json`."""
     rows = [bench.against_the_peer(name) for name in names if name in CASES]
     scaling = bench.scaling() if "d" in names else None
     rows += [scaling] if scaling else []
+    if not rows:
+        return
     print("", HEADINGS, *(row.text() for row in rows), sep="\n", flush=True)
     results = {
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": bench.cores},
+        "machine": {"processor": processor(), "cores": bench.cores},
         "python": platform.python_version(),
         "runs": bench.runs,
         "cases": {row.case: asdict(row) | bench.details[row.case] for row in rows},

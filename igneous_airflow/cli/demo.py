@@ -1,20 +1,22 @@
 """The demonstration: a real Airflow DAG run on a sample dataset, on this machine alone."""
 
 import json
-import os
-import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from tqdm import tqdm
 
+from igneous_airflow.cli.embedded import EmbeddedAirflow, stop
 from igneous_airflow.cli.picture import draw_picture
 from igneous_airflow.errors import RunFailed
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.run import Run, Summary
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _DAG = "igneous_downsample"
 _POLL = 0.3
@@ -36,8 +38,9 @@ def demo(data: str | None, folder: str) -> None:
     root = Path(folder).absolute()
     layers = [Path(data).expanduser().absolute()] if data else _sample_layers(root / "layers")
     airflow = EmbeddedAirflow(root / "airflow")
+    click.echo(f"Setting up Airflow in {airflow.home} ...")
     airflow.set_up()
-    summaries = [airflow.downsample(layer) for layer in layers]
+    summaries = [_downsample(airflow, layer) for layer in layers]
     out = root / "mips.png"
     draw_picture(tuple(map(str, layers)), out)
     click.echo("\nDone, and proved: every promised chunk was found.\n")
@@ -74,7 +77,8 @@ def _sample_layers(root: Path) -> list[Path]:
         chunk_size=Vec3.full(64),
         encoding="raw",
     )
-    for layer, voxels in zip(layers, DEFAULT.volumes(), strict=True):
+    volumes: tuple[NDArray[Any], ...] = DEFAULT.volumes()
+    for layer, voxels in zip(layers, volumes, strict=True):
         info = Info.new(data_type=voxels.dtype.name, layer_type=layer.name, scale=scale)
         Layer.create(f"file://{layer}", info).write(scale, voxels)
     finished.write_text(json.dumps({"seed": DEFAULT.seed}))
@@ -82,73 +86,31 @@ def _sample_layers(root: Path) -> list[Path]:
     return layers
 
 
-@dataclass(frozen=True)
-class EmbeddedAirflow:
-    """An Airflow with a home and an SQLite database of its own."""
-
-    home: Path
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The variables that make commands use this Airflow and nothing of the user's own."""
-        from igneous_airflow.cli.worker import dags_path
-
-        bundle = [
-            {
-                "name": "igneous",
-                "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
-                "kwargs": {"path": str(dags_path())},
-            }
-        ]
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("AIRFLOW_")}
-        return kept | {
-            "AIRFLOW_HOME": str(self.home),
-            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundle),
-            "AIRFLOW__IGNEOUS__STATE": f"file://{self.home}/igneous",
-        }
-
-    def set_up(self) -> None:
-        """Make the database, where it is not there."""
-        self.home.mkdir(parents=True, exist_ok=True)
-        if (self.home / "airflow.db").exists():
-            return
-        click.echo(f"Setting up Airflow in {self.home} ...")
-        self._call(["db", "migrate"], self.home / "migrate.log").wait()
-
-    def downsample(self, layer: Path) -> Summary:
-        """Run the DAG on a layer and show its progress; raises RunFailed with the log's place."""
-        log = self.home / f"{layer.name}.log"
-        click.echo(f"Airflow runs {_DAG} on {layer} (log: {log})")
-        before = set(self._runs())
-        call = self._call(["dags", "test", _DAG, "--conf", json.dumps({"layer": str(layer)})], log)
-        run: Run | None = None
+def _downsample(airflow: EmbeddedAirflow, layer: Path) -> Summary:
+    """Run the DAG on a layer and show its progress; raises RunFailed with the log's place."""
+    log = airflow.home / f"{layer.name}.log"
+    click.echo(f"Airflow runs {_DAG} on {layer} (log: {log})")
+    before = _records(airflow)
+    conf = json.dumps({"layer": str(layer)})
+    call = airflow.start(["dags", "test", _DAG, "--conf", conf], log)
+    run: Run | None = None
+    try:
         with tqdm(total=0, unit="task", file=sys.stderr) as bar:
             while call.poll() is None:
                 time.sleep(_POLL)
-                run = run or self._new_run(before)
+                new = _records(airflow) - before
+                if run is None and new:
+                    run = Run.load(f"file://{new.pop().parent}")
+                    bar.reset(total=run.planned)
                 if run is not None:
-                    bar.total = run.planned
                     bar.update(run.done().count - bar.n)
-        summary = run.summary() if run is not None else None
-        if call.returncode != 0 or summary is None:
-            raise RunFailed(f"the DAG run on {layer} failed: read {log}")
-        return summary
+    finally:
+        stop([call])
+    summary = run.summary() if run is not None else None
+    if call.returncode != 0 or summary is None:
+        raise RunFailed(f"the DAG run on {layer} failed: read {log}")
+    return summary
 
-    def _runs(self) -> list[Path]:
-        return sorted((self.home / "igneous").glob("*/run.json"))
 
-    def _new_run(self, before: set[Path]) -> Run | None:
-        for record in self._runs():
-            if record not in before:
-                return Run.load(f"file://{record.parent}")
-        return None
-
-    def _call(self, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-        with log.open("wb") as stream:
-            return subprocess.Popen(
-                [sys.executable, "-m", "airflow", *arguments],
-                env=self.environment,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-            )
+def _records(airflow: EmbeddedAirflow) -> set[Path]:
+    return set(airflow.state.glob("*/run.json"))

@@ -134,4 +134,4 @@ def _work(run: Run, processes: int) -> int:
                 bar.write(event.line(), file=sys.stderr)
 
         options = WorkerOptions(until_done=True)
-        return WorkerPool(run.queue, processes, options, on_settled, bar.refresh).run()
+        return WorkerPool(run.queue, processes, options, on_settled).run()

@@ -6,12 +6,15 @@ The text of a box, `0-64_0-64_0-64`, is the name of its chunk file in the Precom
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
 from igneous_airflow.errors import InvalidParameter
 
-_BOX = re.compile(r"(-?\d+)-(-?\d+)_(-?\d+)-(-?\d+)_(-?\d+)-(-?\d+)")
+# one spelling for each number, so that two names are never the same box
+_NUMBER = "(0|-?[1-9][0-9]{0,18})"
+_BOX = re.compile("_".join([f"{_NUMBER}-{_NUMBER}"] * 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +29,11 @@ class Vec3:
     def of(cls, values: Iterable[int]) -> Self:
         """Make a vector of exactly three integers; raises InvalidParameter otherwise."""
         numbers = tuple(values)
-        if len(numbers) != 3:
-            raise InvalidParameter(f"expected three integers x,y,z, got {len(numbers)}: {numbers}")
-        return cls(*(int(number) for number in numbers))
+        with suppress(TypeError, ValueError, OverflowError):
+            x, y, z = map(int, numbers)
+            if (x, y, z) == numbers:
+                return cls(x, y, z)
+        raise InvalidParameter(f"expected three integers x,y,z, got {numbers}")
 
     @classmethod
     def full(cls, value: int) -> Self:

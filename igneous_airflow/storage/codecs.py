@@ -35,8 +35,6 @@ _ISAL_LEVEL = 1  # grey values: a twelfth of the time of libdeflate for 0.1 % mo
 
 def encoding_problem(encoding: str, data_type: str, channels: int) -> str | None:
     """Say why an encoding cannot hold such voxels, or None when it can."""
-    from cloudvolume.chunks import NEEDS_INSTALL
-
     if encoding not in _LIMITS:
         return f"encoding {encoding!r} is unknown: choose one of {', '.join(sorted(_LIMITS))}"
     data_types, channel_counts = _LIMITS[encoding]
@@ -46,6 +44,10 @@ def encoding_problem(encoding: str, data_type: str, channels: int) -> str | None
     if channel_counts and channels not in channel_counts:
         allowed = ", ".join(map(str, sorted(channel_counts)))
         return f"encoding {encoding} holds {allowed} channel(s), not {channels}: choose raw"
+    if encoding == "raw":
+        return None
+    from cloudvolume.chunks import NEEDS_INSTALL
+
     missing = NEEDS_INSTALL.get("fpzip" if encoding == "kempressed" else encoding)
     if missing:
         return f"encoding {encoding} needs a library that is not installed: pip install {missing}"
@@ -109,10 +111,11 @@ def encode(
     The bytes may be a view of the array.
     """
     import numpy as np
-    from cloudvolume import chunks
 
     if encoding == "raw":
         return np.asfortranarray(array).reshape(-1, order="F").view(np.uint8).data
+    from cloudvolume import chunks  # takes seconds to import
+
     try:
         return bytes(
             chunks.encode(
@@ -141,11 +144,12 @@ def decode(
     The array may be a read-only view of `content`.
     """
     import numpy as np
-    from cloudvolume import chunks
 
     try:
         if encoding == "raw":
             return np.frombuffer(content, dtype=dtype.newbyteorder("<")).reshape(shape, order="F")
+        from cloudvolume import chunks
+
         array = chunks.decode(
             content,
             encoding,

@@ -131,7 +131,7 @@ class LocalFolder:
             ):
                 try:
                     # plain open: pathlib costs a tenth of the time of a small read
-                    with open(f"{path}{suffix}", "rb") as stream:  # noqa: PTH123
+                    with open(f"{path}{suffix}", "rb", buffering=0) as stream:  # noqa: PTH123
                         return StoredFile(stream.read(), compression)
                 except (FileNotFoundError, IsADirectoryError):
                     continue

@@ -31,7 +31,7 @@ class WorkerOptions:
     max_attempts: int = 5
     retry_delay: float = 2.0  # after the first failure; doubled after each further one
     max_retry_delay: float = 300.0
-    idle_seconds: float = 1.0  # how long to wait for a message before looking up
+    idle_seconds: float = 0.5  # how long to wait for a message before looking up
     grace_seconds: float = 20.0  # from the request to stop until the task is given back
     until_done: bool = False  # stop when no task is left to wait for
 

@@ -36,8 +36,8 @@ class _Child:
 class WorkerPool:
     """Runs worker processes until they end by themselves or a signal stops them.
 
-    `on_settled` is told of each task; `on_tick` is called about twice a second. The first SIGTERM
-    or SIGINT lets running tasks finish; the second gives them back at once.
+    `on_settled` is told of each task. The first SIGTERM or SIGINT lets running tasks finish; the
+    second gives them back at once.
     """
 
     def __init__(
@@ -46,13 +46,11 @@ class WorkerPool:
         processes: int,
         options: WorkerOptions,
         on_settled: Callable[[Settled], None],
-        on_tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._queue_url = queue_url
         self._processes = processes
         self._options = options
         self._on_settled = on_settled
-        self._on_tick = on_tick
         self._context = multiprocessing.get_context("spawn")
         self._children: list[_Child] = []
         self._stopping = False
@@ -71,7 +69,6 @@ class WorkerPool:
             self._children = [self._start() for _ in range(self._processes)]
             while self._children:
                 self._wait()
-                self._on_tick()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -100,9 +97,11 @@ class WorkerPool:
             self._on_signal(signal.SIGTERM, None)
         waited: list[Connection | int] = [child.process.sentinel for child in self._children]
         waited += [child.connection for child in self._children if not child.connection.closed]
-        wait(waited, timeout=_TICK)
+        ready = wait(waited, timeout=_TICK)
         for child in list(self._children):
             self._read(child)
+            if child.process.sentinel in ready:  # it is ending, which takes a moment
+                child.process.join(_TICK)
             if not child.process.is_alive():
                 self._read(child)
                 self._children.remove(child)

@@ -1,0 +1,52 @@
+# Everything a developer or a newcomer runs. `make` alone lists the targets.
+
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv
+DATA ?=
+
+.PHONY: help install demo airflow test check format bench picture lock
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
+
+install: .venv/installed ## make .venv with the igneous-airflow command in it
+
+# uv is one of the locked packages: pip installs it first, it installs the rest in seconds
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(sed -nE 's/^(uv==[0-9.]+).*/\1/p' requirements.lock)"
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: install ## make a sample dataset and downsample it by a real Airflow DAG run (DATA=path: your layer)
+	$(BIN)/igneous-airflow demo $(DATA)
+
+airflow: install ## start Airflow with the project's DAGs and print its address
+	$(BIN)/igneous-airflow airflow
+
+test: install ## run the whole test suite
+	$(BIN)/python -m pytest
+
+check: install ## format, lint, types and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## mend the format and what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install ## measure against Igneous, side by side
+	$(BIN)/python -m benchmarks
+
+picture: install ## draw the README's picture from the demo's layers
+	$(BIN)/igneous-airflow picture .demo/layers/image .demo/layers/segmentation --out docs/mips.png
+
+lock: ## resolve the dependencies anew
+	$(UV) pip compile pyproject.toml --extra airflow --group dev --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
+		--quiet --output-file requirements.lock

@@ -1,0 +1,111 @@
+"""A model's fields <-> the Params of a DAG; nothing here knows any stage.
+
+The way there is derived from the model's schema, for Airflow's form and its check at trigger time.
+The way back builds the model, so that what a schema cannot say is checked as well.
+"""
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Annotated, Any, TypeVar
+
+from airflow.sdk import Param
+from airflow.sdk.exceptions import AirflowFailException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from igneous_airflow.fields import section
+from igneous_airflow.stage import field_schemas
+from igneous_airflow.worker.loop import WorkerOptions
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_RUN = "Run"
+_DEFAULTS = WorkerOptions()
+
+
+class RunOptions(BaseModel):
+    """How a stage is run by local workers: the parameters that every stage's form has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    workers: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            title="Workers",
+            description="Worker processes on the machine that runs the Airflow task.",
+            json_schema_extra=section(_RUN),
+        ),
+    ] = 2
+    max_attempts: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=100,
+            title="Attempts",
+            description="Attempts at a task before it is given up.",
+            json_schema_extra=section(_RUN),
+        ),
+    ] = _DEFAULTS.max_attempts
+    lease_seconds: Annotated[
+        float,
+        Field(
+            ge=10,
+            le=43_200,
+            title="Lease",
+            description="Seconds after which the task of a worker that fell silent is given to "
+            "another.",
+            json_schema_extra=section(_RUN),
+        ),
+    ] = _DEFAULTS.lease_seconds
+
+
+def model_params(*models: type[BaseModel]) -> dict[str, Param]:
+    """The Params of the models' fields, those of a section together, otherwise in their order.
+
+    A field without default becomes a Param without value, which the form demands. Raises
+    TypeError for a field that no form can show, or that two of the models have.
+    """
+    fields: dict[str, dict[str, Any]] = {}
+    for model in models:
+        schemas = field_schemas(model)
+        if twice := fields.keys() & schemas.keys():
+            raise TypeError(f"{model.__name__} repeats the fields {', '.join(sorted(twice))}")
+        fields |= schemas
+    sections = list(dict.fromkeys(schema.get("section") for schema in fields.values()))
+    ordered = sorted(fields.items(), key=lambda field: sections.index(field[1].get("section")))
+    return {name: Param(**schema) for name, schema in ordered}
+
+
+def read_params(model: type[Model], values: Mapping[str, Any]) -> Model:
+    """The model with its fields taken from a DAG run's params; other params are left alone.
+
+    Raises AirflowFailException, after which Airflow does not retry, naming each wrong field.
+    """
+    known = {name: values[name] for name in model.model_fields if name in values}
+    try:
+        return model.model_validate(known)
+    except ValidationError as error:
+        raise AirflowFailException(_problems(model, error)) from None
+
+
+def refuse_unknown(given: Iterable[str], known: Collection[str]) -> None:
+    """Raise AirflowFailException for parameters that nobody reads, such as misspelt ones."""
+    problems = []
+    for name in sorted(set(given) - set(known)):
+        similar = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {similar[0]}?" if similar else f"choose from {', '.join(known)}"
+        problems.append(f"  - {name}: there is no such parameter; {hint}")
+    if problems:
+        raise AirflowFailException("\n".join(["Nothing was started:", *problems]))
+
+
+def _problems(model: type[BaseModel], error: ValidationError) -> str:
+    """Each wrong field with its value and what is wrong, a line each."""
+    lines = [f"Nothing was started, the parameters of {model.__name__} do not fit:"]
+    for problem in error.errors(include_url=False):
+        field = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        got = "" if problem["type"] in ("value_error", "missing") else f"; got {problem['input']!r}"
+        lines.append(f"  - {field + ': ' if field else ''}{message}{got}")
+    return "\n".join(lines)

@@ -1,0 +1,101 @@
+"""The sensor that decides whether a stage's tasks are all done; used by `group.py`."""
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseSensorOperator
+from airflow.sdk.exceptions import AirflowException, AirflowSensorTimeout
+
+from igneous_airflow.operators.stage import RUN_URL, explained
+from igneous_airflow.operators.trigger import StageDrainedTrigger, Verdict, Watch
+from igneous_airflow.run import Pace, Run
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+_RESENDS = 3  # of lost messages
+
+
+class StageDrainedSensor(BaseSensorOperator):
+    """Wait until every planned task of a run has its receipt.
+
+    Fails without retry, naming tasks and errors, when tasks were given up, when messages are lost
+    again and again, and when tasks wait but nobody takes one for `patience` seconds. The first
+    look is made at once; further ones by the triggerer when `deferrable`, else by this task.
+    """
+
+    template_fields: Sequence[str] = (RUN_URL,)
+
+    def __init__(
+        self,
+        *,
+        run_url: str,
+        patience: float = 600,
+        deferrable: bool = True,
+        poke_interval: float = 10,
+        retries: int = 2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(poke_interval=poke_interval, retries=retries, mode="poke", **kwargs)
+        self.run_url = run_url
+        self.patience = patience
+        self.deferrable = deferrable
+        self._watch = Watch(patience)
+        self._pace = Pace()
+        self._said = ""
+        self._resends = 0
+
+    def execute(self, context: "Context") -> None:
+        """Look, and wait when the run is undecided."""
+        if not self.deferrable:
+            super().execute(context)
+        elif not self.poke(context):
+            self._defer(until=time.time() + self.timeout)
+
+    def poke(self, context: "Context") -> bool:  # noqa: ARG002
+        """Whether every task has its receipt; raises AirflowFailException when that is hopeless."""
+        with explained():
+            progress = Run.load(self.run_url).progress()
+        if (text := self._pace.describe(progress)) != self._said:
+            self.log.info("%s", text)
+            self._said = text
+        return self._act(self._watch.judge(progress))
+
+    def execute_complete(self, context: "Context", event: dict[str, Any]) -> None:  # noqa: ARG002
+        """Act on what the trigger saw."""
+        verdict = Verdict(event["verdict"])
+        if verdict is Verdict.ERROR:
+            raise AirflowException(f"cannot look at {self.run_url}: {event['message']}")
+        if verdict is Verdict.TIMEOUT:
+            raise AirflowSensorTimeout(f"undecided after {self.timeout:,.0f} seconds")
+        self._resends = event["resends"]
+        if not self._act(verdict):
+            self._defer(until=time.time() + self.timeout)
+
+    def _defer(self, until: float) -> None:
+        self.defer(
+            trigger=StageDrainedTrigger(
+                run_url=self.run_url,
+                poll_interval=max(self.poke_interval, 1),  # one that fires at once is lost
+                patience=self.patience,
+                until=until,
+                resends=self._resends,
+            ),
+            method_name=self.execute_complete.__name__,
+            timeout=timedelta(seconds=self.timeout + 2 * self.poke_interval + 60),
+        )
+
+    def _act(self, verdict: Verdict) -> bool:
+        """Whether the run is done; sends lost tasks again, and raises when waiting is no use."""
+        if verdict in (Verdict.DONE, Verdict.WAIT):
+            return verdict is Verdict.DONE
+        with explained():
+            run = Run.load(self.run_url)
+            if verdict is Verdict.LOST and self._resends < _RESENDS:
+                self._resends += 1
+                self.log.warning("Messages were lost: sent %s tasks again", f"{run.enqueue():,}")
+                return False
+            run.require_done(run.progress())
+        return True

@@ -1,0 +1,146 @@
+"""Operators for the steps of a stage; each calls one method of `Run`, and is used by `group.py`.
+
+They hand each other nothing but the run's URL. All may be cleared and run again.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
+
+from igneous_airflow.errors import IgneousError, TransientError
+from igneous_airflow.operators.params import read_params, refuse_unknown
+from igneous_airflow.operators.settings import queue_url, run_url
+from igneous_airflow.run import Run
+from igneous_airflow.stage import Stage
+from igneous_airflow.storage.provenance import author
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+#: Under this key PlanStage leaves the run's URL, beside its return value.
+RUN_URL = "run_url"
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Let Airflow retry what a retry may help, and fail at once with the reason what it cannot."""
+    try:
+        yield
+    except TransientError:
+        raise
+    except IgneousError as error:
+        raise AirflowFailException(str(error)) from None  # the message says it all
+
+
+class PlanStage(BaseOperator):
+    """Check a stage's parameters, plan it, and record the run; writes nothing to the layer.
+
+    The parameters are the DAG run's params, or those given here, which may be templates. Returns
+    `run_url` and the `plan`. Fails without retry, with every reason, when the plan is refused.
+    """
+
+    template_fields: Sequence[str] = ("parameters",)
+
+    def __init__(
+        self,
+        *,
+        stage: type[Stage],
+        group_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(multiple_outputs=True, **kwargs)
+        self.stage = stage
+        self.group_id = group_id or stage.name
+        self.parameters = parameters
+
+    def execute(self, context: "Context") -> dict[str, Any]:
+        """Launch the run, or take up the unfinished one of this DAG run."""
+        dag_run = context["dag_run"]
+        refuse_unknown(dag_run.conf or {}, context["dag"].params)
+        values = context["params"] if self.parameters is None else self.parameters
+        stage = read_params(self.stage, values)
+        with explained():
+            url = run_url(dag_run.dag_id, dag_run.run_id, self.group_id)
+            run, plan = Run.launch(
+                stage,
+                url=url,
+                queue=queue_url(url),
+                by=dag_run.triggering_user_name or author(),
+            )
+        self.log.info("%s", plan.describe())
+        self.log.info("The run is recorded in %s", run.url)
+        return {RUN_URL: run.url, "plan": plan.model_dump(mode="json")}
+
+
+class RunOperator(BaseOperator):
+    """A step of a run that PlanStage has recorded at `run_url`."""
+
+    template_fields: Sequence[str] = (RUN_URL,)
+
+    def __init__(self, *, run_url: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.run_url = run_url
+
+
+class MakeQueue(RunOperator):
+    """Make the queue of a run; a setup task."""
+
+    def execute(self, context: "Context") -> None:  # noqa: ARG002
+        """Open the queue, which makes it when it is missing."""
+        with explained():
+            run = Run.load(self.run_url)
+            queue = run.open_queue()
+            counts = queue.counts()
+            queue.close()
+        self.log.info("%s holds %s tasks", run.queue, f"{counts.waiting + counts.leased:,}")
+
+
+class EnqueueStage(RunOperator):
+    """Write what the tasks rely on, then send every task that has no receipt."""
+
+    def execute(self, context: "Context") -> int:  # noqa: ARG002
+        """Return how many tasks were sent."""
+        with explained():
+            run = Run.load(self.run_url)
+            run.prepare()
+            sent = run.enqueue()
+        earlier = run.planned - sent
+        self.log.info(
+            "Sent %s of %s tasks to %s%s",
+            f"{sent:,}",
+            f"{run.planned:,}",
+            run.queue,
+            f"; {earlier:,} were done before" if earlier else "",
+        )
+        return sent
+
+
+class FinishStage(RunOperator):
+    """Prove that the run is complete, record provenance, and return the summary."""
+
+    def execute(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002
+        """Audit the output; fails without retry, naming what is missing."""
+        with explained():
+            summary = Run.load(self.run_url).finish()
+        self.log.info("%s", summary.describe())
+        return summary.model_dump(mode="json")
+
+
+class RemoveQueue(RunOperator):
+    """Remove the queue of a finished run; a teardown task. Other queues are left to be resumed."""
+
+    def execute(self, context: "Context") -> None:  # noqa: ARG002
+        """Remove the queue, or say why it stays."""
+        with explained():
+            run = Run.load(self.run_url)
+            if not run.is_finished:
+                self.log.info("%s stays: the run can be resumed", run.queue)
+                return
+            queue = run.open_queue()
+            queue.delete()
+            queue.close()
+        self.log.info("%s is removed", run.queue)
