@@ -69,7 +69,7 @@ def _vec3(value: object) -> Vec3:
         if any(isinstance(part, bool) or int(part) != float(part) for part in value):
             raise ValueError
         return Vec3(int(value[0]), int(value[1]), int(value[2]))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"write three integers x,y,z, as 64,64,64; got {value!r}") from None
 
 
@@ -96,20 +96,23 @@ def _box_text(value: object) -> object:
     return value
 
 
-def _vec3_schema(minimum: int | None = None) -> WithJsonSchema:
-    items: dict[str, Any] = {"type": "integer"}
-    if minimum is not None:
-        items["minimum"] = minimum
-    return WithJsonSchema({"type": "array", "items": items, "minItems": 3, "maxItems": 3})
-
-
+# Text comes first: Airflow's form shows a line for 64,64,64 then, and a code editor for a list.
+_Vec3Schema = WithJsonSchema(
+    {
+        "type": ["string", "array"],
+        "pattern": r"^\s*\d+\s*,\s*\d+\s*,\s*\d+\s*$",
+        "items": {"type": "integer", "minimum": 1},
+        "minItems": 3,
+        "maxItems": 3,
+    }
+)
 _AsList = PlainSerializer(list, return_type=list[int])
 
 PositiveVec3 = Annotated[
-    Vec3, PlainValidator(_vec3), AfterValidator(_positive), _AsList, _vec3_schema(minimum=1)
+    Vec3, PlainValidator(_vec3), AfterValidator(_positive), _AsList, _Vec3Schema
 ]
 PoolingFactor = Annotated[
-    Vec3, PlainValidator(_vec3), AfterValidator(_powers_of_two), _AsList, _vec3_schema(minimum=1)
+    Vec3, PlainValidator(_vec3), AfterValidator(_powers_of_two), _AsList, _Vec3Schema
 ]
 
 LayerUrl = Annotated[
@@ -211,6 +214,7 @@ SkipEmpty = Annotated[
 BackgroundColor = Annotated[
     float,
     Field(
+        allow_inf_nan=False,
         title="Background value",
         description="Voxel value that counts as background and fills missing chunks.",
         json_schema_extra=section(HOW),

@@ -91,7 +91,8 @@ class Pace:
         if gained > 0 and now > since and progress.state is State.WORKING:
             rate = gained / (now - since)
             left = (progress.planned - progress.done) / rate
-            text += f", {rate:.3g} tasks a second, about {human_seconds(left)} left"
+            speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+            text += f", {speed} tasks a second, about {human_seconds(left)} left"
         return text
 
 
@@ -161,8 +162,11 @@ class Run(BaseModel):
         return Ledger(self.url)
 
     def make_stage(self) -> Stage:
-        """The stage with its parameters."""
-        return stage_class(self.stage).model_validate(self.parameters)
+        """The stage with its parameters; raises InvalidParameter when they are none of its own."""
+        try:
+            return stage_class(self.stage).model_validate(self.parameters)
+        except ValidationError as error:
+            raise InvalidParameter(f"{self.url}/{_RECORD}: {error}") from error
 
     def open_queue(self) -> Queue:
         """The run's queue."""
@@ -200,10 +204,10 @@ class Run(BaseModel):
             by=by,
             created=time.time(),
         )
+        run._write(_RECORD, run)
         if earlier is not None:
             run.ledger.forget_everything()
-            open_folder(url).delete(_SUMMARY)
-        run._write(_RECORD, run)
+            open_folder(run.url).delete(_SUMMARY)  # last: until then this can be done again
         return run, plan
 
     @classmethod
@@ -277,7 +281,11 @@ class Run(BaseModel):
     def progress(self) -> Progress:
         """Count receipts and messages."""
         if self.is_finished:  # the queue may be gone, and must not be made anew
-            return Progress(planned=self.planned, done=self.planned)
+            return Progress(
+                planned=self.planned,
+                done=self.planned,
+                failed_attempts=self.ledger.failed_attempts(),
+            )
         queue = self.open_queue()
         try:
             # the queue first: a task that is settled in between counts as done, not as lost
@@ -324,7 +332,8 @@ class Run(BaseModel):
     def final_failures(self) -> list[Failure]:
         """The last failure of each task that has no receipt."""
         done = self.done()
-        last = {f.task: f for f in self.ledger.failures() if f.task not in done}
+        failures = sorted(self.ledger.failures(), key=lambda f: (f.task, f.attempt))
+        last = {f.task: f for f in failures if f.task not in done}
         return list(last.values())
 
     def finish(self) -> Summary:

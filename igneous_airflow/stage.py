@@ -133,7 +133,8 @@ def _flat_schema(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in schema.items() if key != "anyOf"}
     for option in schema.get("anyOf", []):
         if option == {"type": "null"}:
-            rest["type"] = [rest["type"], "null"]
+            kinds = rest["type"] if isinstance(rest["type"], list) else [rest["type"]]
+            rest["type"] = [*kinds, "null"]
             if "enum" in rest:
                 rest["enum"] = [*rest["enum"], None]
         else:

@@ -74,7 +74,19 @@ def model_params(*models: type[BaseModel]) -> dict[str, Param]:
         fields |= schemas
     sections = list(dict.fromkeys(schema.get("section") for schema in fields.values()))
     ordered = sorted(fields.items(), key=lambda field: sections.index(field[1].get("section")))
-    return {name: Param(**schema) for name, schema in ordered}
+    return {name: Param(**_shown_as_text(schema)) for name, schema in ordered}
+
+
+def _shown_as_text(schema: dict[str, Any]) -> dict[str, Any]:
+    """Let the form show a line of text for what may be written as text or as a list.
+
+    Airflow's form decides by `type`: with a list among the types it shows an editor, without any
+    type a line of text. What `type` says then stands in `anyOf`, which only the check reads.
+    """
+    if not {"string", "array"} <= set(schema["type"]):
+        return schema
+    rest = {key: value for key, value in schema.items() if key != "type"}
+    return {**rest, "anyOf": [{"type": kind} for kind in schema["type"]]}
 
 
 def read_params(model: type[Model], values: Mapping[str, Any]) -> Model:

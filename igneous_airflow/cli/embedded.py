@@ -113,7 +113,8 @@ class EmbeddedAirflow:
             )
 
     def serve(self) -> None:
-        """Run all parts of Airflow until interrupted, or until one of them ends."""
+        """Run all parts of Airflow until interrupted or terminated, or one of them ends."""
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the parts then, too
         parts = {part[0]: self.start(part, self.home / f"{part[0]}.log") for part in _COMPONENTS}
         try:
             self._wait_until_it_answers(parts)

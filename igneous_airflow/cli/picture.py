@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from igneous_airflow.cli.addresses import folder_url
+from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 
 if TYPE_CHECKING:
@@ -21,7 +23,13 @@ _GAP = 6
 
 @click.command
 @click.argument("layers", nargs=-1, required=True, metavar="LAYER...")
-@click.option("--out", default="layer.png", show_default=True, help="The PNG file to write.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False),
+    default="layer.png",
+    show_default=True,
+    help="The PNG file to write.",
+)
 @click.option(
     "--width", type=click.IntRange(1), default=384, show_default=True, help="Voxels of mip 0 shown."
 )
@@ -32,12 +40,15 @@ def picture(layers: tuple[str, ...], out: str, width: int) -> None:
 
 
 def draw_picture(layers: tuple[str, ...], out: Path, width: int = 384) -> None:
-    """Draw `width` x `width` voxels of mip 0, and the same place at the coarser mips."""
+    """Draw `width` x `width` voxels of mip 0, and the same place at the coarser mips.
+
+    Raises InvalidParameter when the file cannot be written.
+    """
     from PIL import Image, ImageDraw
 
     from igneous_airflow.storage.layer import Layer
 
-    opened = [Layer.open(_url(layer)) for layer in layers]
+    opened = [Layer.open(folder_url(layer)) for layer in layers]
     columns = max(len(layer.info.scales) for layer in opened)
     size = (columns * (_PANEL + _GAP) - _GAP, len(opened) * (_PANEL + _CAPTION + _GAP) - _GAP)
     canvas = Image.new("RGB", size, "white")
@@ -50,11 +61,10 @@ def draw_picture(layers: tuple[str, ...], out: Path, width: int = 384) -> None:
             canvas.paste(panel, (left, top + _CAPTION))
             nanometres = " x ".join(f"{r:g}" for r in scale.resolution)
             pen.text((left + 2, top + 2), f"mip {column}: {nanometres} nm", fill="black")
-    canvas.save(out)
-
-
-def _url(layer: str) -> str:
-    return layer if "://" in layer else f"file://{Path(layer).expanduser().absolute()}"
+    try:
+        canvas.save(out, format="PNG")
+    except OSError as error:
+        raise InvalidParameter(f"cannot write {out}: {error.strerror}") from error
 
 
 def _section(layer: "Layer", scale: "Scale", width: int) -> "NDArray[np.uint8]":
@@ -73,6 +83,7 @@ def _section(layer: "Layer", scale: "Scale", width: int) -> "NDArray[np.uint8]":
         )
         for place in (corner, corner + shown)
     ]
+    low = low.minimum(scale.bounds.max - 1)  # rounded down, an offset may leave the place outside
     box = BoundingBox(low, high.maximum(low + 1)).intersection(scale.bounds)
     voxels = layer.read(scale, box, missing=0)[:, :, 0, 0].T
     return _coloured(voxels) if layer.info.layer_type == "segmentation" else _grey(voxels)

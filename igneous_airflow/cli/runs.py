@@ -1,13 +1,13 @@
 """Commands on runs: watch, resume, finish; and how a run is worked on from a terminal."""
 
+import os
 import sys
 import time
-from pathlib import Path
 
 import click
 from tqdm import tqdm
 
-from igneous_airflow.errors import RunFailed
+from igneous_airflow.cli.addresses import folder_url, shown
 from igneous_airflow.run import Pace, Progress, Run, State
 from igneous_airflow.worker.loop import Settled, WorkerOptions
 from igneous_airflow.worker.pool import WorkerPool
@@ -18,9 +18,7 @@ _INTERRUPTED = 130  # what shells use for Ctrl-C
 
 
 def _state_url(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    if "://" in value:
-        return value.rstrip("/")
-    return f"file://{Path(value).expanduser().absolute()}"
+    return folder_url(value)
 
 
 def state_option() -> click.Option:
@@ -42,10 +40,8 @@ def _add_run_argument(command: click.Command) -> click.Command:
 
 def _load(run: str, state: str) -> Run:
     """Load a run by its folder's URL or path, or by its name in the state folder."""
-    if "://" in run:
-        return Run.load(run)
-    path = Path(run).expanduser().absolute()
-    return Run.load(f"file://{path}" if path.is_dir() else f"{state}/{run}")
+    named = "://" not in run and not os.path.isdir(os.path.expanduser(run))  # noqa: PTH111, PTH112
+    return Run.load(f"{state}/{run}" if named else folder_url(run))
 
 
 @_add_run_argument
@@ -80,6 +76,9 @@ def status(run: str, state: str) -> None:
 def resume(run: str, state: str, processes: int) -> None:
     """Go on with RUN on this machine: only tasks without a receipt are done again."""
     loaded = _load(run, state)
+    if (summary := loaded.summary()) is not None:
+        click.echo(summary.describe())
+        return
     loaded.prepare()
     loaded.resume()
     work_on(loaded, processes)
@@ -95,32 +94,30 @@ def finish(run: str, state: str) -> None:
 def work_on(run: Run, processes: int) -> None:
     """Work on a run with local processes and a progress bar until it is finished.
 
-    Exits with code 1, and says how to resume, when tasks failed for good or were interrupted.
+    Exits and says how to resume when it was interrupted; raises RunFailed when tasks failed for
+    good, and AuditFailed when output is missing.
     """
-    for _ in range(_ROUNDS):
+    for attempt in range(_ROUNDS):
+        if attempt:
+            run.enqueue()
         code = _work(run, processes)
         progress = run.progress()
         if progress.state is not State.STALLED:
             break
-        run.enqueue()
     if progress.state is State.WORKING:
         click.echo(_interrupted(run, progress), err=True)
         sys.exit(code or _INTERRUPTED)
-    try:
-        summary = run.finish()
-    except RunFailed as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(1)
+    summary = run.finish()
     if run.own_queue:
         run.open_queue().delete()
     click.echo(summary.describe())
-    click.echo(f"  recorded in {run.url.removeprefix('file://')}")
+    click.echo(f"  recorded in {shown(run.url)}")
 
 
 def _interrupted(run: Run, progress: Progress) -> str:
     return (
         f"Stopped with {progress.done:,} of {progress.planned:,} tasks done. Go on with: "
-        f"igneous-airflow resume {run.url.removeprefix('file://')}"
+        f"igneous-airflow resume {shown(run.url)}"
     )
 
 

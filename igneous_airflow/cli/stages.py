@@ -2,12 +2,12 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import click
 from pydantic import ValidationError
 
+from igneous_airflow.cli.addresses import embedded_queue, folder_url, queue_url, shown
 from igneous_airflow.cli.runs import state_option, work_on
 from igneous_airflow.errors import PlanRefused
 from igneous_airflow.fields import LAYER
@@ -82,6 +82,7 @@ def _common_options() -> Iterator[click.Parameter]:
     yield click.Option(
         ["--queue"],
         metavar="URL",
+        callback=queue_url,
         help="Only prepare, and send the tasks to this queue for workers elsewhere.",
     )
     yield click.Option(
@@ -103,9 +104,12 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
             _print_plan(launched)
             return
         url = f"{state}/{new_run_name(stage.name)}"
-        own_queue = f"sqlite://{url.removeprefix('file://')}/queue.db"
         run, plan = Run.launch(
-            launched, url=url, queue=queue or own_queue, by=author(), own_queue=queue is None
+            launched,
+            url=url,
+            queue=queue or embedded_queue(url),
+            by=author(),
+            own_queue=queue is None,
         )
         click.echo(plan.describe())
         run.prepare()
@@ -113,7 +117,7 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
         if queue is None:
             work_on(run, processes)
             return
-        path = run.url.removeprefix("file://")
+        path = shown(run.url)
         click.echo(
             f"{sent:,} tasks are in {queue}.\n"
             f"  work on them:   igneous-airflow worker {queue} --until-done\n"
@@ -127,13 +131,14 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
 def _make(stage: type[Stage], values: dict[str, Any]) -> Stage:
     """Build the stage from the command line's values; a usage error names each wrong option."""
     for name, schema in field_schemas(stage).items():
-        if schema.get("kind") == LAYER and "://" not in values[name]:
-            values[name] = str(Path(values[name]).expanduser().absolute())
+        if schema.get("kind") == LAYER and values[name]:
+            values[name] = folder_url(values[name])
     try:
         return stage.model_validate(values)
     except ValidationError as error:
+        flags = {parameter.name: parameter.opts[0] for parameter in _parameters(stage)}
         problems = [
-            f"{'.'.join(str(part) for part in problem['loc'][:1])}: {problem['msg']}".lstrip(": ")
+            ": ".join([*(flags[str(part)] for part in problem["loc"][:1]), problem["msg"]])
             for problem in error.errors()
         ]
         raise click.UsageError("\n       ".join(problems)) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from igneous_airflow.cli.addresses import queue_url
 from igneous_airflow.worker.loop import Settled, WorkerOptions
 from igneous_airflow.worker.pool import WorkerPool
 
@@ -14,7 +15,7 @@ _DEFAULTS = WorkerOptions()
 
 
 @click.command
-@click.argument("queue")
+@click.argument("queue", callback=queue_url)
 @click.option(
     "--processes", type=click.IntRange(1), default=1, show_default=True, help="Worker processes."
 )

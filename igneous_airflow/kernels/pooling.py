@@ -18,8 +18,8 @@ from igneous_airflow.geometry.bbox import Vec3
 
 Array = NDArray[Any]
 Method = Literal["average", "mode", "min", "max", "striding"]
-_SHORT = [np.uint8, np.int8, np.uint16, np.int16, np.float32, np.float64]
-_TINYBRAIN_AVERAGES = frozenset(map(np.dtype, _SHORT))
+# not floats: the last bit of tinybrain's averages differs with the place of a voxel in the block
+_TINYBRAIN_AVERAGES = frozenset(map(np.dtype, [np.uint8, np.int8, np.uint16, np.int16]))
 _TINYBRAIN_SPARSE = frozenset(map(np.dtype, [np.uint8, np.uint16]))
 _SPARSE_LEVELS = 4
 _PLANE, _CUBE = Vec3(2, 2, 1), Vec3(2, 2, 2)

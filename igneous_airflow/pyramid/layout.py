@@ -124,17 +124,22 @@ def layer_problems(info: Info, pyramid: Pyramid) -> Iterator[str]:
             f"num_mips: there is nothing left to pool, since the volume of {pyramid.source.size} "
             f"voxels has one voxel on each axis pooled by {pyramid.factor}"
         )
-    for encoding in {pyramid.source.encoding, *(scale.encoding for scale in pyramid.levels)}:
-        problem = encoding_problem(encoding, info.data_type, info.channels)
-        if problem:
-            yield problem
+    problems = [
+        encoding_problem(
+            scale.encoding, info.data_type, info.channels, scale.chunk_size.minimum(scale.size)
+        )
+        for scale in (pyramid.source, *pyramid.levels)
+    ]
+    yield from filter(None, dict.fromkeys(problems))
 
 
-def memory_problems(pyramid: Pyramid, voxel_bytes: int, memory_target: int) -> Iterator[str]:
+def memory_problems(
+    info: Info, pyramid: Pyramid, voxel_bytes: int, memory_target: int
+) -> Iterator[str]:
     """The reason why so many mips do not fit in one task, and how to go on."""
     geometry = pyramid.geometry
     wanted = geometry.levels
-    if not wanted:
+    if not wanted or not pyramid.source.bounds:
         return
     fitting = levels_that_fit(geometry, voxel_bytes, memory_target)
     if fitting == wanted:
@@ -147,9 +152,11 @@ def memory_problems(pyramid: Pyramid, voxel_bytes: int, memory_target: int) -> I
         )
         return
     needed = geometry.voxels_in_memory * voxel_bytes
+    reached = pyramid.levels[fitting - 1]  # a new scale comes last, so that it is mip -1
+    mip = info.scales.index(reached) if reached in info.scales else -1
     yield (
         f"memory_target: {wanted} mips at once need {needed:,} bytes a task, {memory_target:,} are "
-        f"allowed; {fitting} fit. Set num_mips to {fitting}, and start again with mip -1 and "
+        f"allowed; {fitting} fit. Set num_mips to {fitting}, and start again with mip {mip} and "
         f"num_mips {wanted - fitting} when that is done; or raise memory_target"
     )
 

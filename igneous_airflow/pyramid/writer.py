@@ -113,7 +113,7 @@ class PyramidWriter:
 
     def _write(self, scale: Scale, chunk: BoundingBox, voxels: Array) -> None:
         options = self.options
-        if options.skip_empty != "write" and bool((voxels == options.background).all()):
+        if options.skip_empty != "write" and _is_all(voxels, options.background):
             self.chunks_skipped += 1
             if options.skip_empty == "delete":
                 self.overlap.submit(partial(self.layer.delete_chunk, scale, chunk))
@@ -127,3 +127,8 @@ class PyramidWriter:
         with self._counting:
             self.chunks_written += 1
             self.bytes_written += stored
+
+
+def _is_all(voxels: Array, value: float) -> bool:
+    # as a number of the same type: compared with a float, large labels would be rounded
+    return bool((voxels == voxels.dtype.type(value)).all())

@@ -128,7 +128,8 @@ class Downsample(Stage):
             return self
         from igneous_airflow.storage.layer import Layer
 
-        return self.model_copy(update={"mip": len(Layer.open(self.layer).info.scales) - 1})
+        layer = Layer.open(self.layer)
+        return self.model_copy(update={"mip": layer.info.scales.index(layer.scale(self.mip))})
 
     def plan(self) -> Plan:
         """Count tasks, voxels, bytes and memory, and name every reason to refuse."""
@@ -144,7 +145,7 @@ class Downsample(Stage):
         voxel_bytes = layer.dtype.itemsize * layer.info.channels
         region = pyramid.region(self.bounds)
         refusals += layer_problems(layer.info, pyramid)
-        refusals += memory_problems(pyramid, voxel_bytes, self.memory_target)
+        refusals += memory_problems(layer.info, pyramid, voxel_bytes, self.memory_target)
         refusals += bounds_problems(pyramid, region)
         refusals += self._value_problems(layer)
         if refusals:
@@ -265,9 +266,14 @@ class Downsample(Stage):
         return pyramid
 
     def _value_problems(self, layer: "Layer") -> Iterator[str]:
-        background = layer.dtype.type(self.background_color)
-        if background != self.background_color:
-            yield f"background_color: {self.background_color} is not a value of {layer.dtype}"
+        import numpy as np
+
+        if layer.dtype.kind == "f":
+            return
+        limits = np.iinfo(layer.dtype)
+        value = self.background_color
+        if not value.is_integer() or not limits.min <= value <= limits.max:
+            yield f"background_color: {value:g} is not a value of {layer.dtype}"
 
     def _notes(self, pyramid: "Pyramid") -> Iterator[str]:
         made = len(pyramid.levels)

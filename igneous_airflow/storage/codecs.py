@@ -19,7 +19,7 @@ _LIMITS: dict[str, tuple[frozenset[str], frozenset[int]]] = {
     "raw": (frozenset(), frozenset()),
     "jpeg": (frozenset({"uint8"}), frozenset({1, 3})),
     "jxl": (frozenset({"uint8"}), frozenset({1, 3})),
-    "png": (frozenset({"uint8", "uint16"}), frozenset({1, 2, 3, 4})),
+    "png": (frozenset({"uint8"}), frozenset({1, 2, 3, 4})),
     "compressed_segmentation": (frozenset({"uint32", "uint64"}), frozenset({1})),
     "compresso": (frozenset({"uint8", "uint16", "uint32", "uint64"}), frozenset({1})),
     "crackle": (frozenset({"uint8", "uint16", "uint32", "uint64"}), frozenset({1})),
@@ -27,14 +27,17 @@ _LIMITS: dict[str, tuple[frozenset[str], frozenset[int]]] = {
     "kempressed": (frozenset({"float32"}), frozenset({3})),
     "zfpc": (frozenset({"float32", "float64", "int32", "int64"}), frozenset()),
 }
+_PICTURES = frozenset({"jpeg", "png"})
 #: Encodings whose bytes a general compressor still makes smaller.
 _COMPRESSIBLE = frozenset({"raw", "compressed_segmentation", "compresso", "crackle"})
 _LIBDEFLATE_LEVEL = 6  # labels: a quarter of the time of level 9 for 2 to 16 % more bytes
+_LARGEST_PICTURE = 65_500  # pixels along an edge of a jpeg, which has x across and y * z down
+_BROTLI_HIGHEST = 11
 _ISAL_LEVEL = 1  # grey values: a twelfth of the time of libdeflate for 0.1 % more bytes
 
 
-def encoding_problem(encoding: str, data_type: str, channels: int) -> str | None:
-    """Say why an encoding cannot hold such voxels, or None when it can."""
+def encoding_problem(encoding: str, data_type: str, channels: int, chunk_size: Vec3) -> str | None:
+    """Say why an encoding cannot hold such voxels in such chunks, or None when it can."""
     if encoding not in _LIMITS:
         return f"encoding {encoding!r} is unknown: choose one of {', '.join(sorted(_LIMITS))}"
     data_types, channel_counts = _LIMITS[encoding]
@@ -51,7 +54,17 @@ def encoding_problem(encoding: str, data_type: str, channels: int) -> str | None
     missing = NEEDS_INSTALL.get("fpzip" if encoding == "kempressed" else encoding)
     if missing:
         return f"encoding {encoding} needs a library that is not installed: pip install {missing}"
-    return None
+    return _picture_problem(chunk_size) if encoding == "jpeg" else None
+
+
+def _picture_problem(chunk_size: Vec3) -> str | None:
+    across, down = chunk_size.x, chunk_size.y * chunk_size.z
+    if max(across, down) <= _LARGEST_PICTURE:
+        return None
+    return (
+        f"encoding jpeg: a chunk of {chunk_size} voxels is a picture of {across} by {down} pixels, "
+        f"and {_LARGEST_PICTURE} are the most: choose a smaller chunk_size"
+    )
 
 
 def compression_for(compress: str, encoding: str) -> str:
@@ -78,6 +91,8 @@ def compress_bytes(
         return StoredFile(packed, "gzip")
     from cloudfiles import compression as cloud_compression
 
+    if compression == "br" and level is not None:
+        level = min(level, _BROTLI_HIGHEST)
     return StoredFile(
         cloud_compression.compress(content, method=compression, compress_level=level), compression
     )
@@ -119,13 +134,13 @@ def encode(
     try:
         return bytes(
             chunks.encode(
-                array,
+                np.require(array, requirements="W"),  # compresso refuses read-only memory
                 encoding,
                 block_size=tuple(block_size) if block_size else None,
                 compression_params={} if quality is None else {"level": quality},
             )
         )
-    except (ValueError, ImportError, NotImplementedError) as error:
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise InvalidParameter(
             f"cannot encode {array.dtype} voxels as {encoding}: {error}"
         ) from error
@@ -150,6 +165,11 @@ def decode(
             return np.frombuffer(content, dtype=dtype.newbyteorder("<")).reshape(shape, order="F")
         from cloudvolume import chunks
 
+        content = bytes(content)  # some decoders take no other buffer
+        if not content:  # cloud-volume would read zeros
+            raise ValueError("the file is empty")
+        if encoding == "compressed_segmentation":
+            content = _checked_segmentation(content, Vec3.of(shape[:3]), dtype, block_size)
         array = chunks.decode(
             content,
             encoding,
@@ -157,6 +177,34 @@ def decode(
             dtype=dtype,
             block_size=tuple(block_size) if block_size else None,
         )
+        if not np.can_cast(array.dtype, dtype):
+            raise ValueError(f"the file holds {array.dtype}")
+        if encoding in _PICTURES and shape[3] > 1:  # cloud-volume takes pixels for planes
+            pixels = array.reshape(-1, order="F").reshape(shape[2], shape[1], shape[0], shape[3])
+            array = pixels.transpose(2, 1, 0, 3)
         return np.asarray(array, dtype=dtype, order="F").reshape(shape, order="F")
     except Exception as error:
         raise CorruptChunk(f"cannot decode as {encoding} {dtype} {shape}: {error}") from error
+
+
+def _checked_segmentation(
+    content: Buffer, size: Vec3, dtype: "np.dtype[Any]", block_size: Vec3 | None
+) -> bytes:
+    """Check the offsets in a compressed_segmentation chunk: its decoder reads wherever they point.
+
+    The zeros added at the end keep indices into the last table of labels inside. Raises ValueError.
+    Format: https://github.com/google/neuroglancer/tree/master/src/sliceview/compressed_segmentation
+    """
+    import numpy as np
+
+    block = block_size or Vec3.full(8)
+    blocks = size.ceil_div(block).product
+    words = np.frombuffer(content, "<u4", len(content) // 4)
+    start = int(words[0])
+    headers = words[start : start + 2 * blocks].reshape(blocks, 2).astype(np.int64)
+    bits, tables = headers[:, 0] >> 24, headers[:, 0] & 0xFFFFFF
+    values_end = np.where(bits > 0, headers[:, 1] + -(-block.product * bits // 32), 0)
+    ends = start + np.maximum(tables + dtype.itemsize // 4, values_end)
+    if bits.max() > 16 or ends.max() > len(words):
+        raise ValueError("it is cut off or damaged")
+    return bytes(content) + bytes(dtype.itemsize << int(bits.max()))

@@ -8,6 +8,7 @@ of the name on disk (`.gz`, `.br`, `.zstd`), as `Content-Encoding` in a bucket.
 
 import errno
 import os
+import re
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from igneous_airflow.errors import (
     AccessDenied,
@@ -28,6 +29,7 @@ from igneous_airflow.errors import (
 Buffer = bytes | bytearray | memoryview
 SUFFIXES: dict[str, str] = {"gzip": ".gz", "br": ".br", "zstd": ".zstd"}
 _PARTIAL = ".partial"
+_PARTIAL_NAME = re.compile(r"\..+\.([^.]+)-([0-9]{1,9})-[0-9a-f]+\.partial", re.DOTALL)
 _PARTIAL_LIFETIME = 24 * 3600.0  # seconds; for partial files of other machines
 _READ_ONLY = ("http://", "https://", "middleauth+https://", "ngauth+https://")
 
@@ -114,7 +116,6 @@ class LocalFolder:
                 f"{root} is not an absolute path: write it from the root, as /data/layer"
             )
         self._root = root
-        self._made: set[str] = set()
 
     @property
     def url(self) -> str:
@@ -144,11 +145,8 @@ class LocalFolder:
         final = path + SUFFIXES.get(file.compression, "")
         partial = f"{folder}/.{base}.{_owner()}-{threading.get_ident():x}{_PARTIAL}"
         with _disk_errors("write", final):
-            if folder not in self._made:
-                os.makedirs(folder, exist_ok=True)  # noqa: PTH103
-                self._made.add(folder)
             try:
-                with open(partial, "wb") as stream:  # noqa: PTH123
+                with self._create(folder, partial) as stream:
                     stream.write(file.content)
                 os.replace(partial, final)  # noqa: PTH105
             except BaseException:
@@ -158,6 +156,14 @@ class LocalFolder:
             for other in self._variants(path):
                 if other != final and os.path.lexists(other):
                     os.unlink(other)  # noqa: PTH108
+
+    @staticmethod
+    def _create(folder: str, path: str) -> BinaryIO:
+        try:
+            return open(path, "wb")  # noqa: PTH123
+        except FileNotFoundError:  # seldom, so that it costs nothing to ask afterwards
+            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+            return open(path, "wb")  # noqa: PTH123
 
     @staticmethod
     def _variants(path: str) -> list[str]:
@@ -195,11 +201,11 @@ class LocalFolder:
                     Path(parent).rmdir()
 
     def check_writable(self) -> None:
-        existing = next(p for p in (self._root, *self._root.parents) if p.exists())
-        if not existing.is_dir():
-            raise AccessDenied(f"cannot write below {existing}: it is not a folder")
-        probe = existing / f".probe.{_owner()}-0{_PARTIAL}"
-        with _disk_errors("write to", existing):
+        with _disk_errors("write to", self._root):
+            existing = next(p for p in (self._root, *self._root.parents) if p.exists())
+            if not existing.is_dir():
+                raise AccessDenied(f"cannot write below {existing}: it is not a folder")
+            probe = existing / f".probe.{_owner()}-0{_PARTIAL}"
             probe.touch()
             probe.unlink()
 
@@ -210,8 +216,11 @@ def _owner() -> str:
 
 def _remove_if_abandoned(partial: Path) -> None:
     """Remove what a killed process left half written, and nothing that somebody still writes."""
-    host, pid, _ = partial.name.removesuffix(_PARTIAL).rsplit(".", 1)[1].rsplit("-", 2)
-    with suppress(FileNotFoundError, ValueError):
+    ours = _PARTIAL_NAME.fullmatch(partial.name)
+    if ours is None:  # a file of somebody else's
+        return
+    host, pid = ours.groups()
+    with suppress(FileNotFoundError):
         if host == _owner().rpartition("-")[0]:
             abandoned = not _is_alive(int(pid))
         else:
@@ -247,6 +256,7 @@ class BucketFolder:
         except UnsupportedProtocolError as error:
             raise InvalidParameter(f"{url!r} is not an address we can open") from error
         self._url = url
+        self._in_memory = url.startswith("mem://")  # there each compression is a file, as on disk
 
     @property
     def url(self) -> str:
@@ -260,6 +270,8 @@ class BucketFolder:
         return StoredFile(answer["content"], answer["compress"] or "")
 
     def write(self, name: str, file: StoredFile, *, content_type: str = "") -> None:
+        if self._in_memory:
+            self.delete(name)
         with self._errors("write", name):
             self._files.puts(
                 [{"path": name, "content": bytes(file.content)}],
@@ -272,6 +284,8 @@ class BucketFolder:
     def delete(self, name: str) -> None:
         with self._errors("delete", name):
             self._files.delete(name)
+            while self._in_memory and self._files.exists(name):
+                self._files.delete(name)
 
     def exists(self, name: str) -> bool:
         with self._errors("look for", name):
@@ -279,7 +293,7 @@ class BucketFolder:
 
     def names(self, prefix: str) -> Iterator[str]:
         with self._errors("list", prefix):
-            for name in self._files.list(prefix=f"{prefix}/", flat=True):
+            for name in self._files.list(prefix=f"{prefix}/" if prefix else "", flat=True):
                 if not name.endswith("/"):
                     yield plain_name(name.rpartition("/")[2])
 

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from igneous_airflow.errors import InvalidInfo, LayerNotFound, StorageUnavailable
+from igneous_airflow.errors import CorruptChunk, InvalidInfo, LayerNotFound, StorageUnavailable
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.storage.codecs import decompress_bytes
@@ -21,6 +22,9 @@ from igneous_airflow.storage.files import Buffer, Folder, LocalFolder, StoredFil
 
 _NAME = "info"
 _COMMIT_ATTEMPTS = 5
+_DATA_TYPES = frozenset(
+    [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)] + ["float32", "float64"]
+)
 _CSEG_BLOCK = Vec3(8, 8, 8)
 
 
@@ -48,11 +52,11 @@ class Scale:
         """Read an entry of `info["scales"]`; raises InvalidInfo naming what is wrong."""
         try:
             encoding = str(entry["encoding"])
-            resolution = tuple(float(r) for r in entry["resolution"])
+            rx, ry, rz = map(float, entry["resolution"])
             block = entry.get("compressed_segmentation_block_size")
             scale = cls(
                 key=str(entry["key"]),
-                resolution=(resolution[0], resolution[1], resolution[2]),
+                resolution=(rx, ry, rz),
                 size=Vec3.of(entry["size"]),
                 voxel_offset=Vec3.of(entry.get("voxel_offset", (0, 0, 0))),
                 chunk_size=Vec3.of(entry["chunk_sizes"][0]),
@@ -61,12 +65,16 @@ class Scale:
                 quality=entry.get("jpeg_quality"),
                 sharded=bool(entry.get("sharding")),
             )
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
             raise InvalidInfo(f"a scale of the info file is broken ({error!r}): {entry}") from error
         if min(scale.size) < 0 or min(scale.chunk_size) < 1:
             raise InvalidInfo(
                 f"scale {scale.key}: size {scale.size}, chunk size {scale.chunk_size}"
             )
+        if not all(0 < r < inf for r in scale.resolution):
+            raise InvalidInfo(f"scale {scale.key}: resolution {scale.resolution}")
+        if scale.block_size is not None and min(scale.block_size) < 1:
+            raise InvalidInfo(f"scale {scale.key}: block size {scale.block_size}")
         return scale
 
     def entry(self) -> dict[str, Any]:
@@ -144,8 +152,18 @@ class Info:
         )
         if missing:
             raise InvalidInfo(f"{place}/info lacks {', '.join(sorted(missing))}")
+        if str(data["data_type"]).lower() not in _DATA_TYPES:
+            raise InvalidInfo(f"{place}/info: data_type {data['data_type']!r} is not one we know")
+        channels = data["num_channels"]
+        if not isinstance(channels, int) or channels < 1:
+            raise InvalidInfo(f"{place}/info: num_channels {channels!r} is not a positive integer")
+        if not isinstance(data["scales"], list):
+            raise InvalidInfo(f"{place}/info: scales is not a list")
         info = cls(data)
-        _ = info.scales  # every scale must parse
+        try:
+            _ = info.scales  # every scale must parse
+        except InvalidInfo as error:
+            raise InvalidInfo(f"{place}/info: {error}") from error
         return info
 
     @classmethod
@@ -209,7 +227,10 @@ def read_info(folder: Folder) -> Info:
         raise LayerNotFound(
             f"there is no layer at {folder.url}: the file {folder.url}/info is missing"
         )
-    return Info.parse(decompress_bytes(stored), folder.url)
+    try:
+        return Info.parse(decompress_bytes(stored), folder.url)
+    except CorruptChunk as error:
+        raise InvalidInfo(f"{folder.url}/info cannot be read: {error}") from error
 
 
 def write_info(folder: Folder, info: Info) -> None:
@@ -225,6 +246,7 @@ def add_scales(folder: Folder, scales: Sequence[Scale]) -> Info:
     this is repeated. On disk a lock keeps our own processes apart.
     Raises InvalidInfo on a conflict, StorageUnavailable when the merge never holds.
     """
+    read_info(folder)  # before the lock, which needs the folder to be there
     with _lock(folder):
         for _ in range(_COMMIT_ATTEMPTS):
             current = read_info(folder)

@@ -70,6 +70,8 @@ class Layer:
     def scale(self, mip: int) -> Scale:
         """The scale of a mip, -1 being the coarsest; raises InvalidParameter."""
         scales = self.info.scales
+        if not scales:
+            raise InvalidParameter(f"the layer {self.folder.url} has no scales")
         if not -1 <= mip < len(scales):
             raise InvalidParameter(
                 f"mip {mip} does not exist: the layer has mips 0 to {len(scales) - 1}"
@@ -103,13 +105,15 @@ class Layer:
         """Read a box inside the scale's bounds, of any alignment; the array may be read-only.
 
         `missing` is the value of the voxels of missing chunks; with None, one of them raises
-        MissingChunk with its name.
+        MissingChunk with its name. Raises InvalidParameter for a box outside of the bounds.
         """
         import numpy as np
 
         chunks = list(scale.chunks.overlapping(box))
         if len(chunks) == 1 and chunks[0] == box:
             return self._chunk_or_fill(scale, box, missing)
+        if not scale.bounds.contains(box):
+            raise InvalidParameter(f"{box} reaches out of scale {scale.key}, {scale.bounds}")
         array = np.empty((*box.size, self.info.channels), dtype=self.dtype, order="F")
         for chunk in chunks:
             voxels = self._chunk_or_fill(scale, chunk, missing)

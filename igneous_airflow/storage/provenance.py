@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from igneous_airflow.errors import CorruptChunk, InvalidInfo
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import Folder, StoredFile
 
@@ -14,12 +15,21 @@ _NAME = "provenance"
 
 
 def read_provenance(folder: Folder) -> dict[str, Any]:
-    """Read the provenance of a layer; an absent file gives the empty form."""
+    """Read the provenance of a layer; an absent file gives the empty form.
+
+    Raises InvalidInfo for a file of another form, which is somebody's and must not be lost.
+    """
     stored = folder.read(_NAME)
-    empty: dict[str, Any] = {"description": "", "owners": [], "processing": [], "sources": []}
+    provenance: dict[str, Any] = {"description": "", "owners": [], "processing": [], "sources": []}
     if stored is None:
-        return empty
-    return empty | dict(json.loads(bytes(decompress_bytes(stored))))
+        return provenance
+    try:
+        provenance |= json.loads(bytes(decompress_bytes(stored)))
+    except (CorruptChunk, ValueError, TypeError) as error:
+        raise InvalidInfo(f"{folder.url}/provenance cannot be read: {error}") from error
+    if not isinstance(provenance["processing"], list):
+        raise InvalidInfo(f"{folder.url}/provenance: processing is not a list")
+    return provenance
 
 
 def record_processing(folder: Folder, method: Mapping[str, Any], by: str) -> None:
@@ -35,7 +45,8 @@ def record_processing(folder: Folder, method: Mapping[str, Any], by: str) -> Non
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M %Z"),
     }
     processing = list(provenance["processing"])
-    if processing and processing[-1].get("method") == entry["method"]:
+    latest = processing[-1] if processing else None
+    if isinstance(latest, dict) and latest.get("method") == entry["method"]:
         processing.pop()
     provenance["processing"] = [*processing, entry]
     text = json.dumps(provenance, indent=2, sort_keys=True)

@@ -73,6 +73,7 @@ def write_layer(path: Path, voxels: "NDArray[Any]", spec: LayerSpec | None = Non
             },
             "scale_metadata": scale,
             "store_data_equal_to_fill_value": True,
+            "context": {"file_io_sync": False},
         },
         create=True,
     ).result()

@@ -9,11 +9,13 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
-from igneous_airflow.errors import InvalidMessage, LeaseLost, PermanentError
+from igneous_airflow.errors import InvalidMessage, LeaseLost, PermanentError, TransientError
 from igneous_airflow.ledger import Failure, Ledger, Receipt
 from igneous_airflow.queue.protocol import Lease, Queue
 from igneous_airflow.stage import Stage, Work
@@ -55,14 +57,15 @@ class Settled:
     error: str = ""
 
     def line(self) -> str:
-        """`key=value` pairs; values with spaces are quoted."""
+        """`key=value` pairs; values with spaces or unprintable characters are quoted."""
         shown = {name: value for name, value in asdict(self).items() if value not in ("", -1)}
         return " ".join(f"{name}={_quoted(value)}" for name, value in shown.items())
 
 
 def _quoted(value: object) -> str:
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    return repr(text) if not text or any(c.isspace() or c in "\"'=" for c in text) else text
+    plain = text and text.isprintable() and not any(c in " \"'=" for c in text)
+    return text if plain else repr(text)
 
 
 class GiveBack(BaseException):
@@ -88,7 +91,7 @@ class Worker:
         self._report = report
         self._stopping = False
         self._interruptible = False
-        self._opened: tuple[str, Stage, Sequence[Any]] | None = None
+        self._opened: tuple[object, Stage, Sequence[Any]] | None = None
 
     def stop(self) -> None:
         """Take no further task; a second call gives the running one back at once."""
@@ -102,10 +105,16 @@ class Worker:
         while not self._stopping:
             lease = self._queue.lease(self._options.lease_seconds, wait=self._options.idle_seconds)
             if lease is not None:
-                self._report(lease)
-                self._report(self.settle(lease))
+                self._take(lease)
             elif self._options.until_done and self._queue.counts().drained:
                 return
+
+    def _take(self, lease: Lease) -> None:
+        if self._stopping:  # asked to while waiting for the lease
+            _let_go(partial(self._queue.release, lease))
+            return
+        self._report(lease)
+        self._report(self.settle(lease))
 
     def settle(self, lease: Lease) -> Settled:
         """Run the task of a lease and settle the message, whatever happens."""
@@ -113,20 +122,25 @@ class Worker:
             task = Task.decode(lease.body)
         except InvalidMessage as error:
             reason = str(error)
-            self._let_go(lambda: self._queue.bury(lease, reason))
+            _let_go(partial(self._queue.bury, lease, reason))
             return Settled("failed", attempt=lease.attempt, error=reason)
-        ledger = Ledger(task.run)
-        if ledger.has_receipt(task.index):
-            self._let_go(lambda: self._queue.done(lease))
-            return _settled("repeated", task, lease)
-        started = time.monotonic()
         try:
-            cell, work = self._run(task, lease)
+            settled = self._do(task, lease)
         except GiveBack:
-            self._let_go(lambda: self._queue.release(lease))
+            _let_go(partial(self._queue.release, lease))
             return _settled("given back", task, lease)
         except Exception as error:  # noqa: BLE001 - whatever a task raises is the task's failure
             return fail(self._queue, lease, task, error, self._options)
+        _let_go(partial(self._queue.done, lease))
+        return settled
+
+    def _do(self, task: Task, lease: Lease) -> Settled:
+        """Run a task that has no receipt yet, and write its receipt."""
+        ledger = Ledger(task.run)
+        if ledger.has_receipt(task.index):
+            return _settled("repeated", task, lease)
+        started = time.monotonic()
+        cell, work = self._run(task, lease)
         seconds = round(time.monotonic() - started, 3)
         ledger.write_receipt(
             Receipt(
@@ -137,7 +151,6 @@ class Worker:
                 work=work,
             )
         )
-        self._let_go(lambda: self._queue.done(lease))
         return replace(
             _settled("done", task, lease), cell=cell, seconds=seconds, voxels=work.voxels
         )
@@ -156,19 +169,22 @@ class Worker:
                 self._interruptible = False
 
     def _open(self, task: Task) -> tuple[Stage, Sequence[Any]]:
-        """The stage and cells of a task; those of the run worked on last are kept."""
-        if self._opened is None or self._opened[0] != task.run:
+        """The stage and cells of a task; those of the last one are kept for others like it."""
+        like = (task.run, task.stage, task.parameters)
+        if self._opened is None or self._opened[0] != like:
             stage = task.make_stage()
-            self._opened = (task.run, stage, stage.cells())
+            self._opened = (like, stage, stage.cells())
         return self._opened[1:]
 
-    @staticmethod
-    def _let_go(settle: Callable[[], None]) -> None:
-        """Settle a message that may meanwhile be somebody else's, which is no harm."""
-        try:
-            settle()
-        except LeaseLost:
-            return
+
+def _let_go(settle: Callable[[], None]) -> None:
+    """Settle a message, if that is possible.
+
+    It may meanwhile be somebody else's, and the queue may not answer: then the lease runs out, and
+    whoever gets the message finds the receipt, or tries again. Neither does harm.
+    """
+    with suppress(LeaseLost, TransientError):
+        settle()
 
 
 def fail(
@@ -177,24 +193,21 @@ def fail(
     """Record a failed attempt; send the task back for later, or to the dead letters."""
     final = isinstance(error, PermanentError) or lease.attempt >= options.max_attempts
     text = f"{type(error).__name__}: {error}"
-    Ledger(task.run).write_failure(
-        Failure(
-            task=task.index,
-            attempt=lease.attempt,
-            error=text,
-            traceback="".join(traceback.format_exception(error)),
-            final=final,
-            worker=worker_name(),
-            at=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
+    failure = Failure(
+        task=task.index,
+        attempt=lease.attempt,
+        error=text,
+        traceback="".join(traceback.format_exception(error)),
+        final=final,
+        worker=worker_name(),
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    try:
-        if final:
-            queue.bury(lease, text)
-        else:
-            queue.release(lease, after=options.delay(lease.attempt))
-    except LeaseLost:
-        pass  # somebody else has the task already
+    with suppress(Exception):  # perhaps the task failed for want of the same storage
+        Ledger(task.run).write_failure(failure)
+    if final:
+        _let_go(partial(queue.bury, lease, text))
+    else:
+        _let_go(partial(queue.release, lease, after=options.delay(lease.attempt)))
     return replace(_settled("failed" if final else "retry", task, lease), error=text)
 
 

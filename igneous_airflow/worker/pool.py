@@ -9,13 +9,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from threading import Thread
 from types import FrameType
 
-from igneous_airflow.errors import InvalidMessage, LeaseLost, WorkerDied
+from igneous_airflow.errors import IgneousError, WorkerDied
 from igneous_airflow.queue.protocol import Lease, open_queue
 from igneous_airflow.task import Task
 from igneous_airflow.worker.loop import Settled, Worker, WorkerOptions, fail
@@ -31,6 +33,7 @@ class _Child:
     connection: Connection
     held: Lease | None = None
     ever_leased: bool = False
+    told: int = 0  # how often to stop
 
 
 class WorkerPool:
@@ -53,7 +56,7 @@ class WorkerPool:
         self._on_settled = on_settled
         self._context = multiprocessing.get_context("spawn")
         self._children: list[_Child] = []
-        self._stopping = False
+        self._stops = 0  # how often this pool was asked to stop
         self._stop_with_parent: int | None = None
         self._early_deaths = 0
         self.failed = 0
@@ -66,7 +69,8 @@ class WorkerPool:
         """Work; return 0 when every task went well, 1 when tasks or workers were given up."""
         previous = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
         try:
-            self._children = [self._start() for _ in range(self._processes)]
+            for _ in range(self._processes):
+                self._start()
             while self._children:
                 self._wait()
         finally:
@@ -76,25 +80,39 @@ class WorkerPool:
                 child.process.kill()
         return 1 if self.failed or self._early_deaths >= _EARLY_DEATHS else 0
 
-    def _start(self) -> _Child:
+    def _start(self) -> None:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=_child_main,
             args=(self._queue_url, self._options, theirs),
             name="igneous-worker",
         )
-        process.start()
+        # A terminal sends SIGINT to all. The parent decides; a child keeps this mask for ever. The
+        # tracker is started before, since its start, once a process, would undo the mask.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
-        return _Child(process, ours)
+        self._children.append(_Child(process, ours))
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._stopping = True
+        self._stops += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        """Pass on every request to stop, to children that were just starting too."""
         for child in self._children:
-            child.process.terminate()
+            while child.told < self._stops:
+                child.told += 1
+                child.process.terminate()
 
     def _wait(self) -> None:
-        if self._stop_with_parent not in (None, os.getppid()) and not self._stopping:
-            self._on_signal(signal.SIGTERM, None)
+        if self._stop_with_parent not in (None, os.getppid()) and not self._stops:
+            self._stops = 1
+        self._tell()
         waited: list[Connection | int] = [child.process.sentinel for child in self._children]
         waited += [child.connection for child in self._children if not child.connection.closed]
         ready = wait(waited, timeout=_TICK)
@@ -116,7 +134,8 @@ class WorkerPool:
                     self._settled(event)
                 else:
                     child.held, child.ever_leased = event, True
-        except (EOFError, ConnectionResetError):
+                    self._early_deaths = 0
+        except (EOFError, OSError):  # OSError: it died in the middle of a word
             child.connection.close()
 
     def _settled(self, event: Settled) -> None:
@@ -128,16 +147,16 @@ class WorkerPool:
         code = child.process.exitcode or 0
         child.process.join()
         child.connection.close()
-        if code == 0:
-            return
+        if code == 0 or (child.told and code == -signal.SIGTERM and not child.ever_leased):
+            return  # the latter was asked to stop before it could listen
         death = _death(child.process.pid, code)
         if child.held is not None:
             self._settled(self._give_up(child.held, death))
-        elif not child.ever_leased:
-            self._early_deaths += 1
+        else:
+            self._early_deaths += not child.ever_leased
             self._on_settled(Settled("failed", error=death))
-        if not self._stopping and self._early_deaths < _EARLY_DEATHS:
-            self._children.append(self._start())
+        if not self._stops and self._early_deaths < _EARLY_DEATHS:
+            self._start()
 
     def _give_up(self, lease: Lease, death: str) -> Settled:
         """Record the death of a worker as a failed attempt of the task that it held."""
@@ -145,7 +164,7 @@ class WorkerPool:
         try:
             task = Task.decode(lease.body)
             return fail(queue, lease, task, WorkerDied(death), self._options)
-        except (InvalidMessage, LeaseLost) as error:
+        except IgneousError as error:  # the lease runs out by itself
             return Settled("retry", attempt=lease.attempt, error=f"{death} ({error})")
         finally:
             queue.close()
@@ -161,9 +180,13 @@ def _death(pid: int | None, code: int) -> str:
 
 def _child_main(queue_url: str, options: WorkerOptions, connection: Connection) -> None:
     """What each worker process runs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
+
+    def report(event: Lease | Settled) -> None:
+        with suppress(OSError):  # the parent is gone: SIGTERM is on its way
+            connection.send(event)
+
     queue = open_queue(queue_url)
-    worker = Worker(queue, options, connection.send)
+    worker = Worker(queue, options, report)
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         signal.setitimer(signal.ITIMER_REAL, max(options.grace_seconds, 0.001))
@@ -174,8 +197,8 @@ def _child_main(queue_url: str, options: WorkerOptions, connection: Connection) 
     Thread(target=_stop_when_orphaned, daemon=True).start()
     try:
         worker.work()
-    except (BrokenPipeError, ConnectionResetError):
-        sys.exit(1)  # the parent is gone; an unsettled lease runs out by itself
+    except IgneousError as error:
+        sys.exit(f"Error: {error}")
     finally:
         queue.close()
 

@@ -3,5 +3,7 @@
 import warnings
 
 with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="Please install grpcio-status", category=ImportWarning)
+    warnings.filterwarnings(
+        "ignore", message="Please install grpcio-status", category=ImportWarning
+    )
     import cloudvolume  # noqa: F401

@@ -1,0 +1,205 @@
+# ruff: noqa: D102, S101, S603
+"""What every stage must do: subclass `StageTests` and give it the fixture `example`.
+
+The stage is what `example` returns, so that nobody lists the stages; a test of ours sees to it that
+every registered stage has such a subclass.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from igneous_airflow.errors import AuditFailed, InvalidMessage
+from igneous_airflow.geometry.bbox import BoundingBox
+from igneous_airflow.stage import Stage
+from igneous_airflow.stages import registered_stages, stage_class
+from igneous_airflow.task import Task, TaskEncoder
+
+#: Modules that must not be imported just because a stage is described.
+HEAVY = ("airflow", "boto3", "cloudfiles", "cloudvolume", "numpy", "tinybrain")
+#: What a form of Airflow can show; it follows no `$ref` and no nested `properties`.
+_SHOWN = frozenset({"boolean", "integer", "number", "string"})
+
+
+class StageTests:
+    """The contract of a stage, for pytest.
+
+    The subclass supplies the fixture `example`: a stage on a tiny layer below `tmp_path`, ready to
+    be launched, that is accepted, has at least two cells, and writes everything it writes below
+    `tmp_path`.
+    """
+
+    @pytest.fixture
+    def example(self, tmp_path: Path) -> Stage:
+        """Return a stage that is ready to be launched; supplied by the subclass."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def launched(self, example: Stage) -> Stage:
+        """Return the example as a run launches it: resolved, accepted and prepared."""
+        stage = example.resolved()
+        stage.plan().require_accepted()
+        stage.prepare()
+        return stage
+
+    def test_a_form_can_show_every_field(self, example: Stage) -> None:
+        schema = type(example).model_json_schema()
+        assert "$defs" not in schema
+        for name, field in schema["properties"].items():
+            _assert_shown(name, field)
+
+    def test_every_field_has_a_title_a_description_and_a_section(self, example: Stage) -> None:
+        for name, field in type(example).model_json_schema()["properties"].items():
+            assert field.get("title"), name
+            assert str(field.get("description", "")).endswith("."), name
+            assert field.get("section"), name
+
+    def test_its_docstring_says_what_it_does(self, example: Stage) -> None:
+        own = type(example).__doc__
+        assert own is not None
+        assert own != Stage.__doc__
+        assert own.split("\n")[0].endswith((".", ","))
+
+    def test_it_is_found_by_its_name(self, example: Stage) -> None:
+        assert example.name.isidentifier()
+        assert example.name == example.name.lower()
+        assert registered_stages()[example.name] is stage_class(example.name) is type(example)
+
+    def test_describing_it_imports_nothing_heavy(self, example: Stage) -> None:
+        module = type(example).__module__
+        script = (
+            f"import sys, {module}; sys.modules[{module!r}].{type(example).__name__}"
+            f".model_json_schema(); print([m for m in {HEAVY} if m in sys.modules])"
+        )
+        answer = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        )
+        assert answer.stdout.strip() == "[]"
+
+    def test_a_field_that_does_not_exist_is_refused(self, example: Stage) -> None:
+        with pytest.raises(ValidationError, match="no_such_field"):
+            type(example).model_validate({**example.parameters(), "no_such_field": 1})
+
+    def test_its_parameters_cannot_be_changed(self, example: Stage) -> None:
+        name = next(iter(type(example).model_fields))
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(example, name, getattr(example, name))
+
+    def test_parameters_come_back_from_json_defaults_included(self, example: Stage) -> None:
+        parameters = example.parameters()
+        assert set(parameters) == set(type(example).model_fields)
+        assert type(example).model_validate(json.loads(json.dumps(parameters))) == example
+        assert type(example).model_validate_json(example.model_dump_json()) == example
+
+    def test_a_message_brings_the_stage_to_the_worker(self, example: Stage) -> None:
+        encoder = TaskEncoder("file:///run", example, batch=2, cells=3)
+        bodies = list(encoder.encode_all(iter([0, 1])))
+        tasks = [Task.decode(body) for body in bodies]
+        assert [(task.index, task.start, task.stop) for task in tasks] == [(0, 0, 2), (1, 2, 3)]
+        assert all(task.make_stage() == example for task in tasks)
+        assert all(name in bodies[0] for name in type(example).model_fields)
+
+    def test_a_message_with_a_broken_parameter_is_refused(self, example: Stage) -> None:
+        for name in type(example).model_fields:
+            body = json.loads(TaskEncoder("file:///run", example, 1, 1).encode(0))
+            body["parameters"][name] = {"neither": ["here", "nor there"]}
+            with pytest.raises(InvalidMessage, match=name):
+                Task.decode(json.dumps(body)).make_stage()
+
+    def test_a_plan_writes_nothing(self, example: Stage, tmp_path: Path) -> None:
+        before = snapshot(tmp_path)
+        plan = example.resolved().plan()
+        assert plan == example.resolved().plan()
+        assert plan.refusals == ()
+        assert plan.stage == example.name
+        assert plan.describe()
+        len(example.resolved().cells())
+        assert snapshot(tmp_path) == before
+
+    def test_preparing_twice_is_preparing_once(self, launched: Stage, tmp_path: Path) -> None:
+        before = snapshot(tmp_path)
+        launched.prepare()
+        assert snapshot(tmp_path) == before
+
+    def test_cells_are_the_same_before_and_after_prepare(self, example: Stage) -> None:
+        stage = example.resolved()
+        before = list(stage.cells())
+        stage.prepare()
+        cells = stage.cells()
+        assert list(cells) == before
+        assert len(cells) == len(before) == stage.plan().tasks >= 2
+        assert [cells[index] for index in range(len(cells))] == before
+
+    def test_cells_cover_the_work_once(self, launched: Stage) -> None:
+        cells = launched.cells()
+        boxes = [cell for cell in cells if isinstance(cell, BoundingBox)]
+        for one, other in combinations(boxes, 2):
+            assert not one.intersection(other)
+        if boxes:
+            assert sum(box.voxels for box in boxes) == launched.plan().voxels
+        assert len({str(cell) for cell in cells}) == len(cells)
+
+    def test_cells_in_any_order_and_twice_leave_what_once_leaves(
+        self, launched: Stage, tmp_path: Path
+    ) -> None:
+        cells = list(launched.cells())
+        for cell in cells:
+            launched.run(cell)
+        once = snapshot(tmp_path)
+        for cell in reversed(cells):
+            launched.run(cell)
+        assert snapshot(tmp_path) == once
+
+    def test_every_cell_has_work_of_its_own(self, launched: Stage, tmp_path: Path) -> None:
+        for cell in launched.cells():
+            before = snapshot(tmp_path)
+            launched.run(cell)
+            assert snapshot(tmp_path) != before
+
+    def test_finish_refuses_while_work_is_missing(self, launched: Stage, tmp_path: Path) -> None:
+        *cells, last = launched.cells()
+        for cell in cells:
+            launched.run(cell)
+        before = snapshot(tmp_path)
+        with pytest.raises(AuditFailed):
+            launched.finish("tester")
+        assert snapshot(tmp_path) == before
+        launched.run(last)
+        assert launched.finish("tester").outputs
+
+    def test_finishing_twice_is_finishing_once(self, launched: Stage, tmp_path: Path) -> None:
+        for cell in launched.cells():
+            launched.run(cell)
+        audit = launched.finish("tester")
+        files = set(snapshot(tmp_path))
+        assert launched.finish("tester") == audit
+        assert set(snapshot(tmp_path)) == files
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _assert_shown(name: str, field: Mapping[str, Any]) -> None:
+    """Check that a field is plain, a list of plain values, or one of these or null."""
+    kinds = [kind for kind in field.get("anyOf", [field]) if kind != {"type": "null"}]
+    assert len(kinds) == 1, f"{name}: a form shows one kind of value"
+    (kind,) = kinds
+    types = [kind["type"]] if isinstance(kind.get("type"), str) else kind.get("type", [])
+    assert types, f"{name}: no type, so a model or an enum of its own"
+    assert set(types) <= _SHOWN | {"array"}, name
+    if "array" in types:
+        assert kind["items"]["type"] in _SHOWN, name
+        assert "prefixItems" not in kind, name

@@ -1,0 +1,142 @@
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from igneous_airflow.cli import main
+from igneous_airflow.geometry.bbox import Vec3
+from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
+
+
+def test_the_version_is_the_packages(cli):
+    assert cli("--version").out.strip().endswith(version("igneous-airflow"))
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_every_command(cli, flag: str):
+    answer = cli(flag)
+    assert answer.code == 0
+    for command in ("worker", "status", "resume", "finish", "stages", "downsample", "picture"):
+        assert f"  {command} " in answer.out
+
+
+def test_an_unknown_command_exits_2(cli):
+    answer = cli("upsample")
+    assert answer.code == 2
+    assert "upsample" in answer.err
+
+
+def test_the_folder_of_the_dags_holds_them(cli):
+    answer = cli("dags-folder")
+    folder = Path(answer.out.strip())
+    assert answer.code == 0
+    assert folder.is_absolute()
+    assert (folder / "stages.py").exists()
+
+
+def test_the_module_is_the_command_and_needs_no_airflow():
+    code = "import sys, igneous_airflow.cli; sys.exit('airflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    answer = subprocess.run(
+        [sys.executable, "-m", "igneous_airflow", "stages"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert answer.stdout.startswith("downsample")
+
+
+def test_errors_that_are_not_ours_are_not_hidden(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("igneous_airflow.cli.stages.registered_stages", lambda: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["igneous-airflow", "stages"])
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+@pytest.mark.parametrize("queue", ["", "nonsense", "memory://x", "sqlite://relative", "http://x"])
+def test_an_address_that_is_no_queue_exits_2(cli, queue: str):
+    answer = cli("worker", queue, "--until-done")
+    assert answer.code == 2
+    assert "QUEUE" in answer.err
+
+
+@pytest.mark.parametrize(
+    "options", [["--processes", "0"], ["--lease-seconds", "0"], ["--max-attempts", "0"]]
+)
+def test_wrong_options_of_a_worker_exit_2(cli, tmp_path: Path, options: list[str]):
+    answer = cli("worker", f"sqlite://{tmp_path}/q.db", *options)
+    assert answer.code == 2
+    assert options[0] in answer.err
+
+
+def test_a_message_of_somebody_else_is_buried_with_exit_code_1(cli, tmp_path: Path):
+    from igneous_airflow.queue.protocol import open_queue
+
+    url = f"sqlite://{tmp_path}/q.db"
+    open_queue(url).send(["delete everything\n\x1b[2J"])
+    answer = cli("worker", url, "--until-done")
+    assert answer.code == 1
+    assert len(answer.out.splitlines()) == 1
+    assert "outcome=failed" in answer.out
+    assert "\x1b" not in answer.out
+    assert open_queue(url).counts().dead == 1
+
+
+# Pictures
+
+
+def test_a_picture_has_a_row_a_layer_and_a_panel_a_mip(cli, layer: Path, tmp_path: Path):
+    labels = tmp_path / "labels"
+    write_layer(labels, random_voxels(Vec3(20, 20, 3), "uint64"), LayerSpec("segmentation"))
+    assert cli("downsample", str(layer), "--num-mips", "1", "--processes", "1").code == 0
+    out = tmp_path / "out.png"
+    answer = cli("picture", str(layer), str(labels), "--out", str(out))
+    assert answer.code == 0
+    assert answer.out == f"wrote {out}\n"
+    pixels = np.asarray(Image.open(out))
+    assert pixels.shape == (2 * 344 - 6, 2 * 326 - 6, 3)
+    images, segments = pixels[18:338], pixels[362:]
+    assert (images[:, :320, 0] == images[:, :320, 1]).all()  # grey
+    assert len(np.unique(segments[:, :320].reshape(-1, 3), axis=0)) > 10
+    assert (segments[:, 326:] == 255).all()  # nothing is there
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_a_picture_of_a_layer_far_from_the_origin_with_odd_edges(cli, tmp_path: Path, dtype: str):
+    layer = tmp_path / "odd"
+    spec = LayerSpec(voxel_offset=Vec3(3, 5, 3))
+    write_layer(layer, random_voxels(Vec3(41, 7, 4), dtype), spec)
+    assert (
+        cli(
+            *("downsample", str(layer), "--num-mips", "3", "--factor", "2,2,2"),
+            *("--processes", "1"),
+        ).code
+        == 0
+    )
+    out = tmp_path / "out.png"
+    answer = cli("picture", str(layer), "--out", str(out), "--width", "5")
+    assert answer.code == 0, answer.err
+    assert Image.open(out).size == (4 * 326 - 6, 338)
+
+
+def test_a_picture_shows_missing_chunks_as_background(cli, tmp_path: Path):
+    layer = tmp_path / "layer"
+    voxels = np.full((32, 32, 1, 1), 200, "uint8", order="F")
+    write_layer(layer, voxels, LayerSpec(chunk_size=Vec3(16, 16, 1)))
+    (layer / "8_8_40" / "0-16_0-16_0-1").unlink()
+    out = tmp_path / "out.png"
+    assert cli("picture", str(layer), "--out", str(out)).code == 0
+    pixels = np.asarray(Image.open(out))[18:]
+    assert (pixels[30:150, 5:150] == 0).all()
+    assert (pixels[170:, 170:] == 200).all()
+
+
+def test_a_picture_of_nothing_or_to_nowhere_exits_1(cli, layer: Path, tmp_path: Path):
+    assert "there is no layer" in cli("picture", str(tmp_path / "nothing")).err
+    answer = cli("picture", str(layer), "--out", str(tmp_path / "no" / "where.png"))
+    assert answer.code == 1
+    assert f"cannot write {tmp_path}/no/where.png" in answer.err

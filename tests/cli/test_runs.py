@@ -1,0 +1,183 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from igneous_airflow.cli import runs
+from igneous_airflow.cli.addresses import embedded_queue, folder_url
+from igneous_airflow.errors import CorruptChunk
+from igneous_airflow.ledger import Receipt
+from igneous_airflow.run import Run
+from igneous_airflow.stages.downsample import Downsample
+from igneous_airflow.task import Task
+from igneous_airflow.worker.loop import WorkerOptions, fail
+
+
+@pytest.fixture
+def run(layer: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run of 4 tasks, in the queue."""
+    monkeypatch.setattr(runs, "_SAMPLE_SECONDS", 0)
+    url = f"file://{state}/run-1"
+    stage = Downsample(layer=str(layer), num_mips=1)
+    run, _ = Run.launch(stage, url=url, queue=f"sqlite://{state}/q.db", by="somebody")
+    run.prepare()
+    run.enqueue()
+    return run
+
+
+def receive(run: Run, *tasks: int) -> None:
+    for task in tasks:
+        run.ledger.write_receipt(Receipt(task=task, attempt=1, seconds=0, worker="here:1"))
+
+
+def test_status_of_a_run_that_is_worked_on(cli, run: Run):
+    receive(run, 0)
+    queue = run.open_queue()
+    queue.done(queue.lease(60))
+    queue.lease(60)
+    answer = cli("status", "run-1")
+    assert answer.code == 0
+    assert [line.split(maxsplit=1) for line in answer.out.splitlines()] == [
+        ["run", "run-1 (downsample)"],
+        ["state", "working"],
+        ["planned", "4"],
+        ["done", "1"],
+        ["failed", "0 given up, 0 failed attempts"],
+        ["waiting", "2, and 1 being worked on"],
+        ["progress", "25.0 % done: 1 of 4 tasks"],
+    ]
+
+
+def test_status_shows_rate_and_time_left(cli, run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runs.time, "sleep", lambda _: receive(run, 0, 1))
+    assert "tasks a second, about " in cli("status", "run-1").out
+
+
+def test_status_of_a_run_whose_messages_were_lost(cli, run: Run):
+    run.open_queue().purge()
+    assert "state    stalled" in cli("status", "run-1").out
+
+
+def test_status_of_a_run_with_tasks_given_up_names_their_errors(cli, run: Run):
+    queue = run.open_queue()
+    while (lease := queue.lease(60)) is not None:
+        task = Task.decode(lease.body)
+        error = CorruptChunk(f"chunk {task.index} is broken\nin two lines")
+        fail(queue, lease, task, error, WorkerOptions())
+    answer = cli("status", "run-1")
+    assert answer.code == 0
+    assert "state    failed" in answer.out
+    assert "failed   4 given up, 4 failed attempts" in answer.out
+    assert "task 3, attempt 1: CorruptChunk: chunk 3 is broken" in answer.out
+
+
+def test_status_of_done_and_finished_runs(cli, run: Run):
+    assert cli("worker", run.queue, "--until-done").code == 0
+    assert "state    done" in cli("status", "run-1").out
+    assert cli("finish", "run-1").code == 0
+    answer = cli("status", "run-1")
+    assert "state    finished" in answer.out
+    assert "progress 100.0 % done: 4 of 4 tasks" in answer.out
+
+
+@pytest.mark.parametrize("way", ["name", "path", "relative", "url", "slash"])
+def test_a_run_is_found_by_name_path_and_url(
+    cli, run: Run, state: Path, way: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(state)
+    text = {
+        "name": "run-1",
+        "path": str(state / "run-1"),
+        "relative": "./run-1",
+        "url": run.url,
+        "slash": f"{run.url}/",
+    }[way]
+    assert "planned  4" in cli("status", text).out
+
+
+@pytest.mark.parametrize("command", ["status", "resume", "finish"])
+@pytest.mark.parametrize("name", ["no-such-run", "../../etc", "a" * 300, "a\nb", "%s", "~nobody"])
+def test_a_run_that_is_not_there_exits_1(cli, state: Path, command: str, name: str):
+    answer = cli(command, name)
+    assert answer.code == 1
+    assert answer.err.startswith("Error: ")
+
+
+def test_an_empty_name_of_a_run_is_refused(cli, state: Path):
+    assert cli("status", "").code == 1
+
+
+def test_a_record_that_is_broken_exits_1(cli, state: Path):
+    (state / "run-2").mkdir(parents=True)
+    (state / "run-2" / "run.json").write_text("{")
+    answer = cli("status", "run-2")
+    assert answer.code == 1
+    assert "not the record of a run" in answer.err
+
+
+def test_resuming_sends_again_what_was_lost_and_finishes(cli, run: Run, state: Path, layer: Path):
+    run.open_queue().purge()
+    answer = cli("resume", "run-1", "--processes", "1")
+    assert answer.code == 0, answer.err
+    assert "all 4 tasks are done and 4 chunks were found" in answer.out
+    assert not (state / "q.db").exists()
+    written = {p: p.stat().st_mtime_ns for p in layer.rglob("*")}
+    again = cli("resume", "run-1")
+    assert again.code == 0
+    assert "all 4 tasks are done and 4 chunks were found" in again.out
+    assert {p: p.stat().st_mtime_ns for p in layer.rglob("*")} == written
+
+
+def test_output_that_is_missing_at_the_end_exits_1(cli, run: Run, layer: Path):
+    assert cli("worker", run.queue, "--until-done").code == 0
+    next((layer / "16_16_40").iterdir()).unlink()
+    answer = cli("finish", "run-1")
+    assert answer.code == 1
+    assert "1 chunks" in answer.err
+    assert "16_16_40/" in answer.err
+
+
+def test_messages_lost_on_the_way_are_sent_again_by_themselves(
+    cli, run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    work, rounds = runs._work, []
+
+    def losing(run: Run, processes: int) -> int:
+        rounds.append(processes)
+        if len(rounds) < 3:
+            run.open_queue().purge()
+        return work(run, processes)
+
+    monkeypatch.setattr(runs, "_work", losing)
+    answer = cli("resume", "run-1", "--processes", "1")
+    assert (answer.code, len(rounds)) == (0, 3), answer.err
+
+
+def test_messages_that_are_lost_again_and_again_end_in_an_error(
+    cli, run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    def losing(run: Run, processes: int) -> int:
+        run.open_queue().purge()
+        return 0
+
+    monkeypatch.setattr(runs, "_work", losing)
+    answer = cli("resume", "run-1")
+    assert answer.code == 1
+    assert "their messages are gone from the queue" in answer.err
+
+
+def test_the_queue_of_a_run_is_beside_its_record_or_at_home(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert embedded_queue("file:///data/runs/r-1") == "sqlite:///data/runs/r-1/queue.db"
+    assert embedded_queue("gs://bucket/runs/r-1") == (
+        "sqlite:///home/somebody/.igneous_airflow/queues/r-1.db"
+    )
+
+
+def test_a_folder_is_a_path_or_a_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert folder_url("gs://bucket/x/") == "gs://bucket/x"
+    assert folder_url("/data/x") == "file:///data/x"
+    assert folder_url("data/x") == f"file://{os.getcwd()}/data/x"  # noqa: PTH109
+    assert folder_url("~/x") == "file:///home/somebody/x"

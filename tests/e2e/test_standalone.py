@@ -1,0 +1,429 @@
+"""A real Airflow, used over its REST API as a CI job would: form, refusals, runs, resumption.
+
+The four components of `airflow standalone` run as processes of their own: like this their log
+servers can be left out, which would listen on every address.
+"""
+
+import filecmp
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorstore
+
+pytestmark = [pytest.mark.standalone, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+DAG = "igneous_downsample"
+COMPONENTS = (
+    ("api-server", "--workers", "1"),
+    ("scheduler", "--skip-serve-logs"),
+    ("triggerer", "--skip-serve-logs"),
+    ("dag-processor",),
+)
+Conf = dict[str, Any]
+
+
+class RealAirflow:
+    """An Airflow that runs, and the calls that the tests make."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.runs = home / "runs"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._base = f"http://127.0.0.1:{self.port}"
+        self._token = ""
+        self._processes: list[subprocess.Popen[bytes]] = []
+        # no proxy stands between processes of one machine
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def environment(self) -> dict[str, str]:
+        bundle = {
+            "name": "igneous",
+            "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+            "kwargs": {"path": str(ROOT / "dags"), "refresh_interval": 5},
+        }
+        passwords = self.home / "passwords.json"
+        passwords.write_text(json.dumps({"admin": "admin"}))
+        settings = {
+            "CORE__LOAD_EXAMPLES": "False",
+            "CORE__PARALLELISM": "4",
+            "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+            "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
+            "API__HOST": "127.0.0.1",
+            "API__PORT": str(self.port),
+            "API__BASE_URL": self._base,
+            "API_AUTH__JWT_SECRET": secrets.token_hex(64),
+            "API__SECRET_KEY": secrets.token_hex(64),
+            "DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([bundle]),
+            "DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+            "IGNEOUS__STATE": str(self.runs),
+        }
+        named = {f"AIRFLOW__{name}": value for name, value in settings.items()}
+        return {**os.environ, **named, "AIRFLOW_HOME": str(self.home), "NO_PROXY": "127.0.0.1"}
+
+    def start(self) -> None:
+        airflow = str(Path(sys.executable).with_name("airflow"))
+        environment = self.environment()
+        subprocess.run(
+            [airflow, "db", "migrate"],
+            env=environment,
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+        for component in COMPONENTS:
+            with (self.home / f"{component[0]}.log").open("wb") as log:
+                self._processes.append(
+                    subprocess.Popen(
+                        [airflow, *component],
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+        wait_until(self._answers, seconds=180)
+        account = {"username": "admin", "password": "admin"}
+        self._token = self.call("POST", "/auth/token", account)["access_token"]
+        wait_until(lambda: self._status("GET", f"/api/v2/dags/{DAG}") == 200, seconds=120)
+
+    def stop(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for process in self.processes():
+                with suppress(ProcessLookupError):
+                    os.kill(process, number)
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline and any(p.poll() is None for p in self._processes):
+                time.sleep(0.1)
+
+    def processes(self) -> list[int]:
+        """Everything that runs in the sessions that the components lead."""
+        sessions = {process.pid for process in self._processes}
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(ProcessLookupError):
+                if os.getsid(int(folder.name)) in sessions:
+                    found.append(int(folder.name))
+        return found
+
+    def _answers(self) -> bool:
+        assert all(process.poll() is None for process in self._processes), "a component has ended"
+        try:
+            return self._status("GET", "/api/v2/monitor/health") == 200
+        except OSError:
+            return False
+
+    def _status(self, method: str, path: str) -> int:
+        try:
+            self.call(method, path)
+        except urllib.error.HTTPError as error:
+            return error.code
+        return 200
+
+    def call(self, method: str, path: str, body: Conf | None = None, accept: str = "json") -> Any:
+        """Call the API; raises HTTPError."""
+        request = urllib.request.Request(
+            self._base + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={
+                "Content-Type": "application/json",
+                "Accept": f"application/{accept}",
+                "Authorization": f"Bearer {self._token}",
+            },
+        )
+        with self._opener.open(request, timeout=60) as answer:
+            content = answer.read()
+        return json.loads(content) if accept == "json" else content.decode()
+
+    def trigger(self, run: str, conf: Conf) -> None:
+        body = {"dag_run_id": run, "logical_date": None, "conf": conf}
+        self.call("POST", f"/api/v2/dags/{DAG}/dagRuns", body)
+
+    def refusal(self, conf: Conf) -> str:
+        """The words with which triggering is refused."""
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            self.trigger(f"refused-{secrets.token_hex(4)}", conf)
+        with caught.value as error:
+            assert error.code == 400
+            return error.read().decode()
+
+    def dag_run(self, run: str) -> Any:
+        return self.call("GET", f"/api/v2/dags/{DAG}/dagRuns/{run}")
+
+    def end_of(self, run: str) -> str:
+        """Wait for the end of a DAG run and return its state."""
+        wait_until(lambda: self.dag_run(run)["state"] in ("success", "failed"), seconds=240)
+        return str(self.dag_run(run)["state"])
+
+    def task(self, run: str, task: str) -> str:
+        return f"/api/v2/dags/{DAG}/dagRuns/{run}/taskInstances/downsample.{task}"
+
+    def xcom(self, run: str, task: str) -> Any:
+        return self.call("GET", self.task(run, task) + "/xcomEntries/return_value")["value"]
+
+    def log(self, run: str, task: str, attempt: int = 1) -> str:
+        return str(self.call("GET", f"{self.task(run, task)}/logs/{attempt}", accept="x-ndjson"))
+
+    def clear(self, run: str, *tasks: str) -> None:
+        """Clear tasks and all that comes after them."""
+        body = {
+            "dry_run": False,
+            "dag_run_id": run,
+            "task_ids": [f"downsample.{task}" for task in tasks],
+            "include_downstream": True,
+            "only_failed": False,
+        }
+        self.call("POST", f"/api/v2/dags/{DAG}/clearTaskInstances", body)
+
+    def receipts(self, run: str) -> dict[Path, int]:
+        """The receipts of a run, with the times when they were written."""
+        return {p: p.stat().st_mtime_ns for p in self.runs.glob(f"*_{run}_*/done/*")}
+
+    def workers(self, run: str) -> list[int]:
+        """Process ids of the worker command of a run and of its worker processes' parent."""
+        return [
+            int(folder.name)
+            for folder in Path("/proc").glob("[0-9]*")
+            if f"_{run}_".encode() in (command := _command(folder)) and b"\0worker\0" in command
+        ]
+
+
+def _command(folder: Path) -> bytes:
+    try:
+        return (folder / "cmdline").read_bytes()
+    except OSError:  # it has ended
+        return b""
+
+
+def wait_until(condition: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealAirflow]:
+    """A real Airflow that listens on this machine only."""
+    airflow = RealAirflow(tmp_path_factory.mktemp("airflow"))
+    try:
+        airflow.start()
+        yield airflow
+    finally:
+        airflow.stop()
+
+
+def make_layer(path: Path, side: int = 256, seed: int = 0) -> Path:
+    store = tensorstore.open(
+        {
+            "driver": "neuroglancer_precomputed",
+            "kvstore": {"driver": "file", "path": f"{path}/"},
+            "multiscale_metadata": {"data_type": "uint8", "num_channels": 1, "type": "image"},
+            "scale_metadata": {
+                "size": [side, side, 64],
+                "resolution": [4, 4, 40],
+                "chunk_size": [64, 64, 64],
+                "encoding": "raw",
+            },
+        },
+        create=True,
+    ).result()
+    store[...] = np.random.default_rng(seed).integers(1, 255, store.shape, dtype=np.uint8)
+    return path
+
+
+def slow(layer: Path) -> Conf:
+    """Parameters with which 64 tasks take about ten seconds: compressing takes the time."""
+    return {"layer": str(layer), "num_mips": 1, "compress": "br", "compress_level": 11}
+
+
+def assert_same_bytes(left: Path, right: Path) -> None:
+    names = sorted(path.name for path in left.iterdir())
+    assert names == sorted(path.name for path in right.iterdir())
+    assert filecmp.cmpfiles(left, right, names, shallow=False) == (names, [], [])
+
+
+def test_servers_listen_on_this_machine_only(airflow: RealAirflow) -> None:
+    mine = {f"socket:[{line.split()[9]}]": line.split()[1] for line in _listening()}
+    found = set()
+    for process in airflow.processes():
+        for descriptor in Path(f"/proc/{process}/fd").glob("*"):
+            with suppress(OSError):  # it has ended
+                found.add(mine.get(str(descriptor.readlink()), ""))
+    assert {address.partition(":")[0] for address in found - {""}} == {"0100007F"}
+
+
+def _listening() -> list[str]:
+    lines: list[str] = []
+    for table in ("tcp", "tcp6"):
+        lines += Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    return [line for line in lines if line.split()[3] == "0A"]
+
+
+def test_the_form_shows_the_fields_of_the_stage(airflow: RealAirflow) -> None:
+    params = airflow.call("GET", f"/api/v2/dags/{DAG}/details")["params"]
+    assert {"layer", "mip", "num_mips", "bounds", "workers"} <= params.keys()
+    assert params["layer"]["value"] is None
+    assert params["layer"]["schema"]["type"] == "string"
+    assert params["layer"]["schema"]["section"] == "Where"
+    assert params["mip"]["schema"]["minimum"] == -1
+    assert params["mip"]["description"]
+    assert params["encoding"]["schema"]["enum"][-1] is None
+    assert params["encoding"]["schema"]["type"] == ["string", "null"]
+    assert params["workers"]["value"] == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("mip", -9), ("num_mips", "many"), ("method", "guess"), ("factor", [2, 2]), ("workers", 0)],
+)
+def test_a_wrong_value_is_refused_before_anything_starts(
+    airflow: RealAirflow, field: str, value: object
+) -> None:
+    words = airflow.refusal({"layer": "/data/layer", field: value})
+    assert f"Invalid input for param {field}" in words
+    assert str(value if not isinstance(value, list) else value[0]) in words
+
+
+def test_a_missing_layer_is_asked_for(airflow: RealAirflow) -> None:
+    assert "Invalid input for param layer" in airflow.refusal({"mip": 0})
+
+
+def test_two_runs_on_two_layers_at_once_do_not_disturb_each_other(
+    airflow: RealAirflow, tmp_path: Path
+) -> None:
+    layers = {f"both-{seed}": make_layer(tmp_path / str(seed), seed=seed) for seed in (1, 2)}
+    for run, layer in layers.items():
+        airflow.trigger(run, {"layer": str(layer), "num_mips": 1, "workers": 1})
+    assert [airflow.end_of(run) for run in layers] == ["success", "success"]
+    first, second = (airflow.dag_run(run) for run in layers)
+    assert first["end_date"] > second["start_date"]
+    assert second["end_date"] > first["start_date"]
+    for run, layer in layers.items():
+        assert airflow.xcom(run, "plan")["plan"]["tasks"] == 4
+        summary = airflow.xcom(run, "finish")
+        assert summary["tasks"] == 4
+        assert summary["audit"]["outputs"] == {"8_8_40": 4}
+        assert len(list((layer / "8_8_40").iterdir())) == 4
+        assert '"by": "admin"' in (layer / "provenance").read_text()
+    assert not list(airflow.runs.glob("*/queue.db"))
+
+
+def test_the_logs_tell_the_story(airflow: RealAirflow, tmp_path: Path) -> None:
+    airflow.trigger("story", {"layer": str(make_layer(tmp_path / "layer")), "num_mips": 1})
+    assert airflow.end_of("story") == "success"
+    assert "downsample: 4 tasks (a grid of 2,2,1 cells" in airflow.log("story", "plan")
+    assert "Sent 4 of 4 tasks" in airflow.log("story", "enqueue")
+    working = airflow.log("story", "workers")
+    assert "0.0 % done: 0 of 4 tasks" in working
+    assert "100.0 % done: 4 of 4 tasks" in working
+    assert len(re.findall("outcome=done", working)) == 4
+    assert "all 4 tasks are done and 4 chunks were found" in airflow.log("story", "finish")
+
+
+def test_clearing_a_failed_task_goes_on_where_it_stopped(
+    airflow: RealAirflow, tmp_path: Path
+) -> None:
+    layer = make_layer(tmp_path / "layer")
+    chunk = layer / "4_4_40" / "64-128_64-128_0-64"
+    content = chunk.read_bytes()
+    chunk.unlink()
+    airflow.trigger("mended", {"layer": str(layer), "num_mips": 1})
+    assert airflow.end_of("mended") == "failed"
+    for task in ("workers", "drained"):
+        words = airflow.log("mended", task)
+        assert "1 of 4 tasks" in words
+        assert "64-128_64-128_0-64" in words
+    receipts = airflow.receipts("mended")
+    assert len(receipts) == 3
+
+    chunk.write_bytes(content)
+    airflow.clear("mended", "workers")
+    assert airflow.end_of("mended") == "success"
+    assert receipts.items() <= airflow.receipts("mended").items()
+    assert airflow.xcom("mended", "finish")["tasks"] == 4
+
+
+@pytest.fixture(scope="module")
+def undisturbed(airflow: RealAirflow, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A layer of 64 tasks with its new mip, made without any trouble."""
+    layer = make_layer(tmp_path_factory.mktemp("undisturbed") / "layer", side=1024)
+    airflow.trigger("undisturbed", slow(layer))
+    assert airflow.end_of("undisturbed") == "success"
+    return layer
+
+
+@pytest.fixture
+def copied(undisturbed: Path, tmp_path: Path) -> Path:
+    """The same layer without the new mip."""
+    return make_layer(tmp_path / "layer", side=1024)
+
+
+def begin(airflow: RealAirflow, run: str, layer: Path) -> None:
+    """Trigger a slow run and wait until its workers are in the middle of it."""
+    airflow.trigger(run, slow(layer))
+    wait_until(lambda: len(airflow.receipts(run)) >= 3, seconds=120)
+    assert len(airflow.receipts(run)) < 50
+    assert airflow.workers(run)
+
+
+def test_a_killed_task_is_retried_and_leaves_the_same_bytes(
+    airflow: RealAirflow, undisturbed: Path, copied: Path
+) -> None:
+    begin(airflow, "killed", copied)
+    (command,) = airflow.workers("killed")
+    task = int(re.findall(r"PPid:\t(\d+)", Path(f"/proc/{command}/status").read_text())[0])
+    os.kill(task, signal.SIGKILL)
+    wait_until(lambda: not airflow.workers("killed"), seconds=10)
+    receipts = airflow.receipts("killed")
+    assert len(receipts) < 64
+    assert airflow.end_of("killed") == "success"
+    assert receipts.items() <= airflow.receipts("killed").items()
+    assert airflow.call("GET", airflow.task("killed", "workers"))["try_number"] == 2
+    assert_same_bytes(undisturbed / "8_8_40", copied / "8_8_40")
+
+
+def test_marking_the_workers_as_failed_stops_them_and_clearing_resumes(
+    airflow: RealAirflow, undisturbed: Path, copied: Path
+) -> None:
+    begin(airflow, "stopped", copied)
+    airflow.call("PATCH", airflow.task("stopped", "workers"), {"new_state": "failed"})
+    wait_until(lambda: not airflow.workers("stopped"), seconds=30)
+    assert len(airflow.receipts("stopped")) < 64
+    airflow.clear("stopped", "workers")
+    assert airflow.end_of("stopped") == "success"
+    assert_same_bytes(undisturbed / "8_8_40", copied / "8_8_40")
+
+
+def test_work_that_others_finish_completes_a_dag_run_without_its_workers(
+    airflow: RealAirflow, undisturbed: Path, copied: Path
+) -> None:
+    begin(airflow, "helped", copied)
+    airflow.call("PATCH", airflow.task("helped", "workers"), {"new_state": "failed"})
+    drained = airflow.task("helped", "drained")
+    wait_until(lambda: airflow.call("GET", drained)["state"] == "deferred", seconds=60)
+    (queue,) = airflow.runs.glob("*_helped_*/queue.db")
+    command = [sys.executable, "-m", "igneous_airflow", "worker", f"sqlite://{queue}"]
+    subprocess.run([*command, "--until-done"], check=True, capture_output=True, timeout=120)
+    assert airflow.end_of("helped") == "success"
+    assert airflow.call("GET", airflow.task("helped", "workers"))["state"] == "failed"
+    assert_same_bytes(undisturbed / "8_8_40", copied / "8_8_40")

@@ -1,0 +1,126 @@
+"""The operators of a stage's steps, called as Airflow calls them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from igneous_airflow.errors import StorageUnavailable
+from igneous_airflow.operators.stage import (
+    EnqueueStage,
+    FinishStage,
+    MakeQueue,
+    PlanStage,
+    RemoveQueue,
+    explained,
+)
+from igneous_airflow.run import Run
+from igneous_airflow.stages.downsample import Downsample
+from igneous_airflow.storage.provenance import author
+from igneous_airflow.worker.loop import Worker, WorkerOptions
+
+pytestmark = pytest.mark.airflow
+
+Make = Callable[..., Any]
+
+
+def plan(context: Any) -> dict[str, Any]:
+    return PlanStage(task_id="plan", stage=Downsample).execute(context)
+
+
+def test_the_steps_of_a_stage_leave_the_mips_and_take_the_queue_away(
+    make_layer: Make, context: Make
+) -> None:
+    layer = make_layer()
+    planned = plan(context(layer=str(layer), num_mips=1, workers=2))
+    assert planned["plan"]["tasks"] == 4
+    url = planned["run_url"]
+
+    MakeQueue(task_id="queue", run_url=url).execute({})
+    assert EnqueueStage(task_id="enqueue", run_url=url).execute({}) == 4
+    run = Run.load(url)
+    queue = Path(run.queue.removeprefix("sqlite://"))
+    assert queue.parent == Path(url.removeprefix("file://"))
+    Worker(run.open_queue(), WorkerOptions(until_done=True), lambda _: None).work()
+    RemoveQueue(task_id="remove", run_url=url).execute({})
+    assert queue.exists(), "an unfinished run keeps its queue"
+
+    summary = FinishStage(task_id="finish", run_url=url).execute({})
+    RemoveQueue(task_id="remove", run_url=url).execute({})
+    assert not queue.exists()
+    assert summary["audit"]["outputs"] == {"8_8_40": 4}
+    assert len(list((layer / "8_8_40").iterdir())) == 4
+    assert '"by": "somebody"' in (layer / "provenance").read_text()
+
+
+def test_a_refused_plan_names_every_reason_and_leaves_the_layer_alone(
+    make_layer: Make, context: Make, tmp_path: Path
+) -> None:
+    layer = make_layer()
+    before = (layer / "info").read_bytes()
+    with pytest.raises(AirflowFailException) as caught:
+        plan(context(layer=str(layer), bounds="900-1000_0-10_0-10", memory_target=1_000_000))
+    assert "900-1000_0-10_0-10" in str(caught.value)
+    assert "memory_target: 1,000,000" in str(caught.value)
+    assert (layer / "info").read_bytes() == before
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_layer_that_is_not_there_is_named(context: Make, tmp_path: Path) -> None:
+    with pytest.raises(AirflowFailException, match=f"no layer at file://{tmp_path}/nothing"):
+        plan(context(layer=f"{tmp_path}/nothing"))
+
+
+def test_a_conf_with_an_unknown_name_is_refused(context: Make, tmp_path: Path) -> None:
+    with pytest.raises(AirflowFailException, match=r"bound: .* did you mean bounds\?"):
+        plan(context({"bound": "0-1_0-1_0-1"}, layer=f"{tmp_path}/x", bounds=None))
+
+
+def test_a_dag_run_has_one_run_per_group_and_two_dag_runs_have_two(
+    make_layer: Make, context: Make
+) -> None:
+    layer = str(make_layer())
+    url = plan(context(layer=layer))["run_url"]
+    assert plan(context(layer=layer))["run_url"] == url
+    assert plan(context(layer=layer, run_id="manual-2"))["run_url"] != url
+    other = PlanStage(task_id="plan", stage=Downsample, group_id="again")
+    assert other.execute(context(layer=layer))["run_url"] != url
+
+
+def test_other_values_for_an_unfinished_run_are_refused(make_layer: Make, context: Make) -> None:
+    layer = str(make_layer())
+    plan(context(layer=layer))
+    with pytest.raises(AirflowFailException, match="other values for num_mips"):
+        plan(context(layer=layer, num_mips=1))
+
+
+def test_parameters_of_the_group_come_before_those_of_the_dag_run(
+    make_layer: Make, context: Make
+) -> None:
+    step = PlanStage(
+        task_id="plan", stage=Downsample, parameters={"layer": str(make_layer()), "num_mips": 1}
+    )
+    run = Run.load(step.execute(context(num_mips=7))["run_url"])
+    assert run.parameters["num_mips"] == 1
+
+
+def test_without_a_user_who_triggered_it_the_author_is_whoever_works_here(
+    make_layer: Make, context: Make
+) -> None:
+    scheduled = context(layer=str(make_layer()))
+    scheduled["dag_run"].triggering_user_name = None
+    assert Run.load(plan(scheduled)["run_url"]).by == author()
+
+
+def test_a_run_that_is_not_complete_cannot_be_finished(make_layer: Make, context: Make) -> None:
+    url = plan(context(layer=str(make_layer())))["run_url"]
+    EnqueueStage(task_id="enqueue", run_url=url).execute({})
+    with pytest.raises(AirflowFailException, match=r"1 of 1 tasks .* are not done"):
+        FinishStage(task_id="finish", run_url=url).execute({})
+
+
+def test_an_error_that_may_pass_is_left_to_the_retries_of_airflow() -> None:
+    with pytest.raises(StorageUnavailable), explained():
+        raise StorageUnavailable("the disk is full")

@@ -1,0 +1,206 @@
+"""Encodings and compressions: what was written is read back, what is damaged is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from igneous_airflow.errors import CorruptChunk, InvalidParameter
+from igneous_airflow.geometry.bbox import Vec3
+from igneous_airflow.storage.codecs import (
+    compress_bytes,
+    compression_for,
+    decode,
+    decompress_bytes,
+    encode,
+    encoding_problem,
+)
+from igneous_airflow.storage.files import StoredFile
+from igneous_airflow.testing.layers import random_voxels
+from igneous_airflow.testing.strategies import sizes
+
+BLOCK = Vec3(8, 8, 8)
+CHUNK = Vec3(64, 64, 64)
+LABELS = ["uint8", "uint16", "uint32", "uint64"]
+INTEGERS = [*LABELS, "int8", "int16", "int32", "int64"]
+LOSSLESS = [
+    *[
+        ("raw", dtype, channels)
+        for dtype in (*INTEGERS, "float32", "float64")
+        for channels in (1, 3)
+    ],
+    *[("png", "uint8", channels) for channels in (1, 2, 3, 4)],
+    *[("compressed_segmentation", dtype, 1) for dtype in ("uint32", "uint64")],
+    *[("compresso", dtype, 1) for dtype in LABELS],
+    *[("crackle", dtype, 1) for dtype in LABELS],
+]
+
+
+def there_and_back(array, encoding):
+    content = encode(array, encoding, block_size=BLOCK)
+    return decode(content, encoding, shape=array.shape, dtype=array.dtype, block_size=BLOCK)
+
+
+@pytest.mark.parametrize("case", LOSSLESS, ids=str)
+def test_lossless_encodings_read_back_what_was_written(case):
+    encoding, dtype, channels = case
+    assert encoding_problem(*case, CHUNK) is None
+
+    @given(sizes(20))
+    @settings(deadline=None, max_examples=15)
+    def round_trip(size):
+        array = random_voxels(size, dtype, channels=channels)
+        back = there_and_back(array, encoding)
+        assert back.dtype == array.dtype
+        assert back.flags.f_contiguous
+        np.testing.assert_array_equal(back, array)
+
+    round_trip()
+
+
+@pytest.mark.parametrize(
+    "encoding", ["raw", "png", "compressed_segmentation", "compresso", "crackle"]
+)
+@pytest.mark.parametrize("layout", ["C", "sliced", "read-only"])
+def test_the_layout_of_an_array_does_not_matter(encoding, layout):
+    array = random_voxels(Vec3(16, 12, 10), "uint8" if encoding == "png" else "uint32")
+    if layout == "C":
+        array = np.ascontiguousarray(array)
+    elif layout == "sliced":
+        array = array[1:9, 1:, 1:]
+    else:
+        array.flags.writeable = False
+    np.testing.assert_array_equal(there_and_back(array, encoding), array)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_is_close(channels):
+    ramps = np.stack(np.meshgrid(*[np.arange(0, 240, 10)] * 3, indexing="ij"), 3).astype(np.uint8)
+    array = np.asfortranarray(ramps[:, :, :7, :channels])
+    assert encoding_problem("jpeg", "uint8", channels, CHUNK) is None
+    difference = np.abs(there_and_back(array, "jpeg").astype(int) - array)
+    assert difference.max() < 25
+    assert difference.mean() < 4
+
+
+def test_the_quality_of_jpeg_is_honoured():
+    array = random_voxels(Vec3(64, 64, 4))
+    small, large = (len(encode(array, "jpeg", quality=quality)) for quality in (20, 95))
+    assert small < large / 2
+
+
+@pytest.mark.parametrize(
+    ("encoding", "dtype", "channels", "named"),
+    [
+        ("jpeg", "uint16", 1, "uint8, not uint16"),
+        ("jpeg", "uint8", 2, "1, 3 channel"),
+        ("png", "float32", 1, "uint8, not float32"),
+        ("png", "uint16", 1, "uint8, not uint16"),
+        ("compressed_segmentation", "uint8", 1, "uint32, uint64, not uint8"),
+        ("compressed_segmentation", "uint32", 2, "1 channel"),
+        ("compresso", "float32", 1, "not float32"),
+        ("crackle", "int64", 1, "not int64"),
+        ("zip", "uint8", 1, "unknown: choose one of compressed_segmentation"),
+        ("", "uint8", 1, "unknown"),
+    ],
+)
+def test_an_encoding_that_cannot_hold_the_voxels_is_refused_with_what_it_holds(
+    encoding, dtype, channels, named
+):
+    assert named in str(encoding_problem(encoding, dtype, channels, CHUNK))
+
+
+def test_a_jpeg_has_a_largest_size():
+    assert encoding_problem("jpeg", "uint8", 1, Vec3(512, 512, 64)) is None
+    for chunk in (Vec3(512, 512, 128), Vec3(70_000, 1, 1)):
+        assert "choose a smaller chunk_size" in str(encoding_problem("jpeg", "uint8", 1, chunk))
+        with pytest.raises(InvalidParameter):
+            encode(np.zeros((*chunk, 1), np.uint8, "F"), "jpeg")
+
+
+@pytest.mark.parametrize("encoding", ["fpzip", "zfpc", "jxl"])
+def test_an_encoding_that_is_not_installed_is_refused_with_the_way_out(encoding):
+    dtype = "uint8" if encoding == "jxl" else "float32"
+    problem = encoding_problem(encoding, dtype, 1, CHUNK)
+    assert problem is None or "pip install" in problem
+
+
+def test_voxels_that_an_encoding_cannot_hold_are_refused():
+    with pytest.raises(InvalidParameter, match="float32 voxels as jpeg"):
+        encode(np.zeros((4, 4, 4, 1), np.float32), "jpeg")
+
+
+@pytest.mark.parametrize("case", sorted({(encoding, dtype) for encoding, dtype, _ in LOSSLESS}))
+def test_a_chunk_that_is_cut_off_is_refused_and_never_read_as_something_else(case):
+    encoding, dtype = case
+    array = random_voxels(Vec3(24, 24, 8), dtype)
+    content = bytes(encode(array, encoding, block_size=BLOCK))
+    for length in (0, 1, 10, len(content) // 3, len(content) // 2):
+        with pytest.raises(CorruptChunk):
+            decode(
+                content[:length], encoding, shape=array.shape, dtype=array.dtype, block_size=BLOCK
+            )
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg", "png", "compressed_segmentation"])
+@given(st.data())
+@settings(deadline=None, max_examples=200)
+def test_damaged_bytes_give_an_array_of_the_right_form_or_an_error(encoding, data):
+    array = random_voxels(Vec3(16, 16, 8), "uint32" if encoding[0] == "c" else "uint8")
+    content = bytearray(encode(array, encoding, block_size=BLOCK))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(
+            st.integers(0, min(len(content), data.draw(st.sampled_from([16, 64, 9**9]))) - 1)
+        )
+        content[place] = data.draw(st.integers(0, 255))
+    try:
+        back = decode(content, encoding, shape=array.shape, dtype=array.dtype, block_size=BLOCK)
+    except CorruptChunk:
+        return
+    assert (back.shape, back.dtype) == (array.shape, array.dtype)
+
+
+@pytest.mark.parametrize(
+    "encoding", ["raw", "jpeg", "png", "compressed_segmentation", "compresso", "crackle"]
+)
+def test_a_chunk_of_another_size_or_of_nonsense_is_refused(encoding):
+    dtype = "uint8" if encoding in ("jpeg", "png") else "uint32"
+    content = encode(random_voxels(Vec3(16, 16, 8), dtype), encoding, block_size=BLOCK)
+    for wrong in (content, b"nonsense that is no chunk at all"):
+        with pytest.raises(CorruptChunk, match=encoding):
+            decode(wrong, encoding, shape=(64, 64, 32, 1), dtype=np.dtype(dtype), block_size=BLOCK)
+
+
+@pytest.mark.parametrize("encoding", ["compresso", "crackle"])
+def test_labels_that_do_not_fit_the_layer_are_refused(encoding):
+    array = random_voxels(Vec3(16, 16, 8), "uint64")
+    with pytest.raises(CorruptChunk, match="holds uint64"):
+        decode(encode(array, encoding), encoding, shape=array.shape, dtype=np.dtype("uint32"))
+
+
+@pytest.mark.parametrize("level", [None, 0, 1, 9, 12])
+@pytest.mark.parametrize("compression", ["", "gzip", "br", "zstd"])
+@pytest.mark.parametrize("grey", [False, True])
+def test_compressions_read_back_what_was_written(compression, grey, level):
+    content = bytes(range(256)) * 20
+    stored = compress_bytes(content, compression, grey=grey, level=level)
+    assert stored.compression == compression
+    assert bytes(decompress_bytes(stored)) == content
+    assert bytes(decompress_bytes(compress_bytes(b"", compression, grey=grey, level=level))) == b""
+
+
+@pytest.mark.parametrize("compression", ["gzip", "br", "zstd"])
+def test_a_damaged_compressed_chunk_is_refused(compression):
+    content = bytes(compress_bytes(bytes(range(256)) * 20, compression, grey=False).content)
+    for damaged in (b"", b"junk", content[: len(content) // 2], content[:-1]):
+        with pytest.raises(CorruptChunk, match=compression):
+            decompress_bytes(StoredFile(damaged, compression))
+
+
+def test_auto_compresses_what_a_compressor_still_makes_smaller():
+    assert compression_for("auto", "raw") == "gzip"
+    assert compression_for("auto", "compressed_segmentation") == "gzip"
+    assert compression_for("auto", "jpeg") == ""
+    assert compression_for("auto", "png") == ""
+    assert compression_for("none", "raw") == ""
+    assert compression_for("br", "jpeg") == "br"

@@ -1,0 +1,482 @@
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from igneous_airflow.errors import (
+    AccessDenied,
+    CorruptChunk,
+    LeaseLost,
+    StorageUnavailable,
+    TransientError,
+)
+from igneous_airflow.ledger import Ledger, Receipt
+from igneous_airflow.queue.memory import MemoryQueue
+from igneous_airflow.queue.protocol import Lease
+from igneous_airflow.run import Run
+from igneous_airflow.task import Task
+from igneous_airflow.worker.loop import GiveBack, Settled, Worker, WorkerOptions
+
+OPTIONS = WorkerOptions(lease_seconds=60, retry_delay=2, idle_seconds=0.01, until_done=True)
+
+Launch = Callable[..., Run]
+
+
+class Crash(BaseException):
+    """The process ends here and now."""
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def order() -> None:
+        raise error
+
+    return order
+
+
+def work(queue: MemoryQueue, options: WorkerOptions = OPTIONS) -> list[Settled]:
+    events: list[Lease | Settled] = []
+    Worker(queue, options, events.append).work()
+    return [event for event in events if isinstance(event, Settled)]
+
+
+def settle_next(queue: MemoryQueue, options: WorkerOptions = OPTIONS) -> Settled:
+    lease = queue.lease(60)
+    assert lease is not None
+    return Worker(queue, options, lambda _: None).settle(lease)
+
+
+def receipts(run: Run) -> list[Receipt]:
+    return sorted(run.ledger.receipts(), key=lambda receipt: receipt.task)
+
+
+# What a worker does
+
+
+def test_a_worker_does_every_task_and_says_so(launch, obedient, tmp_path: Path):
+    queue = MemoryQueue()
+    run = launch(queue)
+    settled = work(queue)
+    assert sorted(obedient.ran) == [0, 1, 2]
+    assert [(s.outcome, s.run, s.stage, s.task, s.cell, s.voxels) for s in settled] == [
+        ("done", "run", "obedient", index, str(index), 10) for index in range(3)
+    ]
+    assert queue.counts().drained
+    assert run.done().count == 3
+    assert [(r.task, r.attempt, r.work.voxels) for r in receipts(run)] == [
+        (0, 1, 10),
+        (1, 1, 10),
+        (2, 1, 10),
+    ]
+
+
+def test_a_task_of_several_cells_does_all_of_them_and_adds_up_its_work(launch, obedient):
+    queue = MemoryQueue()
+    run = launch(queue, count=5)
+    queue.purge()
+    body = Task(
+        run=run.url, stage="obedient", parameters=run.parameters, index=0, start=1, stop=4
+    ).model_dump_json()
+    queue.send([body])
+    (settled,) = work(queue)
+    assert obedient.ran == [1, 2, 3]
+    assert (settled.cell, settled.voxels) == ("1", 30)
+
+
+def test_the_receipt_is_written_before_the_message_is_acknowledged(launch):
+    class Watched(MemoryQueue):
+        def done(self, lease: Lease) -> None:
+            assert run.ledger.has_receipt(Task.decode(lease.body).index)
+            acknowledged.append(lease)
+            super().done(lease)
+
+    acknowledged: list[Lease] = []
+    queue = Watched()
+    run = launch(queue)
+    work(queue)
+    assert len(acknowledged) == 3
+
+
+def test_a_crash_between_receipt_and_acknowledgement_costs_a_look_and_no_work(launch, obedient):
+    class Crashing(MemoryQueue):
+        crash = True
+
+        def done(self, lease: Lease) -> None:
+            if self.crash:
+                raise Crash
+            super().done(lease)
+
+    clock = Clock()
+    queue = Crashing(clock)
+    run = launch(queue, count=1)
+    with pytest.raises(Crash):
+        settle_next(queue)
+    (before,) = receipts(run)
+    queue.crash = False
+    clock.now += 61  # the lease runs out
+    assert settle_next(queue).outcome == "repeated"
+    assert obedient.ran == [0]
+    assert receipts(run) == [before]
+    assert queue.counts().drained
+
+
+def test_a_crash_between_the_last_write_and_the_receipt_leaves_the_same_bytes(
+    launch, obedient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    clock = Clock()
+    queue = MemoryQueue(clock)
+    run = launch(queue, count=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "write_receipt", lambda *_: raising(Crash())())
+        with pytest.raises(Crash):
+            settle_next(queue)
+    written = (tmp_path / "out" / "0").read_bytes()
+    assert receipts(run) == []
+    clock.now += 61
+    settled = settle_next(queue)
+    assert (settled.outcome, settled.attempt) == ("done", 2)
+    assert obedient.ran == [0, 0]
+    assert (tmp_path / "out" / "0").read_bytes() == written
+    assert [r.task for r in receipts(run)] == [0]
+
+
+def test_a_task_of_a_run_begun_anew_with_other_parameters_uses_these(launch, tmp_path: Path):
+    queue = MemoryQueue()
+    run = launch(queue, count=1)
+    worker = Worker(queue, OPTIONS, lambda _: None)
+    worker.settle(queue.lease(60))
+    run.ledger.forget_everything()
+    (tmp_path / "elsewhere").mkdir()
+    parameters = run.parameters | {"folder": str(tmp_path / "elsewhere")}
+    queue.send(
+        [
+            Task(
+                run=run.url, stage="obedient", parameters=parameters, index=0, start=0, stop=1
+            ).model_dump_json()
+        ]
+    )
+    worker.settle(queue.lease(60))
+    assert (tmp_path / "elsewhere" / "0").exists()
+
+
+# Failures
+
+
+def test_a_transient_error_is_retried_with_growing_delay_and_then_given_up(launch, obedient):
+    clock = Clock()
+    queue = MemoryQueue(clock)
+    run = launch(queue, count=1)
+    obedient.orders[0] = [raising(TransientError(f"attempt {n}")) for n in range(1, 9)]
+    options = WorkerOptions(retry_delay=2, max_retry_delay=5, max_attempts=4)
+    for delay in (2, 4, 5):
+        assert settle_next(queue, options).outcome == "retry"
+        clock.now += delay - 0.01
+        assert queue.lease(60) is None
+        clock.now += 0.02
+    settled = settle_next(queue, options)
+    assert (settled.outcome, settled.attempt) == ("failed", 4)
+    assert settled.error == "TransientError: attempt 4"
+    assert queue.counts().dead == 1
+    assert queue.counts().drained
+    assert [(f.attempt, f.final) for f in run.ledger.failures()] == [
+        (1, False),
+        (2, False),
+        (3, False),
+        (4, True),
+    ]
+    (letter,) = queue.dead_letters()
+    assert letter.reason == "TransientError: attempt 4"
+
+
+def test_an_error_of_no_known_kind_is_retried(launch, obedient):
+    queue = MemoryQueue()
+    run = launch(queue, count=1)
+    obedient.orders[0] = [raising(ZeroDivisionError("division by zero"))]
+    outcomes = [s.outcome for s in work(queue, WorkerOptions(retry_delay=0, until_done=True))]
+    assert outcomes == ["retry", "done"]
+    (failure,) = run.ledger.failures()
+    assert failure.error == "ZeroDivisionError: division by zero"
+    assert "Traceback" in failure.traceback
+    assert not failure.final
+
+
+def test_a_permanent_error_is_given_up_at_once(launch, obedient):
+    queue = MemoryQueue()
+    run = launch(queue)
+    obedient.orders[1] = [raising(CorruptChunk("chunk 0-8_0-8_0-8 is broken"))]
+    settled = work(queue)
+    assert [s.outcome for s in settled] == ["done", "failed", "done"]
+    (failure,) = run.final_failures()
+    assert (failure.task, failure.attempt, failure.final) == (1, 1, True)
+    assert failure.error == "CorruptChunk: chunk 0-8_0-8_0-8 is broken"
+    assert obedient.ran == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["", "not JSON", "[]", "{}", '{"version": 2}', '{"stage": "obedient"', "\x00\udcff\n\u2028"],
+)
+def test_a_message_that_is_no_task_is_buried(launch, body: str):
+    queue = MemoryQueue()
+    launch(queue, count=1)
+    queue.send([body])
+    settled = work(queue)
+    assert [s.outcome for s in settled] == ["done", "failed"]
+    assert "not a task" in settled[1].error
+    assert len(settled[1].line().splitlines()) == 1
+    (letter,) = queue.dead_letters()
+    assert letter.body == body
+
+
+@pytest.mark.filterwarnings("ignore:Please install grpcio-status:ImportWarning")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stage": "unheard_of"},
+        {"stage": "__import__('os')"},
+        {"parameters": {"folder": 3}},
+        {"parameters": {"folder": "x", "surprise": 1}},
+        {"run": "nonsense://x"},
+        {"run": "no address at all"},
+        {"run": "file://relative"},
+    ],
+)
+def test_a_task_that_cannot_be_made_is_buried_and_the_worker_goes_on(launch, change):
+    queue = MemoryQueue()
+    run = launch(queue, count=1)
+    lease = queue.lease(60)
+    queue.send([json.dumps(json.loads(lease.body) | {"index": 7} | change)])
+    queue.release(lease)
+    settled = work(queue)
+    assert sorted((s.outcome, s.task) for s in settled) == [("done", 0), ("failed", 7)], settled
+    assert queue.counts().dead == 1
+    assert run.done().count == 1
+
+
+def test_a_task_beyond_the_last_cell_fails_and_the_worker_goes_on(launch):
+    queue = MemoryQueue()
+    run = launch(queue, count=1)
+    lease = queue.lease(60)
+    message = json.loads(lease.body) | {"index": 5, "start": 5, "stop": 6}
+    queue.done(lease)
+    queue.send([json.dumps(message)])
+    (settled,) = work(queue, WorkerOptions(max_attempts=1, until_done=True))
+    assert settled.outcome == "failed"
+    assert "IndexError" in settled.error
+    assert run.done().count == 0
+
+
+@pytest.mark.parametrize("error", [StorageUnavailable("disk full"), AccessDenied("denied")])
+def test_a_receipt_that_cannot_be_written_is_a_failure_of_the_task(
+    launch, monkeypatch: pytest.MonkeyPatch, error
+):
+    queue = MemoryQueue()
+    run = launch(queue, count=1)
+    monkeypatch.setattr(Ledger, "write_receipt", lambda *_: raising(error)())
+    settled = settle_next(queue)
+    assert settled.outcome == ("retry" if isinstance(error, TransientError) else "failed")
+    assert not run.ledger.has_receipt(0)
+    assert run.ledger.failed_attempts() == 1
+
+
+def test_a_failure_that_cannot_be_recorded_still_settles_the_message(
+    launch, obedient, monkeypatch: pytest.MonkeyPatch
+):
+    queue = MemoryQueue()
+    launch(queue, count=1)
+    obedient.orders[0] = [raising(CorruptChunk("broken"))]
+    full = raising(StorageUnavailable("disk full"))
+    monkeypatch.setattr(Ledger, "write_failure", lambda *_: full())
+    settled = settle_next(queue)
+    assert settled.outcome == "failed"
+    assert "broken" in settled.error
+    assert queue.counts().dead == 1
+
+
+@pytest.mark.parametrize("method", ["done", "release", "bury"])
+@pytest.mark.parametrize("error", [LeaseLost("gone"), StorageUnavailable("locked")])
+def test_a_message_that_cannot_be_settled_is_no_harm(
+    launch, obedient, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception
+):
+    clock = Clock()
+    queue = MemoryQueue(clock)
+    run = launch(queue, count=1)
+    if method != "done":
+        kind = TransientError if method == "release" else CorruptChunk
+        obedient.orders[0] = [raising(kind("no luck"))]
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, method, lambda *_, **__: raising(error)())
+        outcome = settle_next(queue).outcome
+    assert outcome == {"done": "done", "release": "retry", "bury": "failed"}[method]
+    assert run.ledger.has_receipt(0) == (method == "done")
+    clock.now += 61
+    assert settle_next(queue).outcome == ("repeated" if method == "done" else "done")
+
+
+# Leases
+
+
+def test_a_lease_that_was_lost_to_another_worker_is_no_harm(launch, obedient):
+    """A worker that was suspended for long finishes after somebody else did the same task."""
+    clock = Clock()
+    queue = MemoryQueue(clock)
+    run = launch(queue, count=1)
+
+    def overtaken() -> None:
+        clock.now += 61
+        assert settle_next(queue).outcome == "done"
+
+    obedient.orders[0] = [overtaken]
+    assert settle_next(queue).outcome == "done"
+    assert obedient.ran == [0, 0]
+    assert [r.task for r in receipts(run)] == [0]
+    assert queue.counts().drained
+
+
+def test_a_task_that_takes_longer_than_its_lease_is_given_to_nobody_else(launch, obedient):
+    queue = MemoryQueue()
+    run = launch(queue, count=1)
+    others: list[Lease | None] = []
+    obedient.orders[0] = [lambda: others.append(queue.lease(1, wait=1.0))]
+    settled = work(queue, WorkerOptions(lease_seconds=0.3, until_done=True))
+    assert others == [None]
+    assert [s.outcome for s in settled] == ["done"]
+    assert run.done().count == 1
+
+
+def test_until_done_waits_for_delayed_retries_and_for_tasks_of_others(launch, obedient):
+    queue = MemoryQueue()
+    launch(queue, count=2)
+    obedient.orders[0] = [raising(TransientError("later"))]
+    other = queue.lease(0.5)  # dies in silence with task 0
+    started = time.monotonic()
+    settled = work(queue, WorkerOptions(retry_delay=0.3, idle_seconds=0.01, until_done=True))
+    assert other is not None
+    assert [(s.outcome, s.task) for s in settled] == [("done", 1), ("retry", 0), ("done", 0)]
+    assert time.monotonic() - started > 0.7
+
+
+def test_without_until_done_a_worker_goes_on_until_it_is_stopped(launch):
+    queue = MemoryQueue()
+    run = launch(queue, count=1)
+    worker = Worker(queue, WorkerOptions(idle_seconds=0.01), lambda _: None)
+    thread = Thread(target=worker.work)
+    thread.start()
+    while not queue.counts().drained:
+        time.sleep(0.01)
+    thread.join(0.2)
+    assert thread.is_alive()
+    worker.stop()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert run.done().count == 1
+
+
+# Stopping
+
+
+def test_the_first_stop_lets_the_task_finish_and_takes_no_other(launch, obedient):
+    queue = MemoryQueue()
+    launch(queue)
+    events: list[Lease | Settled] = []
+    worker = Worker(queue, OPTIONS, events.append)
+    obedient.orders[0] = [worker.stop]
+    worker.work()
+    assert [e.outcome for e in events if isinstance(e, Settled)] == ["done"]
+    assert queue.counts().waiting == 2
+
+
+def test_the_second_stop_gives_the_task_back_at_once(launch, obedient):
+    queue = MemoryQueue()
+    run = launch(queue, count=1)
+    events: list[Lease | Settled] = []
+    worker = Worker(queue, OPTIONS, events.append)
+
+    def stop_twice() -> None:
+        worker.stop()
+        worker.stop()
+
+    obedient.orders[0] = [stop_twice]
+    worker.work()
+    assert [e.outcome for e in events if isinstance(e, Settled)] == ["given back"]
+    assert run.done().count == 0
+    assert run.ledger.failed_attempts() == 0
+    assert queue.lease(60) is not None
+
+
+def test_stops_outside_of_a_task_raise_nothing(launch):
+    worker = Worker(MemoryQueue(), OPTIONS, lambda _: None)
+    for _ in range(3):
+        worker.stop()
+    worker.work()
+
+
+def test_a_task_leased_while_the_stop_came_is_given_back_unseen(launch, obedient):
+    class Late(MemoryQueue):
+        def lease(self, seconds: float, *, wait: float = 0) -> Lease | None:
+            worker.stop()
+            return super().lease(seconds, wait=wait)
+
+    queue = Late()
+    launch(queue, count=1)
+    events: list[Lease | Settled] = []
+    worker = Worker(queue, OPTIONS, events.append)
+    worker.work()
+    assert (events, obedient.ran) == ([], [])
+    assert queue.counts().waiting == 1
+
+
+def test_giving_back_is_no_error_that_a_stage_could_swallow():
+    assert not issubclass(GiveBack, Exception)
+
+
+# The log's lines
+
+
+def test_a_settled_task_is_one_line_of_pairs():
+    event = Settled("done", "run-1", "downsample", 7, "0-64_0-64_0-64", 1, 1.23456, 262144)
+    assert event.line() == (
+        "outcome=done run=run-1 stage=downsample task=7 cell=0-64_0-64_0-64 attempt=1 "
+        "seconds=1.235 voxels=262144"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "line one\nline two",
+        "a\r\nb",
+        "next\x85line",
+        "separator\u2028here",
+        "outcome=done task=3",
+        'it\'s "quoted"',
+        "\x1b[2J cleared",
+        "\x1b[31mred",
+        "\x00",
+        "\udcff",
+        "tab\tbed",
+    ],
+)
+def test_hostile_text_stays_in_its_quotes_on_its_line(text: str):
+    line = Settled("failed", error=text).line()
+    assert len(line.splitlines()) == 1
+    assert line.isprintable()
+    assert line.encode()
+    assert line == f"outcome=failed attempt=0 seconds=0.000 voxels=0 error={text!r}"
+
+
+@pytest.mark.parametrize(("attempt", "delay"), [(1, 2), (2, 4), (3, 8), (9, 300), (500, 300)])
+def test_delays_double_up_to_a_limit(attempt: int, delay: float):
+    assert WorkerOptions().delay(attempt) == delay
