@@ -23,7 +23,7 @@ LAYER = "layer"  # the `kind` of fields that hold a layer's address
 WHERE, WHAT, HOW, LIMITS = "Where", "What", "How", "Limits"
 
 _OTHER_FORMATS = ("graphene", "boss", "n5", "zarr", "zarr2", "zarr3", "nifti", "dvid", "brainmaps")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def section(name: str) -> dict[str, Any]:

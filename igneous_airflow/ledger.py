@@ -56,7 +56,7 @@ class Ledger:
 
     def write_failure(self, failure: Failure) -> None:
         """Record a failed attempt."""
-        self._write(f"{_FAILED}/{failure.task:010d}-{failure.attempt}", failure)
+        self._write(f"{_FAILED}/{failure.task:010d}-{failure.attempt:04d}", failure)
 
     def _write(self, name: str, entry: BaseModel) -> None:
         self._folder.write(name, StoredFile(entry.model_dump_json().encode()))

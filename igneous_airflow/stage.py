@@ -147,7 +147,7 @@ def _flat_schema(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 def human_bytes(count: float) -> str:
     """Write a number of bytes for people: 1.5 GB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(count) < 1000:
+        if abs(count) < 999.5:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} PB"

@@ -89,8 +89,11 @@ class StageDrainedSensor(BaseSensorOperator):
 
     def _act(self, verdict: Verdict) -> bool:
         """Whether the run is done; sends lost tasks again, and raises when waiting is no use."""
-        if verdict in (Verdict.DONE, Verdict.WAIT):
-            return verdict is Verdict.DONE
+        if verdict is Verdict.WAIT:
+            return False
+        if verdict is Verdict.DONE:
+            self.log.info("Every task has its receipt")
+            return True
         with explained():
             run = Run.load(self.run_url)
             if verdict is Verdict.LOST and self._resends < _RESENDS:

@@ -37,6 +37,7 @@ class LocalWorkers(RunOperator):
     def __init__(self, *, retries: int = 2, **kwargs: Any) -> None:
         super().__init__(retries=retries, **kwargs)
         self._workers: subprocess.Popen[bytes] | None = None
+        self._stopped = False
 
     def execute(self, context: "Context") -> None:
         """Send what is missing if nobody can have it, then work."""
@@ -49,12 +50,13 @@ class LocalWorkers(RunOperator):
                 if run.progress().state is State.DONE:
                     break
                 self._work(run, options)
-                if run.progress().state is not State.STALLED:
+                if self._stopped or run.progress().state is not State.STALLED:
                     break
             self._require_done(run)
 
     def on_kill(self) -> None:
         """Stop the workers; the tasks that they hold go back to the queue."""
+        self._stopped = True
         workers = self._workers
         if workers is None:
             return
@@ -84,6 +86,8 @@ class LocalWorkers(RunOperator):
             logger = Thread(target=self._log_lines, args=(lines,), daemon=True)
             logger.start()
             try:
+                if self._stopped:  # while they were started
+                    self.on_kill()
                 self._log_progress(run, logger)
             except BaseException:
                 self.on_kill()

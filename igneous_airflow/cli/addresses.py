@@ -16,8 +16,9 @@ def folder_url(text: str) -> str:
 
     Raises click.BadParameter for an empty one, which would be the folder one happens to be in.
     """
-    if "://" in text:
-        return text.rstrip("/")
+    scheme, separator, rest = text.partition("://")
+    if separator:
+        return f"{scheme}://{rest.rstrip('/')}"
     if not text:
         raise click.BadParameter("an empty address")
     return f"{_FILE}{Path(os.path.expanduser(text)).absolute()}"  # noqa: PTH111 - which fails for ~nobody

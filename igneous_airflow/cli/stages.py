@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from igneous_airflow.cli.addresses import embedded_queue, folder_url, queue_url, shown
 from igneous_airflow.cli.runs import state_option, work_on
-from igneous_airflow.errors import PlanRefused
 from igneous_airflow.fields import LAYER
 from igneous_airflow.run import Run, new_run_name
 from igneous_airflow.stage import Stage, field_schemas
@@ -101,7 +100,7 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
     ) -> None:
         launched = _make(stage, values)
         if dry_run:
-            _print_plan(launched)
+            click.echo(launched.resolved().plan().require_accepted().describe())
             return
         url = f"{state}/{new_run_name(stage.name)}"
         run, plan = Run.launch(
@@ -137,15 +136,8 @@ def _make(stage: type[Stage], values: dict[str, Any]) -> Stage:
         return stage.model_validate(values)
     except ValidationError as error:
         flags = {parameter.name: parameter.opts[0] for parameter in _parameters(stage)}
-        problems = [
-            ": ".join([*(flags[str(part)] for part in problem["loc"][:1]), problem["msg"]])
-            for problem in error.errors()
-        ]
+        problems = []
+        for problem in error.errors():
+            place = [flags[str(part)] for part in problem["loc"][:1]]  # none: several together
+            problems.append(": ".join([*place, problem["msg"].removeprefix("Value error, ")]))
         raise click.UsageError("\n       ".join(problems)) from error
-
-
-def _print_plan(stage: Stage) -> None:
-    plan = stage.resolved().plan()
-    click.echo(plan.describe())
-    if plan.refusals:
-        raise PlanRefused(stage.name, plan.refusals)

@@ -6,7 +6,7 @@ fails at odd and narrow edges, and writes out of bounds for cubes of several cha
 padded to whole windows first and cropped after, and cubes are pooled channel by channel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal
 
@@ -157,23 +157,30 @@ def _reduce(block: Array, step: Vec3, combine: np.ufunc) -> Array:
 def _average(block: Array, step: Vec3, sparse: bool) -> Array:
     """Average windows exactly, truncating integers toward zero as tinybrain does."""
     corners = _corners(block, step)
-    exact = np.dtype(np.float64) if block.dtype.kind == "f" else block.dtype
-    exact = np.dtype(np.int64) if exact.kind in "iu" and exact.itemsize < 8 else exact
+    exact = _wide_enough(block.dtype)
     count: Array = np.array(len(corners), dtype=exact)
     if sparse:
-        count = np.maximum(_sum([corner != 0 for corner in corners], exact), count.dtype.type(1))
+        count = np.maximum(_sum((corner != 0 for corner in corners), exact), count.dtype.type(1))
     if exact.kind == "f":
         return np.asfortranarray(_sum(corners, exact) / count, dtype=block.dtype)
     # quotients and remainders apart: the sum of 64-bit integers does not fit 64 bits
-    rest = _sum([corner.astype(exact) % count for corner in corners], exact)
-    mean = _sum([corner.astype(exact) // count for corner in corners], exact) + rest // count
+    rest = _sum((corner.astype(exact) % count for corner in corners), exact)
+    mean = _sum((corner.astype(exact) // count for corner in corners), exact) + rest // count
     toward_zero = (mean < 0) & (rest % count > 0)
     return np.asfortranarray(mean + toward_zero.astype(exact), dtype=block.dtype)
 
 
-def _sum(arrays: list[Array], dtype: "np.dtype[Any]") -> Array:
-    total = np.zeros(arrays[0].shape, dtype=dtype, order="F")
-    for array in arrays:
+def _wide_enough(dtype: "np.dtype[Any]") -> "np.dtype[Any]":
+    """The dtype to average in; small, since a task's memory is planned."""
+    if dtype.kind == "f":
+        return np.dtype(np.float64)
+    return dtype if dtype.itemsize == 8 else np.dtype(np.int32 if dtype.itemsize < 4 else np.int64)
+
+
+def _sum(arrays: Iterable[Array], dtype: "np.dtype[Any]") -> Array:
+    remaining = iter(arrays)
+    total = np.array(next(remaining), dtype=dtype, order="F")
+    for array in remaining:
         np.add(total, array, out=total, casting="unsafe")
     return total
 

@@ -44,8 +44,7 @@ def cli(state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtu
             main()
             code = 0
         except SystemExit as end:
-            assert end.code is None or isinstance(end.code, int)
-            code = end.code or 0
+            code = int(end.code or 0)
         answer = Answer(code, *capfd.readouterr())
         assert "Traceback" not in answer.out + answer.err
         return answer

@@ -183,10 +183,33 @@ def test_marking_the_task_as_failed_stops_the_processes(launch: Make) -> None:
     assert lease is not None
 
 
-def test_nothing_to_stop_before_the_work_and_after_it(launch: Make) -> None:
+def test_workers_that_were_stopped_are_not_started_again(launch: Make) -> None:
+    run = launch()
+    rounds = []
+
+    class StoppedWorkers(LocalWorkers):
+        def _work(self, *args: Any) -> None:
+            rounds.append(args)
+            self.on_kill()
+            run.open_queue().purge()
+
+    with pytest.raises(AirflowException, match="4 of 4 tasks"):
+        StoppedWorkers(task_id="workers", run_url=run.url).execute(CONTEXT)
+    assert len(rounds) == 1
+
+
+def test_a_stop_that_comes_while_the_workers_start_is_heeded(launch: Make) -> None:
     run = launch()
     operator = workers(run)
     operator.on_kill()
+    with pytest.raises(AirflowException, match="4 of 4 tasks"):
+        operator.execute(CONTEXT)
+    assert processes_of(run) == []
+
+
+def test_after_the_work_there_is_nothing_to_stop(launch: Make) -> None:
+    run = launch()
+    operator = workers(run)
     operator.execute(CONTEXT)
     operator.on_kill()
 

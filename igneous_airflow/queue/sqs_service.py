@@ -1,0 +1,300 @@
+"""Where an SQS queue is, and calls to SQS that retry and explain; used by `sqs.py` and its parts.
+
+The only module that knows boto3, which it imports when a client is first needed.
+"""
+
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from igneous_airflow.errors import (
+    AccessDenied,
+    IgneousError,
+    InvalidParameter,
+    LeaseLost,
+    StorageUnavailable,
+)
+
+#: Longer than the 60 seconds for which SQS refuses to purge again or to remake a deleted queue.
+PATIENCE = 90.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_CONNECTIONS = 32
+_READ_SECONDS = 40  # more than a long poll takes
+
+_OPTIONS = frozenset({"region", "endpoint", "create"})
+_QUEUE_HOST = re.compile(r"sqs(?:-fips)?\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_LONGEST_OWN_NAME = 75  # room for the ending of the dead-letter queue
+
+_GONE = frozenset({"QueueDoesNotExist", "NonExistentQueue"})
+_LOST = frozenset({"ReceiptHandleIsInvalid", "MessageNotInflight"})
+_BUSY = frozenset(
+    {
+        "RequestThrottled", "ThrottlingException", "Throttling", "TooManyRequestsException",
+        "RequestLimitExceeded", "OverLimit", "KmsThrottled", "KMS.ThrottlingException",
+        "InternalError", "InternalFailure", "ServiceUnavailable", "RequestTimeout",
+        "PurgeQueueInProgress", "QueueDeletedRecently",
+    }
+)  # fmt: skip
+_DENIED = frozenset(
+    {
+        "AccessDenied", "AccessDeniedException", "KmsAccessDenied", "KMS.AccessDeniedException",
+        "ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "InvalidSecurity",
+        "UnrecognizedClientException", "SignatureDoesNotMatch", "InvalidSignatureException",
+        "MissingAuthenticationToken", "OptInRequired",
+    }
+)  # fmt: skip
+
+
+class QueueGone(StorageUnavailable):
+    """There is no such queue now; there may have been, and may be again."""
+
+
+class Refused(InvalidParameter):
+    """SQS refuses a request for what it says; `code` tells why."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What a queue's URL says; `url` is empty unless it is the full one of an existing queue."""
+
+    name: str
+    region: str | None = None
+    endpoint: str | None = None
+    create: bool = True
+    url: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `sqs://NAME` or `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME`, with options.
+
+        Options are `?region=`, `endpoint=` and, for a queue that is somebody else's,
+        `create=false`, which a full URL implies. Raises InvalidParameter.
+        """
+        parts = urlsplit(text)
+        options = _options(text, parts)
+        region, endpoint = options.get("region"), options.get("endpoint")
+        if parts.scheme == "sqs" and not parts.path:
+            create = options.get("create") != "false"
+            return cls(_checked_name(text, parts.netloc, create), region, endpoint, create)
+        host = _QUEUE_HOST.fullmatch(parts.netloc)
+        account, _, name = parts.path.strip("/").partition("/")
+        if parts.scheme == "https" and host and re.fullmatch(r"\d{12}", account):
+            if options.get("create") == "true":
+                raise InvalidParameter(f"{text!r} names an existing queue: leave out create=true")
+            url = f"https://{parts.netloc}/{account}/{name}"
+            name = _checked_name(text, name, create=False)
+            return cls(name, region or host[1], endpoint, create=False, url=url)
+        raise InvalidParameter(
+            f"{text!r} names no SQS queue: write sqs://NAME or "
+            "https://sqs.REGION.amazonaws.com/ACCOUNT/NAME"
+        )
+
+
+def _options(text: str, parts: SplitResult) -> dict[str, str]:
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if unknown := sorted(options.keys() - _OPTIONS):
+        known = ", ".join(sorted(_OPTIONS))
+        raise InvalidParameter(
+            f"{text.partition('?')[0]}: unknown option {', '.join(unknown)}; there are {known}. "
+            "Credentials never stand in an address"
+        )
+    endpoint = urlsplit(options.get("endpoint", "https://host"))
+    if endpoint.scheme not in ("http", "https") or not endpoint.hostname or endpoint.username:
+        raise InvalidParameter(
+            f"{text.partition('?')[0]}: the endpoint must be http://HOST:PORT or https://HOST, "
+            "without credentials"
+        )
+    if options.get("create", "true") not in ("true", "false") or options.get("region") == "":
+        raise InvalidParameter(f"{text!r}: write create=true or create=false, and region=NAME")
+    return options
+
+
+def _checked_name(text: str, name: str, create: bool) -> str:
+    if name.endswith(".fifo"):
+        raise InvalidParameter(f"{text!r} is a FIFO queue, which is slower: use a standard queue")
+    longest = _LONGEST_OWN_NAME if create else 80
+    if not _NAME.fullmatch(name) or len(name) > longest:
+        raise InvalidParameter(
+            f"{text!r} names no SQS queue: a name has 1 to {longest} letters, digits, hyphens and "
+            "underscores"
+        )
+    return name
+
+
+def connect(address: Address) -> Any:
+    """Make a boto3 client, with credentials by its default chain; retries are left to `Service`."""
+    from boto3.session import Session
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=10,
+        read_timeout=_READ_SECONDS,
+        max_pool_connections=_CONNECTIONS,
+        retries={"mode": "standard", "total_max_attempts": 1},
+    )
+    return Session().client(
+        "sqs", region_name=address.region, endpoint_url=address.endpoint, config=config
+    )
+
+
+def attempts(patience: float) -> Iterator[int]:
+    """Count from 0, with growing random pauses in between, until `patience` seconds are over."""
+    deadline = time.monotonic() + patience
+    number = 0
+    while True:
+        yield number
+        pause = min(_FIRST_PAUSE * 2**number, _LONGEST_PAUSE) * random.uniform(0.5, 1)  # noqa: S311
+        if time.monotonic() + pause > deadline:
+            return
+        time.sleep(pause)
+        number += 1
+
+
+class Service:
+    """Calls SQS for one queue; used by several threads, and anew after a fork.
+
+    Throttling, errors of the server and lost connections are retried for `patience` seconds.
+    Raises StorageUnavailable then, AccessDenied, LeaseLost, QueueGone and Refused.
+    """
+
+    def __init__(
+        self, address: Address, make_client: Callable[[Address], Any], patience: float
+    ) -> None:
+        self._address = address
+        self._make_client = make_client
+        self._patience = patience
+        self.forget()
+
+    def forget(self) -> None:
+        """Make a new client at the next call, leaving the old one to whoever uses it."""
+        self._lock = threading.Lock()
+        self._client: Any = None
+
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def call(
+        self, operation: str, request: Mapping[str, Any], patience: float | None = None
+    ) -> dict[str, Any]:
+        """Call an operation by boto3's name for it and return the response."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        reason: IgneousError | None = None
+        for _ in attempts(self._patience if patience is None else patience):
+            try:
+                response: dict[str, Any] = getattr(self._connected(), operation)(**request)
+            except (BotoCoreError, ClientError) as error:
+                reason = self._explain(operation, error)
+                if type(reason) is not StorageUnavailable:
+                    raise reason from error
+            else:
+                return response
+        raise reason or StorageUnavailable(f"queue {self._address.name}: no time to ask SQS")
+
+    def batch(
+        self, operation: str, url: str, entries: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[Mapping[str, Any], IgneousError]]:
+        """Send up to ten entries, those that failed again, and return what was refused for good.
+
+        An entry that the response does not mention at all has failed too.
+        """
+        waiting = {str(number): entry for number, entry in enumerate(entries)}
+        refused, codes = [], set()
+        for _ in attempts(self._patience):
+            request = [{"Id": number, **entry} for number, entry in waiting.items()]
+            response = self.call(operation, {"QueueUrl": url, "Entries": request})
+            for success in response.get("Successful", []):
+                waiting.pop(success["Id"], None)
+            for failure in response.get("Failed", []):
+                codes.add(failure.get("Code", "no code"))
+                reason = self._entry_refused(operation, failure)
+                if reason is not None and failure["Id"] in waiting:
+                    refused.append((waiting.pop(failure["Id"]), reason))
+            if not waiting:
+                return refused
+        raise StorageUnavailable(
+            f"queue {self._address.name}: {len(waiting)} of {len(entries)} entries of "
+            f"{_action(operation)} were refused for {self._patience:.0f} s: {', '.join(codes)}"
+        )
+
+    def _connected(self) -> Any:
+        with self._lock:  # making a client is not safe in several threads
+            if self._client is None:
+                self._client = self._make_client(self._address)
+            return self._client
+
+    def _entry_refused(
+        self, operation: str, failure: Mapping[str, Any]
+    ) -> IgneousError | None:
+        """Why an entry must not be sent again; None when it must."""
+        code = failure.get("Code", "")
+        if code in _BUSY or not (failure.get("SenderFault") or code in _DENIED):
+            return None
+        return self._judge(operation, code, failure.get("Message", ""), 400)
+
+    def _explain(self, operation: str, error: Exception) -> IgneousError:
+        """Turn an error of boto3 into ours; plain StorageUnavailable when a retry may help."""
+        from botocore import exceptions
+
+        if isinstance(error, exceptions.ClientError):
+            entry = error.response.get("Error", {})
+            # the code of the JSON protocol, where the service gives that of the older one as well
+            code = entry.get("QueryErrorCode") or entry.get("Code", "").rpartition(".")[2]
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return self._judge(operation, code, entry.get("Message", ""), status)
+        name = self._address.name
+        transient = (
+            exceptions.ConnectionError, exceptions.HTTPClientError,
+            exceptions.IncompleteReadError, exceptions.ResponseParserError,
+        )  # fmt: skip
+        if isinstance(error, transient):
+            return StorageUnavailable(f"queue {name}: SQS does not answer: {error}")
+        credentials = (
+            exceptions.NoCredentialsError, exceptions.PartialCredentialsError,
+            exceptions.CredentialRetrievalError, exceptions.TokenRetrievalError,
+            exceptions.SSOError,
+        )  # fmt: skip
+        if isinstance(error, credentials):
+            return AccessDenied(
+                f"queue {name}: no AWS credentials to be used: {error} Give some by the "
+                "environment, a profile or the role of the pod"
+            )
+        hint = "; add ?region=" if isinstance(error, exceptions.NoRegionError) else ""
+        return InvalidParameter(f"queue {name}: {error}{hint}")
+
+    def _judge(self, operation: str, code: str, message: str, status: int) -> IgneousError:
+        name, action = self._address.name, _action(operation)
+        said = f"{code}: {message}"
+        settles = operation in ("change_message_visibility", "delete_message")
+        if code in _BUSY or status >= 500 or status == 429:
+            return StorageUnavailable(f"queue {name}: SQS cannot do {action} now: {said}")
+        if code in _GONE:
+            return QueueGone(f"queue {name} does not exist: {said}")
+        if code in _LOST or (settles and code == "InvalidParameterValue"):
+            return LeaseLost(f"queue {name}: the lease has ended: {said}")
+        if code in _DENIED or status in (401, 403):
+            permission = f"sqs:{action.removesuffix('Batch')}"
+            return AccessDenied(
+                f"queue {name}: AWS refuses {action}: {said}; grant {permission} to these "
+                "credentials, or renew them if they have expired"
+            )
+        return Refused(f"queue {name}: SQS refuses {action}: {said}", code)
+
+
+def _action(operation: str) -> str:
+    """AWS's name of an operation: `send_message_batch` is SendMessageBatch."""
+    return "".join(word.capitalize() for word in operation.split("_"))

@@ -1,0 +1,141 @@
+"""Shared fields: what they accept, how they tidy it, and what they refuse."""
+
+from typing import Annotated, get_args
+
+import pytest
+from hypothesis import given
+from pydantic import Field, TypeAdapter, ValidationError
+
+from igneous_airflow import fields
+from igneous_airflow.geometry.bbox import BoundingBox, Vec3
+from igneous_airflow.testing.strategies import boxes, vectors
+
+LAYER = TypeAdapter(fields.LayerUrl)
+BOUNDS = TypeAdapter(fields.Bounds)
+FACTOR = TypeAdapter(fields.PoolingFactor)
+SIZE = TypeAdapter(fields.PositiveVec3)
+BACKGROUND = TypeAdapter(fields.BackgroundColor)
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("gs://bucket/path", "gs://bucket/path"),
+        ("  s3://bucket/path/  ", "s3://bucket/path"),
+        ("/data/layer", "file:///data/layer"),
+        ("/data/layer//", "file:///data/layer"),
+        ("/data/a b/é", "file:///data/a b/é"),
+        ("file:///data/layer", "file:///data/layer"),
+        ("precomputed://gs://bucket/path", "gs://bucket/path"),
+        ("gs://bucket/path/|neuroglancer-precomputed:", "gs://bucket/path"),
+        ("mem://bucket/layer", "mem://bucket/layer"),
+        ("https://server/layer", "https://server/layer"),
+        ("minio://bucket/layer", "minio://bucket/layer"),
+    ],
+)
+def test_an_address_is_tidied(text, url):
+    assert LAYER.validate_python(text) == url
+    assert LAYER.validate_python(url) == url
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "is not an address"),
+        ("   ", "is not an address"),
+        ("data/layer", "absolute path"),
+        ("~/layer", "absolute path"),
+        ("C:\\data", "absolute path"),
+        ("gs:/bucket/path", "is not an address"),
+        ("gs://", "names no layer"),
+        ("gs:///", "names no layer"),
+        ("/", "names no layer"),
+        ("file://data/layer", "not absolute"),
+        ("zarr://gs://bucket/path", "not zarr"),
+        ("precomputed://n5://gs://bucket/path", "not n5"),
+        ("graphene://https://server/x", "not graphene"),
+        ("s3+http://host/bucket", "alias"),
+        ("gs://bucket/a\nb", "control characters"),
+        ("/data/\0", "control characters"),
+        (5, "string"),
+        (None, "string"),
+        ("/data/\ud800", "control characters"),
+    ],
+)
+def test_an_address_that_is_none_is_refused(text, named):
+    with pytest.raises(ValidationError, match=named):
+        LAYER.validate_python(text)
+
+
+@given(boxes())
+def test_bounds_are_written_as_chunk_files_are_named(box):
+    assert BOUNDS.validate_python(f" {box} ") == str(box)
+    assert BoundingBox.parse(BOUNDS.validate_python(str(box))) == box
+
+
+@pytest.mark.parametrize("text", ["", "everything", "0-1_0-1", "5-5_0-1_0-1", "5-4_0-1_0-1", 5, []])
+def test_bounds_without_voxels_are_refused(text):
+    with pytest.raises(ValidationError):
+        BOUNDS.validate_python(text)
+
+
+@given(vectors(1, 1000))
+def test_three_numbers_are_read_from_text_lists_and_vectors(vector):
+    for form in (vector, list(vector), tuple(vector), str(vector), " , ".join(map(str, vector))):
+        assert SIZE.validate_python(form) == vector
+    assert SIZE.dump_python(vector, mode="json") == list(vector)
+    assert SIZE.validate_json(SIZE.dump_json(vector)) == vector
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *["", "8", "8,8", "8,8,8,8", "8;8;8", "a,b,c", "1e3,8,8", 8, None, {}, {"x": 8}],
+        *[[8, 8], [8, 8, 8.5], [8, 8, None], [True, 8, 8], [8, 8, 0], [-1, 8, 8], [[8], 8, 8]],
+        *[[float("inf"), 8, 8], [float("nan"), 8, 8]],
+    ],
+    ids=repr,
+)
+def test_anything_but_three_positive_integers_is_refused(value):
+    for adapter in (SIZE, FACTOR):
+        with pytest.raises(ValidationError):
+            adapter.validate_python(value)
+
+
+@pytest.mark.parametrize("factor", ["2,2,1", "2,2,2", "1,1,2", "4,4,1", "64,1,1"])
+def test_factors_are_powers_of_two(factor):
+    assert FACTOR.validate_python(factor) == Vec3.of(map(int, factor.split(",")))
+
+
+@pytest.mark.parametrize("factor", ["1,1,1", "3,2,1", "2,2,6", "128,1,1"])
+def test_other_factors_are_refused(factor):
+    with pytest.raises(ValidationError, match=r"powers? of two|pools nothing"):
+        FACTOR.validate_python(factor)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "-Infinity", "NaN", "black", None])
+def test_a_background_is_a_number(value):
+    with pytest.raises(ValidationError):
+        BACKGROUND.validate_python(value)
+
+
+def described_fields():
+    for name, alias in vars(fields).items():
+        metadata = get_args(alias)[1:] if name[0].isupper() else ()
+        for info in metadata:
+            if type(info) is type(Field()):
+                yield name, info
+
+
+def test_every_shared_field_has_a_title_a_description_and_a_section():
+    found = dict(described_fields())
+    assert {"LayerUrl", "Mip", "Bounds", "FillMissing", "MemoryTarget"} <= set(found)
+    for name, info in found.items():
+        assert info.title, name
+        assert info.description.endswith("."), name
+        assert info.json_schema_extra["section"] in {"Where", "What", "How", "Limits"}, name
+
+
+def test_a_section_orders_the_form():
+    field = Annotated[int, Field(json_schema_extra=fields.section(fields.HOW))]
+    assert TypeAdapter(field).json_schema()["section"] == "How"
