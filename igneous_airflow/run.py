@@ -332,8 +332,7 @@ class Run(BaseModel):
     def final_failures(self) -> list[Failure]:
         """The last failure of each task that has no receipt."""
         done = self.done()
-        failures = sorted(self.ledger.failures(), key=lambda f: (f.task, f.attempt))
-        last = {f.task: f for f in failures if f.task not in done}
+        last = {f.task: f for f in self.ledger.failures() if f.task not in done}
         return list(last.values())
 
     def finish(self) -> Summary:

@@ -71,8 +71,8 @@ class LocalWorkers(RunOperator):
     def _work(self, run: Run, options: RunOptions) -> None:
         """Run the worker command to its end, with its lines and the progress in the task's log."""
         read, write = os.pipe()
-        # The workers hold the reading end as well: a line written after the death of this process
-        # must not fail, for then they could not give back what they hold.
+        # The workers hold the reading end as well: what they say after the death of this process,
+        # while they give back what they hold, must not fail as a broken pipe.
         self._workers = subprocess.Popen(  # noqa: S603
             _command(run, options),
             stdin=subprocess.DEVNULL,

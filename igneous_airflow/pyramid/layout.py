@@ -1,5 +1,6 @@
 """The scales of a pyramid, and every reason why they cannot be made; used by plans."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -170,6 +171,8 @@ def bounds_problems(pyramid: Pyramid, region: BoundingBox) -> Iterator[str]:
     if not volume.contains(region):
         yield f"bounds: {region} reaches out of the volume, which is {volume}"
         return
+    if Grid(region, pyramid.geometry.cell).shape.product > sys.maxsize:
+        yield f"bounds: {region} makes more tasks than can be counted: choose a part"
     unit = pyramid.geometry.unit if pyramid.levels else Vec3.full(1)
     if not Grid(volume, unit).is_aligned(region):
         aligned = region.expanded_to_grid(unit, volume.min).intersection(volume)

@@ -206,29 +206,35 @@ class Service:
         raise reason or StorageUnavailable(f"queue {self._address.name}: no time to ask SQS")
 
     def batch(
-        self, operation: str, url: str, entries: Sequence[Mapping[str, Any]]
-    ) -> list[tuple[Mapping[str, Any], IgneousError]]:
-        """Send up to ten entries, those that failed again, and return what was refused for good.
+        self,
+        operation: str,
+        url: str,
+        entries: Sequence[Mapping[str, Any]],
+        patience: float | None = None,
+    ) -> list[IgneousError]:
+        """Send up to ten entries, those that failed again, and return why others never will do.
 
         An entry that the response does not mention at all has failed too.
         """
         waiting = {str(number): entry for number, entry in enumerate(entries)}
-        refused, codes = [], set()
-        for _ in attempts(self._patience):
+        refused: list[IgneousError] = []
+        codes: set[str] = set()
+        patience = self._patience if patience is None else patience
+        for _ in attempts(patience):
             request = [{"Id": number, **entry} for number, entry in waiting.items()]
-            response = self.call(operation, {"QueueUrl": url, "Entries": request})
+            response = self.call(operation, {"QueueUrl": url, "Entries": request}, patience)
             for success in response.get("Successful", []):
                 waiting.pop(success["Id"], None)
             for failure in response.get("Failed", []):
                 codes.add(failure.get("Code", "no code"))
                 reason = self._entry_refused(operation, failure)
-                if reason is not None and failure["Id"] in waiting:
-                    refused.append((waiting.pop(failure["Id"]), reason))
+                if reason is not None and waiting.pop(failure["Id"], None):
+                    refused.append(reason)
             if not waiting:
                 return refused
         raise StorageUnavailable(
             f"queue {self._address.name}: {len(waiting)} of {len(entries)} entries of "
-            f"{_action(operation)} were refused for {self._patience:.0f} s: {', '.join(codes)}"
+            f"{_action(operation)} failed for {patience:.0f} s: {', '.join(sorted(codes))}"
         )
 
     def _connected(self) -> Any:
@@ -237,9 +243,7 @@ class Service:
                 self._client = self._make_client(self._address)
             return self._client
 
-    def _entry_refused(
-        self, operation: str, failure: Mapping[str, Any]
-    ) -> IgneousError | None:
+    def _entry_refused(self, operation: str, failure: Mapping[str, Any]) -> IgneousError | None:
         """Why an entry must not be sent again; None when it must."""
         code = failure.get("Code", "")
         if code in _BUSY or not (failure.get("SenderFault") or code in _DENIED):
