@@ -228,7 +228,8 @@ class Service:
             for failure in response.get("Failed", []):
                 codes.add(failure.get("Code", "no code"))
                 reason = self._entry_refused(operation, failure)
-                if reason is not None and waiting.pop(failure["Id"], None):
+                if reason is not None:
+                    waiting.pop(failure["Id"], None)
                     refused.append(reason)
             if not waiting:
                 return refused
