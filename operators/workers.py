@@ -14,7 +14,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from igneous_airflow.errors import RunFailed, TransientError
 from igneous_airflow.operators.params import RunOptions, read_params
 from igneous_airflow.operators.stage import RunOperator, explained
-from igneous_airflow.run import Pace, Run, State
+from igneous_airflow.progress import Pace, State
+from igneous_airflow.run import Run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -136,5 +137,5 @@ def _command(run: Run, options: RunOptions) -> list[str]:
         *("--lease-seconds", str(options.lease_seconds)),
         *("--grace-seconds", str(_GIVE_BACK_SECONDS)),
         "--until-done",
-        "--stop-with-parent",
+        *("--stop-with-parent", str(os.getpid())),
     ]

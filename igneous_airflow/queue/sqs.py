@@ -22,6 +22,7 @@ from typing import Any
 
 from igneous_airflow.errors import IgneousError, InvalidParameter, LeaseLost, TransientError
 from igneous_airflow.queue.protocol import Counts, DeadLetter, Lease
+from igneous_airflow.queue.sqs_address import Address
 from igneous_airflow.queue.sqs_leases import LONGEST_LEASE, LeaseBook
 from igneous_airflow.queue.sqs_queues import (
     QueuePair,
@@ -30,7 +31,7 @@ from igneous_airflow.queue.sqs_queues import (
     send_dead_letter,
 )
 from igneous_airflow.queue.sqs_sender import send_all
-from igneous_airflow.queue.sqs_service import PATIENCE, Address, QueueGone, Service, connect
+from igneous_airflow.queue.sqs_service import PATIENCE, QueueGone, Service, connect
 
 _LONGEST_POLL = 20
 _LOOK_SECONDS = 0.5  # between looks for a queue that is not there yet
@@ -190,24 +191,21 @@ class SqsQueue:
 
     def _receive(self, seconds: int, wait: float) -> list[Lease]:
         """Ask once for messages, waiting for at most 20 seconds."""
-        url = self._pair.find_tasks()
-        if url is None:
-            time.sleep(max(0, min(wait, _LOOK_SECONDS)))
-            return []
-        request = {
-            "QueueUrl": url,
-            "MaxNumberOfMessages": self._book.wanted(seconds),
-            "VisibilityTimeout": seconds,
-            "WaitTimeSeconds": max(0, min(math.ceil(wait), _LONGEST_POLL)),
-            "MessageSystemAttributeNames": ["ApproximateReceiveCount"],
-        }
-        try:
-            response = self._service.call("receive_message", request)
-        except QueueGone:
+        if url := self._pair.find_tasks():
+            request = {
+                "QueueUrl": url,
+                "MaxNumberOfMessages": self._book.wanted(seconds),
+                "VisibilityTimeout": seconds,
+                "WaitTimeSeconds": max(0, min(math.ceil(wait), _LONGEST_POLL)),
+                "MessageSystemAttributeNames": ["ApproximateReceiveCount"],
+            }
+            with suppress(QueueGone):
+                response = self._service.call("receive_message", request)
+                expires = time.time() + seconds
+                return [_lease(message, expires) for message in response.get("Messages", [])]
             self._pair.forget()
-            return []
-        expires = time.time() + seconds
-        return [_lease(message, expires) for message in response.get("Messages", [])]
+        time.sleep(max(0, min(wait, _LOOK_SECONDS)))
+        return []
 
     def _change(self, lease: Lease, seconds: int) -> None:
         """Let the message be visible again in `seconds`."""

@@ -8,8 +8,9 @@ from typing import Any
 
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.queue.protocol import Counts, DeadLetter, Lease
+from igneous_airflow.queue.sqs_address import Address
 from igneous_airflow.queue.sqs_sender import BATCH_ENTRIES, MESSAGE_BYTES
-from igneous_airflow.queue.sqs_service import Address, QueueGone, Service
+from igneous_airflow.queue.sqs_service import QueueGone, Service
 
 _DEAD = "-dead"
 _RETENTION = 1_209_600  # 14 days, the most that SQS permits
@@ -58,8 +59,7 @@ class QueuePair:
     def tasks(self) -> str:
         """Return the URL of the queue; raises QueueGone."""
         if "tasks" not in self._urls:
-            name = {"QueueName": self._address.name}
-            self._urls["tasks"] = self._address.url or self._look_up(name)
+            self._urls["tasks"] = self._look_up(self._address.name, self._address.account)
         return self._urls["tasks"]
 
     def dead(self) -> str:
@@ -68,10 +68,10 @@ class QueuePair:
         Raises InvalidParameter when the queue is somebody else's and has none.
         """
         if "dead" not in self._urls:
-            name = {"QueueName": self._address.name + _DEAD}
+            name, account = self._address.name + _DEAD, ""
             if not self._address.create:
-                name = self._redrive_target()
-            self._urls["dead"] = self._look_up(name)
+                account, name = self._redrive_target()
+            self._urls["dead"] = self._look_up(name, account)
         return self._urls["dead"]
 
     def make(self) -> str:
@@ -115,17 +115,19 @@ class QueuePair:
             return 0, 0, 0
         return int(values[_VISIBLE]), int(values[_IN_FLIGHT]), int(values[_DELAYED])
 
-    def _redrive_target(self) -> dict[str, str]:
+    def _redrive_target(self) -> tuple[str, str]:
+        """Account and name of the queue that gets the dead letters of somebody else's queue."""
         policy = self._attributes(self.tasks(), ["RedrivePolicy"]).get("RedrivePolicy")
         if not policy:
             raise InvalidParameter(
                 f"queue {self._address.name} has no dead-letter queue: give it a redrive policy"
             )
         *_, account, name = json.loads(policy)["deadLetterTargetArn"].split(":")
-        return {"QueueName": name, "QueueOwnerAWSAccountId": account}
+        return account, name
 
-    def _look_up(self, name: dict[str, str]) -> str:
-        url: str = self._service.call("get_queue_url", name)["QueueUrl"]
+    def _look_up(self, name: str, account: str) -> str:
+        owner = {"QueueOwnerAWSAccountId": account} if account else {}
+        url: str = self._service.call("get_queue_url", {"QueueName": name, **owner})["QueueUrl"]
         return url
 
     def _attributes(self, url: str, names: list[str]) -> dict[str, str]:

@@ -126,17 +126,13 @@ class WorkerPool:
                 self._bury(child)
 
     def _read(self, child: _Child) -> None:
-        try:
-            while not child.connection.closed and child.connection.poll():
-                event = child.connection.recv()
-                if isinstance(event, Settled):
-                    child.held = None
-                    self._settled(event)
-                else:
-                    child.held, child.ever_leased = event, True
-                    self._early_deaths = 0
-        except (EOFError, OSError):  # OSError: it died in the middle of a word
-            child.connection.close()
+        while (event := _next_event(child.connection)) is not None:
+            if isinstance(event, Settled):
+                child.held = None
+                self._settled(event)
+            else:
+                child.held, child.ever_leased = event, True
+                self._early_deaths = 0
 
     def _settled(self, event: Settled) -> None:
         self.failed += event.outcome == "failed"
@@ -168,6 +164,17 @@ class WorkerPool:
             return Settled("retry", attempt=lease.attempt, error=f"{death} ({error})")
         finally:
             queue.close()
+
+
+def _next_event(connection: Connection) -> Lease | Settled | None:
+    """What a child has to say; None when it says nothing now, or never again."""
+    try:
+        if not connection.closed and connection.poll():
+            event: Lease | Settled = connection.recv()
+            return event
+    except (EOFError, OSError):  # OSError: it died in the middle of a word
+        connection.close()
+    return None
 
 
 def _death(pid: int | None, code: int) -> str:

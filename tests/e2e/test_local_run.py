@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from igneous_airflow.geometry.bbox import Vec3
-from igneous_airflow.run import Run, State
+from igneous_airflow.progress import State
+from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
 from igneous_airflow.worker.loop import Worker, WorkerOptions
