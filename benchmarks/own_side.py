@@ -6,6 +6,7 @@ import pstats
 from importlib import import_module
 
 from benchmarks.igneous_side import pin, timed
+from igneous_airflow.worker.memory import keep_freed_memory
 
 #: What `run` imports when it is first called; the peer's imports are not measured either.
 _IMPORTED_LATE = (
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     pin(options.core)
+    keep_freed_memory()  # as every worker process does
     for module in _IMPORTED_LATE:
         import_module(module)
     from igneous_airflow.stages.downsample import Downsample

@@ -21,6 +21,7 @@ from igneous_airflow.errors import IgneousError, WorkerDied
 from igneous_airflow.queue.protocol import Lease, open_queue
 from igneous_airflow.task import Task
 from igneous_airflow.worker.loop import Settled, Worker, WorkerOptions, fail
+from igneous_airflow.worker.memory import keep_freed_memory
 
 _TICK = 0.5  # seconds
 _EARLY_DEATHS = 3  # of children that never got a task: something is wrong with all of them
@@ -192,6 +193,7 @@ def _child_main(queue_url: str, options: WorkerOptions, connection: Connection) 
         with suppress(OSError):  # the parent is gone: SIGTERM is on its way
             connection.send(event)
 
+    keep_freed_memory()
     queue = open_queue(queue_url)
     worker = Worker(queue, options, report)
 
