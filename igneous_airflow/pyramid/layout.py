@@ -1,14 +1,18 @@
 """The scales of a pyramid, and every reason why they cannot be made; used by plans."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.mips import PyramidGeometry, levels_that_fit, truncated
 from igneous_airflow.storage.codecs import encoding_problem
 from igneous_airflow.storage.info import Info, Scale
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -114,23 +118,41 @@ def _conflicts(present: Scale, wanted: Scale, wishes: ScaleWishes) -> Iterator[s
 
 def layer_problems(info: Info, pyramid: Pyramid) -> Iterator[str]:
     """Reasons why such a layer cannot be read, or its new scales not be stored."""
-    if pyramid.source.sharded:
-        yield (
-            f"scale {pyramid.source.key} is sharded; only unsharded layers can be read: transfer "
-            "it to an unsharded layer first"
-        )
+    yield from sharding_problems(pyramid.source)
     if not pyramid.levels:
         yield (
             f"num_mips: there is nothing left to pool, since the volume of {pyramid.source.size} "
             f"voxels has one voxel on each axis pooled by {pyramid.factor}"
         )
+    yield from encoding_problems(info, (pyramid.source, *pyramid.levels))
+
+
+def sharding_problems(scale: Scale) -> Iterator[str]:
+    """The reason why the chunks of a scale cannot be read."""
+    if scale.sharded:
+        yield f"scale {scale.key} is sharded; only unsharded layers can be read"
+
+
+def encoding_problems(info: Info, scales: Iterable[Scale]) -> Iterator[str]:
+    """Reasons why the voxels cannot be stored as the scales say."""
     problems = [
         encoding_problem(
             scale.encoding, info.data_type, info.channels, scale.chunk_size.minimum(scale.size)
         )
-        for scale in (pyramid.source, *pyramid.levels)
+        for scale in scales
     ]
     yield from filter(None, dict.fromkeys(problems))
+
+
+def background_problems(dtype: "np.dtype[Any]", value: float) -> Iterator[str]:
+    """The reason why a value cannot be a voxel's."""
+    import numpy as np
+
+    if dtype.kind == "f":
+        return
+    limits = np.iinfo(dtype)
+    if not value.is_integer() or not limits.min <= value <= limits.max:
+        yield f"background_color: {value:g} is not a value of {dtype}"
 
 
 def memory_problems(

@@ -67,6 +67,9 @@ class Folder(Protocol):
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the files directly in the folder `prefix/`, without compression suffixes."""
 
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Files directly in the folder `prefix/`: names as `names` gives them, and stored bytes."""
+
     def delete_folder(self, prefix: str) -> None:
         """Remove every file below `prefix/`."""
 
@@ -178,6 +181,14 @@ class LocalFolder:
         return any(map(os.path.isfile, self._variants(f"{self._root}/{name}")))
 
     def names(self, prefix: str) -> Iterator[str]:
+        return (plain_name(entry.name) for entry in self._files(prefix))
+
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        for entry in self._files(prefix):
+            with suppress(FileNotFoundError):  # removed meanwhile
+                yield plain_name(entry.name), entry.stat().st_size
+
+    def _files(self, prefix: str) -> Iterator["os.DirEntry[str]"]:
         folder = self._root / prefix
         with _disk_errors("list", folder):
             try:
@@ -189,7 +200,7 @@ class LocalFolder:
                     if entry.name.endswith(_PARTIAL):
                         _remove_if_abandoned(Path(entry.path))
                     elif entry.is_file():
-                        yield plain_name(entry.name)
+                        yield entry
 
     def delete_folder(self, prefix: str) -> None:
         folder = self._root / prefix
@@ -296,6 +307,13 @@ class BucketFolder:
             for name in self._files.list(prefix=f"{prefix}/" if prefix else "", flat=True):
                 if not name.endswith("/"):
                     yield plain_name(name.rpartition("/")[2])
+
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        with self._errors("list", prefix):
+            listed = self._files.list(prefix=f"{prefix}/" if prefix else "", flat=True, size=True)
+            for name, size in listed:
+                if not name.endswith("/"):
+                    yield plain_name(name.rpartition("/")[2]), size
 
     def delete_folder(self, prefix: str) -> None:
         with self._errors("delete", prefix):
