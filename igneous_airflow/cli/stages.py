@@ -103,7 +103,7 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
     ) -> None:
         launched = _make(stage, values)
         if dry_run:
-            click.echo(launched.resolved().plan().require_accepted().describe())
+            click.echo(launched.resolved().plan().require_possible().describe())
             return
         url = f"{state}/{new_run_name(stage.name)}"
         run, plan = Run.launch(

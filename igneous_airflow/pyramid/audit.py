@@ -8,7 +8,6 @@ from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.storage.info import Scale
 from igneous_airflow.storage.layer import Layer
 
-
 _NAMED_AT_MOST = 10
 
 

@@ -95,12 +95,13 @@ def coarser_scales(
         )
         present = info.scale_at(wanted.resolution)
         if present is not None:
-            conflicts += _conflicts(present, wanted, wishes)
+            conflicts += scale_conflicts(present, wanted, wishes)
         scales.append(present or wanted)
     return tuple(scales), conflicts
 
 
-def _conflicts(present: Scale, wanted: Scale, wishes: ScaleWishes) -> Iterator[str]:
+def scale_conflicts(present: Scale, wanted: Scale, wishes: ScaleWishes) -> Iterator[str]:
+    """Reasons why an existing scale cannot take what is wanted of it."""
     name = f"the existing scale {present.key}"
     way_out = "delete that mip first, or leave the parameter empty to keep what is there"
     if present.sharded:

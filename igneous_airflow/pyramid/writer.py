@@ -28,17 +28,28 @@ class WriteParameters(Protocol):
     """What stages that write voxels are told about it, by the names of their fields."""
 
     @property
-    def method(self) -> Method | Literal["auto"]: ...
+    def method(self) -> Method | Literal["auto"]:
+        """How voxels are pooled."""
+
     @property
-    def sparse(self) -> bool: ...
+    def sparse(self) -> bool:
+        """Whether zeros stay out of it."""
+
     @property
-    def compress(self) -> str: ...
+    def compress(self) -> str:
+        """Compression of chunk files."""
+
     @property
-    def compress_level(self) -> int | None: ...
+    def compress_level(self) -> int | None:
+        """Its effort."""
+
     @property
-    def skip_empty(self) -> str: ...
+    def skip_empty(self) -> str:
+        """What becomes of chunks that are all background."""
+
     @property
-    def background_color(self) -> float: ...
+    def background_color(self) -> float:
+        """The value of background."""
 
 
 @dataclass(frozen=True, slots=True)

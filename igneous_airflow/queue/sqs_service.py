@@ -237,9 +237,7 @@ class Service:
                 self._client = self._make_client(self._address)
             return self._client
 
-    def _entry_refused(
-        self, operation: str, failure: Mapping[str, Any]
-    ) -> IgneousError | None:
+    def _entry_refused(self, operation: str, failure: Mapping[str, Any]) -> IgneousError | None:
         """Why an entry must not be sent again; None when it must."""
         code = failure.get("Code", "")
         if code in _BUSY or not (failure.get("SenderFault") or code in _DENIED):

@@ -181,7 +181,13 @@ class Layer:
         return len(stored.content)
 
     def copy_chunk(
-        self, scale: Scale, box: BoundingBox, stored: StoredFile, *, compress: str, level: int | None
+        self,
+        scale: Scale,
+        box: BoundingBox,
+        stored: StoredFile,
+        *,
+        compress: str,
+        level: int | None,
     ) -> int:
         """Write one whole chunk file from the file of a scale that stores alike; never decode it.
 
