@@ -94,7 +94,8 @@ def test_workers_killed_at_random_moments_leave_what_an_undisturbed_run_leaves(
         time.sleep(chance.uniform(0, 0.08))
         os.killpg(workers.pid, signal.SIGKILL)
         workers.wait()
-        done.append(run.done().count); print(done, time.monotonic())
+        done.append(run.done().count)
+        print(done, time.monotonic())
     assert done == sorted(set(done)), "every round got a little further"
     assert done[-1] < run.planned, "the layer is too small to be disturbed so often"
     answer = command("resume", run.url, "--processes", "2")
