@@ -328,10 +328,9 @@ def main() -> None:
             bench.profile(options.profile)
             return
         measure(bench, options.cases)
-    queue = ROOT / "benchmarks" / "bench_queue.py"
-    if "q" in options.cases and queue.exists():
-        print("\nqueue", flush=True)
-        subprocess.run([sys.executable, str(queue)], cwd=ROOT, check=True)
+    for name in ("bench_queue", "bench_enqueue") if "q" in options.cases else ():
+        print(f"\n{name}", flush=True)
+        subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":

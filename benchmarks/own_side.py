@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from benchmarks.igneous_side import pin, timed
+from igneous_airflow.worker.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from igneous_airflow.stage import Stage
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--transfer-from", help="the source of a transfer to the layer")
     options = parser.parse_args()
     pin(options.core)
+    keep_freed_memory()  # as every worker process does
     for module in _IMPORTED_LATE:
         import_module(module)
     stage = stage_of(options)

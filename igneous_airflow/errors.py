@@ -51,6 +51,10 @@ class PlanRefused(PermanentError, ValueError):
         lines = "\n".join(f"  - {reason}" for reason in self.refusals)
         super().__init__(f"{stage} cannot start, nothing was written:\n{lines}")
 
+    def __reduce__(self) -> tuple[type["PlanRefused"], tuple[str, tuple[str, ...]]]:
+        """Let the error pass from one process to another."""
+        return type(self), (self.stage, self.refusals)
+
 
 class LayerNotFound(PermanentError, FileNotFoundError):
     """There is no layer at the address."""

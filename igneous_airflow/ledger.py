@@ -118,7 +118,7 @@ class DoneTasks:
         return self
 
     def __contains__(self, task: int) -> bool:
-        return bool(self._flags[task])
+        return 0 <= task < len(self._flags) and bool(self._flags[task])
 
     def missing(self) -> Iterator[int]:
         """The tasks that are not done, in order."""

@@ -10,7 +10,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowSensorTimeout
 
 from igneous_airflow.operators.stage import RUN_URL, explained
 from igneous_airflow.operators.trigger import StageDrainedTrigger, Verdict, Watch
-from igneous_airflow.run import Pace, Run
+from igneous_airflow.progress import Pace
+from igneous_airflow.run import Run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

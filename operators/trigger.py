@@ -12,7 +12,8 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from igneous_airflow.errors import TransientError
-from igneous_airflow.run import Pace, Progress, Run, State
+from igneous_airflow.progress import Pace, Progress, State
+from igneous_airflow.run import Run
 
 
 class Verdict(StrEnum):

@@ -14,7 +14,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from igneous_airflow.errors import RunFailed, TransientError
 from igneous_airflow.operators.params import RunOptions, read_params
 from igneous_airflow.operators.stage import RunOperator, explained
-from igneous_airflow.run import Pace, Run, State
+from igneous_airflow.progress import Pace, State
+from igneous_airflow.run import Run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -71,8 +72,8 @@ class LocalWorkers(RunOperator):
     def _work(self, run: Run, options: RunOptions) -> None:
         """Run the worker command to its end, with its lines and the progress in the task's log."""
         read, write = os.pipe()
-        # The workers hold the reading end as well: a line written after the death of this process
-        # must not fail, for then they could not give back what they hold.
+        # The workers hold the reading end as well: what they say after the death of this process,
+        # while they give back what they hold, must not fail as a broken pipe.
         self._workers = subprocess.Popen(  # noqa: S603
             _command(run, options),
             stdin=subprocess.DEVNULL,
@@ -136,5 +137,5 @@ def _command(run: Run, options: RunOptions) -> list[str]:
         *("--lease-seconds", str(options.lease_seconds)),
         *("--grace-seconds", str(_GIVE_BACK_SECONDS)),
         "--until-done",
-        "--stop-with-parent",
+        *("--stop-with-parent", str(os.getpid())),
     ]

@@ -29,12 +29,7 @@ def test_an_errors_message_is_its_text(kind):
     assert str(make(kind)).endswith(("a reason", "  - one\n  - two"))
 
 
-NOT_YET = pytest.mark.xfail(reason="PlanRefused cannot be unpickled", strict=True)
-
-
-@pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=NOT_YET) if k is PlanRefused else k for k in KINDS]
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_error_comes_through_to_another_process(kind):
     error = make(kind)
     copy = pickle.loads(pickle.dumps(error))

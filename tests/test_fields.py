@@ -3,7 +3,7 @@
 from typing import Annotated, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from pydantic import Field, TypeAdapter, ValidationError
 
 from igneous_airflow import fields
@@ -68,6 +68,7 @@ def test_an_address_that_is_none_is_refused(text, named):
 
 
 @given(boxes())
+@settings(deadline=None)
 def test_bounds_are_written_as_chunk_files_are_named(box):
     assert BOUNDS.validate_python(f" {box} ") == str(box)
     assert BoundingBox.parse(BOUNDS.validate_python(str(box))) == box
@@ -80,6 +81,7 @@ def test_bounds_without_voxels_are_refused(text):
 
 
 @given(vectors(1, 1000))
+@settings(deadline=None)
 def test_three_numbers_are_read_from_text_lists_and_vectors(vector):
     for form in (vector, list(vector), tuple(vector), str(vector), " , ".join(map(str, vector))):
         assert SIZE.validate_python(form) == vector

@@ -3,7 +3,7 @@
 import uuid
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igneous_airflow.ledger import DoneTasks, Failure, Ledger, Receipt
@@ -99,6 +99,7 @@ def test_a_forgotten_run_can_be_recorded_again(ledger):
 
 
 @given(st.integers(0, 50), st.lists(st.integers(-5, 60)))
+@settings(deadline=None)
 def test_done_tasks_are_a_set_of_planned_numbers(planned, tasks):
     done = DoneTasks(planned)
     for task in tasks:

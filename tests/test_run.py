@@ -15,8 +15,9 @@ from igneous_airflow.errors import (
 )
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.ledger import Failure, Receipt
+from igneous_airflow.progress import Pace, Progress, State, human_seconds
 from igneous_airflow.queue.protocol import Queue, open_queue
-from igneous_airflow.run import Pace, Progress, Run, State, human_seconds, new_run_name
+from igneous_airflow.run import Run, new_run_name
 from igneous_airflow.stage import Audit, Plan, Stage, Work
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.task import Task

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -20,6 +20,7 @@ def message():
 
 
 @given(st.integers(1, 50), st.integers(1, 200), st.text(min_size=1))
+@settings(deadline=None)
 def test_the_tasks_of_a_run_hold_each_cell_once(batch, cells, run):
     encoder = TaskEncoder(run, STAGE, batch, cells)
     tasks = [Task.decode(encoder.encode(index)) for index in range(-(-cells // batch))]

@@ -13,7 +13,8 @@ from igneous_airflow.cli.embedded import EmbeddedAirflow, stop
 from igneous_airflow.cli.picture import draw_picture
 from igneous_airflow.errors import RunFailed
 from igneous_airflow.geometry.bbox import Vec3
-from igneous_airflow.run import Run, Summary
+from igneous_airflow.progress import Summary
+from igneous_airflow.run import Run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

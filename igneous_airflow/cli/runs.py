@@ -8,7 +8,8 @@ import click
 from tqdm import tqdm
 
 from igneous_airflow.cli.addresses import folder_url, shown
-from igneous_airflow.run import Pace, Progress, Run, State
+from igneous_airflow.progress import Pace, Progress, State
+from igneous_airflow.run import Run
 from igneous_airflow.worker.loop import Settled, WorkerOptions
 from igneous_airflow.worker.pool import WorkerPool
 

@@ -1,6 +1,5 @@
 """The commands that deployments run: a worker, and where the DAG files are."""
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -41,7 +40,7 @@ _DEFAULTS = WorkerOptions()
     show_default=True,
     help="After a request to stop, how long a running task may go on before it is given back.",
 )
-@click.option("--stop-with-parent", is_flag=True, hidden=True)
+@click.option("--stop-with-parent", type=int, metavar="PID", hidden=True)
 def worker(
     queue: str,
     processes: int,
@@ -49,7 +48,7 @@ def worker(
     lease_seconds: float,
     max_attempts: int,
     grace_seconds: float,
-    stop_with_parent: bool,
+    stop_with_parent: int | None,
 ) -> None:
     """Work on the tasks of QUEUE, one line of log for each.
 
@@ -63,8 +62,8 @@ def worker(
         until_done=until_done,
     )
     pool = WorkerPool(queue, processes, options, on_settled=_log)
-    if stop_with_parent:
-        pool.stop_with(os.getppid())
+    if stop_with_parent is not None:
+        pool.stop_with(stop_with_parent)
     sys.exit(pool.run())
 
 

@@ -1,5 +1,6 @@
 """The scales of a pyramid, and every reason why they cannot be made; used by plans."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -184,6 +185,12 @@ def memory_problems(
     )
 
 
+def count_problems(cells: Grid) -> Iterator[str]:
+    """The reason why there are too many tasks."""
+    if cells.shape.product > sys.maxsize:
+        yield f"bounds: {cells.box} makes more tasks than can be counted: choose a part"
+
+
 def bounds_problems(pyramid: Pyramid, region: BoundingBox) -> Iterator[str]:
     """The reason why a part of the volume cannot be worked on by itself."""
     volume = pyramid.source.bounds
@@ -193,6 +200,7 @@ def bounds_problems(pyramid: Pyramid, region: BoundingBox) -> Iterator[str]:
     if not volume.contains(region):
         yield f"bounds: {region} reaches out of the volume, which is {volume}"
         return
+    yield from count_problems(Grid(region, pyramid.geometry.cell))
     unit = pyramid.geometry.unit if pyramid.levels else Vec3.full(1)
     if not Grid(volume, unit).is_aligned(region):
         aligned = region.expanded_to_grid(unit, volume.min).intersection(volume)

@@ -22,6 +22,7 @@ from igneous_airflow.pyramid.layout import (
     Pyramid,
     background_problems,
     coarser_scales,
+    count_problems,
     encoding_problems,
     sharding_problems,
 )
@@ -127,7 +128,11 @@ class Route:
                 f"shape: tasks of {shape} voxels would fill only parts of chunks, which come in "
                 f"blocks of {unit} voxels with all mips: use {fitting}, or fewer mips"
             )
-        elif not misplaced and self.geometry.bytes_in_memory > self.limits.memory:
+            return
+        if misplaced:
+            return
+        yield from count_problems(self.cells)
+        if self.geometry.bytes_in_memory > self.limits.memory:
             yield (
                 f"memory_target: {self.limits.memory:,} bytes are too few for a task, which needs "
                 f"{self.geometry.bytes_in_memory:,}: raise memory_target, or choose a smaller "

@@ -8,7 +8,7 @@ from typing import Protocol
 from igneous_airflow.errors import InvalidParameter
 
 #: The module of each URL scheme; each has an `open_queue(url)`. Backends are imported when used.
-_BACKENDS = {"memory": "memory", "sqlite": "sqlite"}
+_BACKENDS = {"memory": "memory", "sqlite": "sqlite", "sqs": "sqs", "https": "sqs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,11 @@ class Queue(Protocol):
 
 
 def open_queue(url: str) -> Queue:
-    """Open a queue by its URL: `sqlite:///path/to/file.db` or `memory://name`.
+    """Open a queue by its URL: `sqlite:///path/to/file.db`, `memory://name`, `sqs://name`.
+
+    For SQS it may end in `?region=NAME&endpoint=URL`, and in `create=false` for an existing queue
+    that is not ours to make, purge or delete; `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME` is
+    such a queue too. Credentials are those of the environment, never part of the URL.
 
     Raises InvalidParameter for another scheme.
     """

@@ -1,16 +1,13 @@
-"""Where an SQS queue is, and calls to SQS that retry and explain; used by `sqs.py` and its parts.
+"""Calls to SQS that retry and explain; used by `sqs.py` and its parts.
 
 The only module that knows boto3, which it imports when a client is first needed.
 """
 
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from typing import Any
 
 from igneous_airflow.errors import (
     AccessDenied,
@@ -19,17 +16,13 @@ from igneous_airflow.errors import (
     LeaseLost,
     StorageUnavailable,
 )
+from igneous_airflow.queue.sqs_address import Address
 
 #: Longer than the 60 seconds for which SQS refuses to purge again or to remake a deleted queue.
 PATIENCE = 90.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _CONNECTIONS = 32
 _READ_SECONDS = 40  # more than a long poll takes
-
-_OPTIONS = frozenset({"region", "endpoint", "create"})
-_QUEUE_HOST = re.compile(r"sqs(?:-fips)?\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?")
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
-_LONGEST_OWN_NAME = 75  # room for the ending of the dead-letter queue
 
 _GONE = frozenset({"QueueDoesNotExist", "NonExistentQueue"})
 _LOST = frozenset({"ReceiptHandleIsInvalid", "MessageNotInflight"})
@@ -58,77 +51,9 @@ class QueueGone(StorageUnavailable):
 class Refused(InvalidParameter):
     """SQS refuses a request for what it says; `code` tells why."""
 
-    def __init__(self, message: str, code: str) -> None:
+    def __init__(self, message: str, code: str = "") -> None:  # one argument: to be pickled
         super().__init__(message)
         self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """What a queue's URL says; `url` is empty unless it is the full one of an existing queue."""
-
-    name: str
-    region: str | None = None
-    endpoint: str | None = None
-    create: bool = True
-    url: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read `sqs://NAME` or `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME`, with options.
-
-        Options are `?region=`, `endpoint=` and, for a queue that is somebody else's,
-        `create=false`, which a full URL implies. Raises InvalidParameter.
-        """
-        parts = urlsplit(text)
-        options = _options(text, parts)
-        region, endpoint = options.get("region"), options.get("endpoint")
-        if parts.scheme == "sqs" and not parts.path:
-            create = options.get("create") != "false"
-            return cls(_checked_name(text, parts.netloc, create), region, endpoint, create)
-        host = _QUEUE_HOST.fullmatch(parts.netloc)
-        account, _, name = parts.path.strip("/").partition("/")
-        if parts.scheme == "https" and host and re.fullmatch(r"\d{12}", account):
-            if options.get("create") == "true":
-                raise InvalidParameter(f"{text!r} names an existing queue: leave out create=true")
-            url = f"https://{parts.netloc}/{account}/{name}"
-            name = _checked_name(text, name, create=False)
-            return cls(name, region or host[1], endpoint, create=False, url=url)
-        raise InvalidParameter(
-            f"{text!r} names no SQS queue: write sqs://NAME or "
-            "https://sqs.REGION.amazonaws.com/ACCOUNT/NAME"
-        )
-
-
-def _options(text: str, parts: SplitResult) -> dict[str, str]:
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if unknown := sorted(options.keys() - _OPTIONS):
-        known = ", ".join(sorted(_OPTIONS))
-        raise InvalidParameter(
-            f"{text.partition('?')[0]}: unknown option {', '.join(unknown)}; there are {known}. "
-            "Credentials never stand in an address"
-        )
-    endpoint = urlsplit(options.get("endpoint", "https://host"))
-    if endpoint.scheme not in ("http", "https") or not endpoint.hostname or endpoint.username:
-        raise InvalidParameter(
-            f"{text.partition('?')[0]}: the endpoint must be http://HOST:PORT or https://HOST, "
-            "without credentials"
-        )
-    if options.get("create", "true") not in ("true", "false") or options.get("region") == "":
-        raise InvalidParameter(f"{text!r}: write create=true or create=false, and region=NAME")
-    return options
-
-
-def _checked_name(text: str, name: str, create: bool) -> str:
-    if name.endswith(".fifo"):
-        raise InvalidParameter(f"{text!r} is a FIFO queue, which is slower: use a standard queue")
-    longest = _LONGEST_OWN_NAME if create else 80
-    if not _NAME.fullmatch(name) or len(name) > longest:
-        raise InvalidParameter(
-            f"{text!r} names no SQS queue: a name has 1 to {longest} letters, digits, hyphens and "
-            "underscores"
-        )
-    return name
 
 
 def connect(address: Address) -> Any:
@@ -192,12 +117,13 @@ class Service:
     ) -> dict[str, Any]:
         """Call an operation by boto3's name for it and return the response."""
         from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
 
         reason: IgneousError | None = None
         for _ in attempts(self._patience if patience is None else patience):
             try:
                 response: dict[str, Any] = getattr(self._connected(), operation)(**request)
-            except (BotoCoreError, ClientError) as error:
+            except (BotoCoreError, ClientError, ResponseParserError) as error:
                 reason = self._explain(operation, error)
                 if type(reason) is not StorageUnavailable:
                     raise reason from error
@@ -206,29 +132,36 @@ class Service:
         raise reason or StorageUnavailable(f"queue {self._address.name}: no time to ask SQS")
 
     def batch(
-        self, operation: str, url: str, entries: Sequence[Mapping[str, Any]]
-    ) -> list[tuple[Mapping[str, Any], IgneousError]]:
-        """Send up to ten entries, those that failed again, and return what was refused for good.
+        self,
+        operation: str,
+        url: str,
+        entries: Sequence[Mapping[str, Any]],
+        patience: float | None = None,
+    ) -> list[IgneousError]:
+        """Send up to ten entries, those that failed again, and return why others never will do.
 
         An entry that the response does not mention at all has failed too.
         """
         waiting = {str(number): entry for number, entry in enumerate(entries)}
-        refused, codes = [], set()
-        for _ in attempts(self._patience):
+        refused: list[IgneousError] = []
+        codes: set[str] = set()
+        patience = self._patience if patience is None else patience
+        for _ in attempts(patience):
             request = [{"Id": number, **entry} for number, entry in waiting.items()]
-            response = self.call(operation, {"QueueUrl": url, "Entries": request})
+            response = self.call(operation, {"QueueUrl": url, "Entries": request}, patience)
             for success in response.get("Successful", []):
                 waiting.pop(success["Id"], None)
             for failure in response.get("Failed", []):
                 codes.add(failure.get("Code", "no code"))
                 reason = self._entry_refused(operation, failure)
-                if reason is not None and failure["Id"] in waiting:
-                    refused.append((waiting.pop(failure["Id"]), reason))
+                if reason is not None:
+                    waiting.pop(failure["Id"], None)
+                    refused.append(reason)
             if not waiting:
                 return refused
         raise StorageUnavailable(
             f"queue {self._address.name}: {len(waiting)} of {len(entries)} entries of "
-            f"{_action(operation)} were refused for {self._patience:.0f} s: {', '.join(codes)}"
+            f"{_action(operation)} failed for {patience:.0f} s: {', '.join(sorted(codes))}"
         )
 
     def _connected(self) -> Any:
@@ -246,7 +179,7 @@ class Service:
 
     def _explain(self, operation: str, error: Exception) -> IgneousError:
         """Turn an error of boto3 into ours; plain StorageUnavailable when a retry may help."""
-        from botocore import exceptions
+        from botocore import exceptions, parsers
 
         if isinstance(error, exceptions.ClientError):
             entry = error.response.get("Error", {})
@@ -257,7 +190,7 @@ class Service:
         name = self._address.name
         transient = (
             exceptions.ConnectionError, exceptions.HTTPClientError,
-            exceptions.IncompleteReadError, exceptions.ResponseParserError,
+            exceptions.IncompleteReadError, parsers.ResponseParserError,
         )  # fmt: skip
         if isinstance(error, transient):
             return StorageUnavailable(f"queue {name}: SQS does not answer: {error}")

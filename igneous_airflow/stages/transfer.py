@@ -162,8 +162,6 @@ class Transfer(Stage):
     def _one_place(self) -> Self:
         if self.translate is not None and self.dest_voxel_offset is not None:
             raise ValueError("translate and dest_voxel_offset are both given; leave one empty")
-        if self.src == self.dest:
-            raise ValueError(f"src and dest are the same layer, {self.src}")
         if self.cutout and self.bounds is None:
             raise ValueError("cutout: there are no bounds to cut out; set bounds as well")
         return self

@@ -18,7 +18,8 @@ from igneous_airflow.errors import CorruptChunk, InvalidInfo, LayerNotFound, Sto
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.storage.codecs import decompress_bytes
-from igneous_airflow.storage.files import Buffer, Folder, LocalFolder, StoredFile
+from igneous_airflow.storage.files import Buffer, Folder, StoredFile
+from igneous_airflow.storage.local import LocalFolder
 
 _NAME = "info"
 _COMMIT_ATTEMPTS = 5

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from igneous_airflow.errors import LeaseLost
+from igneous_airflow.errors import InvalidParameter, LeaseLost
 from igneous_airflow.queue.protocol import Counts, DeadLetter, Lease, Queue, open_queue
 
 HOSTILE_BODIES = {
@@ -28,11 +28,15 @@ class QueueTests:
     """The contract of a queue, for pytest.
 
     The subclass supplies the fixture `url`, the address of a queue that does not exist or is
-    empty. A backend with coarser time raises `moment`.
+    empty. A backend that promises less says so by the attributes below.
     """
 
     #: Seconds after which short leases and delays of these tests end.
     moment: ClassVar[float] = 0.1
+    #: Whether the oldest message comes first, and `dead_letters` gives the oldest of many.
+    ordered: ClassVar[bool] = True
+    #: Which of HOSTILE_BODIES are refused instead of stored.
+    refused_bodies: ClassVar[frozenset[str]] = frozenset()
 
     @pytest.fixture
     def url(self) -> str:
@@ -70,6 +74,8 @@ class QueueTests:
         assert_counts(queue, waiting=0, leased=0, dead=0)
 
     def test_the_oldest_waiting_message_comes_first(self, queue: Queue) -> None:
+        if not self.ordered:
+            pytest.skip("this queue promises no order")
         queue.send(["a", "b"])
         queue.send(["c"])
         first = take(queue)
@@ -77,13 +83,19 @@ class QueueTests:
         queue.release(first)
         assert [lease.body for lease in drain(queue)] == ["b", "c", "a"]
 
-    @pytest.mark.parametrize("body", HOSTILE_BODIES.values(), ids=HOSTILE_BODIES)
-    def test_a_body_comes_back_as_it_was(self, queue: Queue, body: str) -> None:
+    @pytest.mark.parametrize("name", HOSTILE_BODIES)
+    def test_a_body_comes_back_as_it_was_or_is_refused(self, queue: Queue, name: str) -> None:
+        body = HOSTILE_BODIES[name]
+        if name in self.refused_bodies:
+            with pytest.raises(InvalidParameter):
+                queue.send([body])
+            body = "harmless"
         queue.send([body])
         lease = take(queue)
         assert lease.body == body
-        queue.bury(lease, body)
-        assert queue.dead_letters() == [DeadLetter(body, 1, body)]
+        reason = HOSTILE_BODIES[name]
+        queue.bury(lease, reason)
+        assert queue.dead_letters() == [DeadLetter(body, 1, reason)]
 
     def test_an_error_of_the_bodies_reaches_the_sender(self, queue: Queue) -> None:
         def bodies() -> Iterator[str]:
@@ -99,11 +111,10 @@ class QueueTests:
         queue.send(["a", "b"])
 
         def again() -> Iterator[str]:
-            while lease := queue.lease(60):
+            for _ in range(2):
+                lease = take(queue)
                 queue.done(lease)
                 yield lease.body.upper()
-                if lease.body == "b":
-                    return
 
         assert queue.send(again()) == 2
         assert sorted(lease.body for lease in drain(queue)) == ["A", "B"]
@@ -189,22 +200,28 @@ class QueueTests:
     def test_a_delay_ends(self, queue: Queue) -> None:
         queue.send(["a", "b"])
         start = time.monotonic()
-        queue.release(take(queue), after=self.moment)
-        assert [take(queue).body, take(queue).body] == ["b", "a"]
+        first = take(queue)
+        queue.release(first, after=self.moment)
+        assert take(queue).body != first.body
+        assert take(queue).body == first.body
         assert time.monotonic() - start >= 0.9 * self.moment
 
     def test_dead_letters_are_kept_with_their_reasons_oldest_first(self, queue: Queue) -> None:
-        queue.send(["a", "b", "c"])
-        queue.release(take(queue))
-        for reason in ("first", "second\n  traceback", "third"):
+        for body, reason in (("a", "first"), ("b", "second\n  traceback")):
+            queue.send([body])
             queue.bury(take(queue), reason)
+        queue.send(["c"])
+        queue.release(take(queue))
+        queue.bury(take(queue), "third")
         letters = [
-            DeadLetter("b", 1, "first"),
-            DeadLetter("c", 1, "second\n  traceback"),
-            DeadLetter("a", 2, "third"),
+            DeadLetter("a", 1, "first"),
+            DeadLetter("b", 1, "second\n  traceback"),
+            DeadLetter("c", 2, "third"),
         ]
         assert queue.dead_letters() == letters
-        assert queue.dead_letters(limit=2) == letters[:2]
+        some = queue.dead_letters(limit=2)
+        assert some == (letters[:2] if self.ordered else [x for x in letters if x in some])
+        assert len(some) == 2
         assert self.lease_or_none(queue) is None
         assert_counts(queue, waiting=0, leased=0, dead=3)
 
@@ -278,14 +295,15 @@ class QueueTests:
 
     def test_messages_stay_when_a_queue_is_closed(self, url: str, queue: Queue) -> None:
         queue.send(["a", "b", "c"])
-        queue.bury(take(queue), "broken")
+        buried = take(queue)
+        queue.bury(buried, "broken")
         lease = take(queue)
         queue.close()
         queue.close()
         again = open_queue(url)
         assert_counts(again, waiting=1, leased=1, dead=1)
         again.done(lease)
-        assert take(again).body == "c"
+        assert {buried.body, lease.body, take(again).body} == {"a", "b", "c"}
         again.close()
 
     def test_two_who_open_a_queue_share_it(self, url: str, queue: Queue) -> None:

@@ -1,4 +1,3 @@
-# ruff: noqa: D102, S101, S603
 """What every stage must do: subclass `StageTests` and give it the fixture `example`.
 
 The stage is what `example` returns, so that nobody lists the stages; a test of ours sees to it that

@@ -21,6 +21,7 @@ from igneous_airflow.errors import IgneousError, WorkerDied
 from igneous_airflow.queue.protocol import Lease, open_queue
 from igneous_airflow.task import Task
 from igneous_airflow.worker.loop import Settled, Worker, WorkerOptions, fail
+from igneous_airflow.worker.memory import keep_freed_memory
 
 _TICK = 0.5  # seconds
 _EARLY_DEATHS = 3  # of children that never got a task: something is wrong with all of them
@@ -126,17 +127,13 @@ class WorkerPool:
                 self._bury(child)
 
     def _read(self, child: _Child) -> None:
-        try:
-            while not child.connection.closed and child.connection.poll():
-                event = child.connection.recv()
-                if isinstance(event, Settled):
-                    child.held = None
-                    self._settled(event)
-                else:
-                    child.held, child.ever_leased = event, True
-                    self._early_deaths = 0
-        except (EOFError, OSError):  # OSError: it died in the middle of a word
-            child.connection.close()
+        while (event := _next_event(child.connection)) is not None:
+            if isinstance(event, Settled):
+                child.held = None
+                self._settled(event)
+            else:
+                child.held, child.ever_leased = event, True
+                self._early_deaths = 0
 
     def _settled(self, event: Settled) -> None:
         self.failed += event.outcome == "failed"
@@ -170,6 +167,17 @@ class WorkerPool:
             queue.close()
 
 
+def _next_event(connection: Connection) -> Lease | Settled | None:
+    """What a child has to say; None when it says nothing now, or never again."""
+    try:
+        if not connection.closed and connection.poll():
+            event: Lease | Settled = connection.recv()
+            return event
+    except (EOFError, OSError):  # OSError: it died in the middle of a word
+        connection.close()
+    return None
+
+
 def _death(pid: int | None, code: int) -> str:
     if code > 0:
         return f"worker process {pid} ended with exit code {code}"
@@ -185,6 +193,7 @@ def _child_main(queue_url: str, options: WorkerOptions, connection: Connection) 
         with suppress(OSError):  # the parent is gone: SIGTERM is on its way
             connection.send(event)
 
+    keep_freed_memory()
     queue = open_queue(queue_url)
     worker = Worker(queue, options, report)
 

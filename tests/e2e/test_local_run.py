@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 from igneous_airflow.geometry.bbox import Vec3
-from igneous_airflow.run import Run, State
+from igneous_airflow.progress import State
+from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
 from igneous_airflow.worker.loop import Worker, WorkerOptions
@@ -64,9 +66,9 @@ def stored(layer: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def layers(tmp_path: Path) -> tuple[Path, Path]:
-    """Two layers alike, of 96 tasks that make three mips and take some 10 milliseconds each."""
+    """Two layers alike, of 64 tasks that make three mips and take some 10 milliseconds each."""
     first, second = tmp_path / "disturbed", tmp_path / "undisturbed"
-    voxels = random_voxels(Vec3(512, 192, 64), "uint16")
+    voxels = random_voxels(Vec3(256, 256, 64), "uint16")
     write_layer(first, voxels, LayerSpec("segmentation", chunk_size=Vec3(8, 8, 16)))
     shutil.copytree(first, second)
     return first, second
@@ -78,10 +80,10 @@ def test_workers_killed_at_random_moments_leave_what_an_undisturbed_run_leaves(
     disturbed, undisturbed = layers
     work_undisturbed(launch(undisturbed, tmp_path))
     run = launch(disturbed, tmp_path)
-    assert run.planned == 96
+    assert run.planned == 64
     chance = random.Random(5)
     done = [0]
-    for _ in range(4):
+    for _ in range(3):
         workers = subprocess.Popen(
             [
                 *(sys.executable, "-m", "igneous_airflow", "worker", run.queue),
@@ -95,7 +97,6 @@ def test_workers_killed_at_random_moments_leave_what_an_undisturbed_run_leaves(
         os.killpg(workers.pid, signal.SIGKILL)
         workers.wait()
         done.append(run.done().count)
-        print(done, time.monotonic())
     assert done == sorted(set(done)), "every round got a little further"
     assert done[-1] < run.planned, "the layer is too small to be disturbed so often"
     answer = command("resume", run.url, "--processes", "2")
@@ -104,14 +105,20 @@ def test_workers_killed_at_random_moments_leave_what_an_undisturbed_run_leaves(
     assert stored(disturbed) == stored(undisturbed)
 
 
-def test_killed_workers_leave_no_files_of_their_own(layers: tuple[Path, Path], tmp_path: Path):
-    disturbed, _ = layers
-    run = launch(disturbed, tmp_path)
-    partial = disturbed / "16_16_40"
-    partial.mkdir()
-    (partial / f".0-8_0-8_0-16.{os.uname().nodename.replace('.', '_')}-4194304-a.partial").touch()
+def test_what_killed_workers_left_half_written_is_removed(tmp_path: Path):
+    layer = tmp_path / "layer"
+    write_layer(layer, random_voxels(Vec3(32, 16, 8)))
+    run = launch(layer, tmp_path / "state")
+    scale = layer / "16_16_40"
+    scale.mkdir()
+    host = socket.gethostname().replace(".", "_")
+    nobody = 4_194_305  # beyond the largest id of a process
+    (scale / f".0-8_0-8_0-8.{host}-{nobody}-a.partial").touch()
     work_undisturbed(run)
-    assert not [path for path in disturbed.rglob("*") if path.name.endswith(".partial")]
+    assert sorted(path.name for path in scale.iterdir()) == [
+        "0-8_0-8_0-8.gz",
+        "8-16_0-8_0-8.gz",
+    ]
 
 
 def wait_until(happened: Callable[[], bool]) -> None:

@@ -47,7 +47,7 @@ class RealAirflow:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self._base = f"http://127.0.0.1:{self.port}"
+        self.base = f"http://127.0.0.1:{self.port}"
         self._token = ""
         self._processes: list[subprocess.Popen[bytes]] = []
         # no proxy stands between processes of one machine
@@ -68,7 +68,7 @@ class RealAirflow:
             "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
             "API__HOST": "127.0.0.1",
             "API__PORT": str(self.port),
-            "API__BASE_URL": self._base,
+            "API__BASE_URL": self.base,
             "API_AUTH__JWT_SECRET": secrets.token_hex(64),
             "API__SECRET_KEY": secrets.token_hex(64),
             "DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([bundle]),
@@ -141,7 +141,7 @@ class RealAirflow:
     def call(self, method: str, path: str, body: Conf | None = None, accept: str = "json") -> Any:
         """Call the API; raises HTTPError."""
         request = urllib.request.Request(
-            self._base + path,
+            self.base + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
             headers={
@@ -338,6 +338,30 @@ def test_the_logs_tell_the_story(airflow: RealAirflow, tmp_path: Path) -> None:
     assert "100.0 % done: 4 of 4 tasks" in working
     assert len(re.findall("outcome=done", working)) == 4
     assert "all 4 tasks are done and 4 chunks were found" in airflow.log("story", "finish")
+
+
+def test_the_example_for_ci_in_the_readme_works(airflow: RealAirflow, tmp_path: Path) -> None:
+    (script,) = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    layer = make_layer(tmp_path / "layer", side=64)
+    variables = {
+        "AIRFLOW_URL": airflow.base,
+        "AIRFLOW_USER": "admin",
+        "AIRFLOW_PASSWORD": "admin",
+        "RUN_ID": "from-ci",
+        "LAYER": str(layer),
+        "no_proxy": "127.0.0.1",
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"state":"success"' in done.stdout.replace(" ", "")
+    assert airflow.xcom("from-ci", "finish")["audit"]["outputs"] == {"8_8_40": 1, "16_16_40": 1}
 
 
 def test_clearing_a_failed_task_goes_on_where_it_stopped(

@@ -3,7 +3,7 @@
 from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igneous_airflow.errors import InvalidParameter
@@ -18,6 +18,7 @@ def voxels_of(box):
 
 
 @given(boxes(largest=10**6, offset=10**12))
+@settings(deadline=None)
 def test_a_box_is_read_back_from_its_text(box):
     assert BOX(str(box)) == box
 
@@ -62,6 +63,7 @@ def test_a_number_has_one_spelling_so_that_a_box_has_one_file_name(text):
 
 
 @given(boxes(9, 9), boxes(9, 9))
+@settings(deadline=None)
 def test_intersection_and_contains_agree_with_sets_of_voxels(one, other):
     common = one.intersection(other)
     assert voxels_of(common) == voxels_of(one) & voxels_of(other)
@@ -71,12 +73,14 @@ def test_intersection_and_contains_agree_with_sets_of_voxels(one, other):
 
 
 @given(boxes(9, 9), vectors())
+@settings(deadline=None)
 def test_a_moved_box_keeps_its_size(box, by):
     assert box.translated(by).size == box.size
     assert box.translated(by).translated(by * -1) == box
 
 
 @given(boxes(), boxes())
+@settings(deadline=None)
 def test_slices_cut_a_box_out_of_another_ones_array(one, whole):
     part = one.intersection(whole)
     for axis, cut in enumerate(part.slices_within(whole)):
@@ -85,6 +89,7 @@ def test_slices_cut_a_box_out_of_another_ones_array(one, whole):
 
 
 @given(boxes(), sizes(20), vectors(-50, 50))
+@settings(deadline=None)
 def test_growing_to_a_grid_adds_less_than_a_cell_on_each_side(box, cell, origin):
     grown = box.expanded_to_grid(cell, origin)
     assert grown.contains(box)
@@ -94,12 +99,14 @@ def test_growing_to_a_grid_adds_less_than_a_cell_on_each_side(box, cell, origin)
 
 
 @given(boxes(12, 12), factors())
+@settings(deadline=None)
 def test_a_coarser_box_covers_exactly_the_windows_it_touches(box, factor):
     windows = {tuple(Vec3(*voxel) // factor) for voxel in voxels_of(box)}
     assert voxels_of(box.downsampled(factor)) == windows
 
 
 @given(vectors(), vectors(1, 20), st.integers(1, 20))
+@settings(deadline=None)
 def test_vectors_calculate_axis_by_axis(vector, divisor, number):
     assert vector // divisor * divisor + vector % divisor == vector
     assert vector.ceil_div(divisor) == (vector * -1 // divisor) * -1

@@ -4,7 +4,7 @@ from collections import Counter
 from itertools import product
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
@@ -15,6 +15,7 @@ grids = st.builds(Grid, boxes(12, 30), sizes(9))
 
 
 @given(grids)
+@settings(deadline=None)
 def test_every_voxel_is_in_exactly_one_cell(grid):
     count = Counter(
         voxel
@@ -27,6 +28,7 @@ def test_every_voxel_is_in_exactly_one_cell(grid):
 
 
 @given(grids)
+@settings(deadline=None)
 def test_cells_are_numbered_with_x_fastest(grid):
     cells = list(grid)
     assert len(cells) == len(grid) == grid.shape.product
@@ -40,6 +42,7 @@ def test_cells_are_numbered_with_x_fastest(grid):
 
 
 @given(grids, boxes(15, 35))
+@settings(deadline=None)
 def test_only_cells_have_a_position(grid, box):
     assume(box not in list(grid))
     with pytest.raises(ValueError, match="is not a cell"):
@@ -47,11 +50,13 @@ def test_only_cells_have_a_position(grid, box):
 
 
 @given(grids, boxes(15, 35))
+@settings(deadline=None)
 def test_overlapping_gives_the_cells_that_share_voxels_in_order(grid, box):
     assert list(grid.overlapping(box)) == [cell for cell in grid if cell.intersection(box)]
 
 
 @given(grids, boxes(12, 30))
+@settings(deadline=None)
 def test_a_box_is_aligned_when_cells_are_inside_or_outside_of_it(grid, box):
     inside = grid.box.contains(box)
     whole = all(box.contains(cell) for cell in grid if cell.intersection(box))
@@ -59,6 +64,7 @@ def test_a_box_is_aligned_when_cells_are_inside_or_outside_of_it(grid, box):
 
 
 @given(grids, st.data())
+@settings(deadline=None)
 def test_any_block_of_cells_is_aligned(grid, data):
     one = grid[data.draw(st.integers(0, len(grid) - 1))]
     two = grid[data.draw(st.integers(0, len(grid) - 1))]

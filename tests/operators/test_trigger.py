@@ -10,7 +10,8 @@ from airflow.sdk.module_loading import import_string
 
 from igneous_airflow.errors import StorageUnavailable
 from igneous_airflow.operators.trigger import StageDrainedTrigger, Verdict, Watch
-from igneous_airflow.run import Progress, Run
+from igneous_airflow.progress import Progress
+from igneous_airflow.run import Run
 
 pytestmark = pytest.mark.airflow
 

@@ -15,7 +15,8 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from igneous_airflow.operators.workers import LocalWorkers
-from igneous_airflow.run import Run, State
+from igneous_airflow.progress import State
+from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
 
 pytestmark = pytest.mark.airflow

@@ -107,6 +107,11 @@ def test_a_volume_without_voxels_is_refused(url, size):
     assert "has no voxels" in refusals_of(Downsample(layer=url))
 
 
+def test_a_volume_of_more_tasks_than_can_be_counted_is_refused(url):
+    change_info(url, scale={"size": [2**67, 2**40, 100]})
+    assert "more tasks than can be counted" in refusals_of(Downsample(layer=url))
+
+
 @pytest.mark.parametrize("size", [Vec3(1, 1, 1), Vec3(1, 1, 50)], ids=str)
 def test_a_volume_with_nothing_to_pool_is_refused(tmp_path, size):
     url = write_layer(tmp_path, random_voxels(size))

@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 
 from igneous_airflow.errors import AccessDenied, InvalidParameter, StorageUnavailable
-from igneous_airflow.storage.files import LocalFolder, StoredFile, open_folder
+from igneous_airflow.storage.files import StoredFile, open_folder
+from igneous_airflow.storage.local import LocalFolder
 
 COMPRESSIONS = ["", "gzip", "br", "zstd"]
 OVERWRITE_FOR_EVER = """
 import sys
 from pathlib import Path
-from igneous_airflow.storage.files import LocalFolder, StoredFile
+from igneous_airflow.storage.files import StoredFile
+from igneous_airflow.storage.local import LocalFolder
 folder, size = LocalFolder(Path(sys.argv[1])), int(sys.argv[2])
 for turn in range(10**9):
     folder.write("deep/file", StoredFile(bytes([turn % 256]) * size))

@@ -8,7 +8,7 @@ import uuid
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igneous_airflow.errors import InvalidInfo, LayerNotFound
@@ -284,6 +284,7 @@ json_values = st.recursive(
 
 
 @given(st.sampled_from(sorted(INFO)), st.sampled_from(sorted(SCALE)), json_values, st.booleans())
+@settings(deadline=None)
 def test_an_info_file_with_any_value_anywhere_is_read_or_refused(key, scale_key, value, in_scale):
     data = broken_scale(**{scale_key: value}) if in_scale else broken(**{key: value})
     try:

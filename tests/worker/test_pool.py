@@ -29,7 +29,7 @@ def children_of(pid: int) -> list[int]:
     """The worker processes of a pool, without multiprocessing's own helper."""
     pids = []
     for entry in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
             if b"spawn_main" in Path(f"/proc/{entry}/cmdline").read_bytes():
                 pids.append(int(entry))
     return pids
@@ -195,7 +195,8 @@ def test_a_task_that_kills_its_worker_every_time_is_given_up(
             with suppress(AssertionError):
                 held_layer.wait_until_read(0.2)
                 for child in children_of(os.getpid()):
-                    os.kill(child, signal.SIGKILL)
+                    with suppress(ProcessLookupError):  # dead since the last look
+                        os.kill(child, signal.SIGKILL)
 
     thread = Thread(target=kill_whoever_takes_it)
     thread.start()
@@ -255,7 +256,7 @@ def test_a_pool_stops_with_its_parent_when_asked_to(held_layer, tmp_path: Path, 
     run = held_layer.launch(tmp_path)
     log = tmp_path / "log"
     command = (
-        f"{sys.executable} -m igneous_airflow worker {run.queue} --stop-with-parent "
+        f"{sys.executable} -m igneous_airflow worker {run.queue} --stop-with-parent $$ "
         f"--grace-seconds 0.2 > {log} 2>&1 & echo $!; wait"
     )
     with subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE) as shell:

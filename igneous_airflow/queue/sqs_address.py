@@ -1,0 +1,80 @@
+"""What the URL of an SQS queue says; used by `sqs.py` and its parts."""
+
+import re
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from igneous_airflow.errors import InvalidParameter
+
+_OPTIONS = frozenset({"region", "endpoint", "create"})
+_QUEUE_HOST = re.compile(r"sqs(?:-fips)?\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_LONGEST_OWN_NAME = 75  # room for the ending of the dead-letter queue
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What a queue's URL says; without an account it is in that of the credentials."""
+
+    name: str
+    region: str | None = None
+    endpoint: str | None = None
+    create: bool = True
+    account: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `sqs://NAME` or `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME`, with options.
+
+        Options are `?region=`, `endpoint=` and, for a queue that is somebody else's,
+        `create=false`, which a full URL implies. Raises InvalidParameter.
+        """
+        parts = urlsplit(text)
+        options = _options(text, parts)
+        region, endpoint = options.get("region"), options.get("endpoint")
+        if parts.scheme == "sqs" and not parts.path:
+            create = options.get("create") != "false"
+            return cls(_checked_name(text, parts.netloc, create), region, endpoint, create)
+        host = _QUEUE_HOST.fullmatch(parts.netloc)
+        account, _, name = parts.path.strip("/").partition("/")
+        if parts.scheme == "https" and host and re.fullmatch(r"\d{12}", account):
+            if options.get("create") == "true":
+                raise InvalidParameter(f"{text!r} names an existing queue: leave out create=true")
+            name = _checked_name(text, name, create=False)
+            return cls(name, region or host[1], endpoint, create=False, account=account)
+        raise InvalidParameter(
+            f"{text!r} names no SQS queue: write sqs://NAME or "
+            "https://sqs.REGION.amazonaws.com/ACCOUNT/NAME"
+        )
+
+
+def _options(text: str, parts: SplitResult) -> dict[str, str]:
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if unknown := sorted(options.keys() - _OPTIONS):
+        known = ", ".join(sorted(_OPTIONS))
+        raise InvalidParameter(
+            f"{text.partition('?')[0]}: unknown option {', '.join(unknown)}; there are {known}. "
+            "Credentials never stand in an address"
+        )
+    endpoint = urlsplit(options.get("endpoint", "https://host"))
+    if endpoint.scheme not in ("http", "https") or not endpoint.hostname or endpoint.username:
+        raise InvalidParameter(
+            f"{text.partition('?')[0]}: the endpoint must be http://HOST:PORT or https://HOST, "
+            "without credentials"
+        )
+    if options.get("create", "true") not in ("true", "false") or options.get("region") == "":
+        raise InvalidParameter(f"{text!r}: write create=true or create=false, and region=NAME")
+    return options
+
+
+def _checked_name(text: str, name: str, create: bool) -> str:
+    if name.endswith(".fifo"):
+        raise InvalidParameter(f"{text!r} is a FIFO queue, which is slower: use a standard queue")
+    longest = _LONGEST_OWN_NAME if create else 80
+    if not _NAME.fullmatch(name) or len(name) > longest:
+        raise InvalidParameter(
+            f"{text!r} names no SQS queue: a name has 1 to {longest} letters, digits, hyphens and "
+            "underscores"
+        )
+    return name

@@ -1,0 +1,205 @@
+"""The two queues on SQS that make up one of ours, tasks and dead letters; used by `sqs.py`."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from igneous_airflow.errors import InvalidParameter
+from igneous_airflow.queue.protocol import Counts, DeadLetter, Lease
+from igneous_airflow.queue.sqs_address import Address
+from igneous_airflow.queue.sqs_sender import BATCH_ENTRIES, MESSAGE_BYTES
+from igneous_airflow.queue.sqs_service import QueueGone, Service
+
+_DEAD = "-dead"
+_RETENTION = 1_209_600  # 14 days, the most that SQS permits
+_VISIBILITY = 120  # of messages that others than our workers receive
+#: Well above the attempts of a worker, which buries tasks itself and says why. This catches those
+#: that kill everything around them; fetching ahead may also count a receipt that was no attempt.
+_MAX_RECEIVES = 20
+_CREATED_SECONDS = 1.0  # until SQS promises that a new queue can be used
+_PURGED_SECONDS = 60.0  # during which a purge may still take messages that are sent after it
+
+_VISIBLE = "ApproximateNumberOfMessages"
+_IN_FLIGHT = "ApproximateNumberOfMessagesNotVisible"
+_DELAYED = "ApproximateNumberOfMessagesDelayed"
+
+_LIST_SECONDS = 30  # others cannot see dead letters while they are listed
+_LIST_WAIT = 1  # a poll that does not wait asks only some of SQS's machines
+_REDRIVEN = "no worker settled it: those that took it died, or their leases ran out"
+
+
+class QueuePair:
+    """Finds, makes, counts, purges and removes the queues of an address."""
+
+    def __init__(self, address: Address, service: Service) -> None:
+        self._address = address
+        self._service = service
+        self._urls: dict[str, str] = {}
+
+    def forget(self) -> None:
+        """Look the queues up again when they are next needed."""
+        self._urls.clear()
+
+    def find_tasks(self) -> str | None:
+        """Return the URL of the queue; None when it is missing and may be made.
+
+        Raises InvalidParameter when it is missing and somebody else's.
+        """
+        try:
+            return self.tasks()
+        except QueueGone as error:
+            if self._address.create:
+                return None
+            raise InvalidParameter(
+                f"{error}; make it, or look whether account and region are the right ones"
+            ) from error
+
+    def tasks(self) -> str:
+        """Return the URL of the queue; raises QueueGone."""
+        if "tasks" not in self._urls:
+            self._urls["tasks"] = self._look_up(self._address.name, self._address.account)
+        return self._urls["tasks"]
+
+    def dead(self) -> str:
+        """Return the URL of the dead-letter queue; raises QueueGone.
+
+        Raises InvalidParameter when the queue is somebody else's and has none.
+        """
+        if "dead" not in self._urls:
+            name, account = self._address.name + _DEAD, ""
+            if not self._address.create:
+                account, name = self._redrive_target()
+            self._urls["dead"] = self._look_up(name, account)
+        return self._urls["dead"]
+
+    def make(self) -> str:
+        """Make both queues, which others may do at the same time, and return the tasks' URL."""
+        dead = self._make_one(_DEAD, "dead letters", {})
+        redrive = {
+            "deadLetterTargetArn": self._attributes(dead, ["QueueArn"])["QueueArn"],
+            "maxReceiveCount": str(_MAX_RECEIVES),
+        }
+        attributes = {"VisibilityTimeout": str(_VISIBILITY), "RedrivePolicy": json.dumps(redrive)}
+        tasks = self._make_one("", "tasks", attributes)
+        self._urls.update(tasks=tasks, dead=dead)
+        time.sleep(_CREATED_SECONDS)
+        return tasks
+
+    def counts(self) -> Counts:
+        """Ask for the approximate counters; a queue that is missing holds nothing."""
+        visible, in_flight, delayed = self._counters(self.tasks)
+        return Counts(visible + delayed, in_flight, sum(self._counters(self.dead)), exact=False)
+
+    def purge(self) -> None:
+        """Empty both queues and wait until SQS has done so."""
+        self._with_both("purge_queue")
+        time.sleep(_PURGED_SECONDS)
+
+    def delete(self) -> None:
+        """Remove both queues, which may be gone already."""
+        self._with_both("delete_queue")
+        self.forget()
+
+    def _with_both(self, operation: str) -> None:
+        for find in (self.tasks, self.dead):
+            with suppress(QueueGone):
+                self._service.call(operation, {"QueueUrl": find()})
+
+    def _counters(self, find: Callable[[], str]) -> tuple[int, int, int]:
+        names = [_VISIBLE, _IN_FLIGHT, _DELAYED]
+        try:
+            values = self._attributes(find(), names)
+        except QueueGone:
+            return 0, 0, 0
+        return int(values[_VISIBLE]), int(values[_IN_FLIGHT]), int(values[_DELAYED])
+
+    def _redrive_target(self) -> tuple[str, str]:
+        """Account and name of the queue that gets the dead letters of somebody else's queue."""
+        policy = self._attributes(self.tasks(), ["RedrivePolicy"]).get("RedrivePolicy")
+        if not policy:
+            raise InvalidParameter(
+                f"queue {self._address.name} has no dead-letter queue: give it a redrive policy"
+            )
+        *_, account, name = json.loads(policy)["deadLetterTargetArn"].split(":")
+        return account, name
+
+    def _look_up(self, name: str, account: str) -> str:
+        owner = {"QueueOwnerAWSAccountId": account} if account else {}
+        url: str = self._service.call("get_queue_url", {"QueueName": name, **owner})["QueueUrl"]
+        return url
+
+    def _attributes(self, url: str, names: list[str]) -> dict[str, str]:
+        request = {"QueueUrl": url, "AttributeNames": names}
+        attributes: dict[str, str] = self._service.call("get_queue_attributes", request).get(
+            "Attributes", {}
+        )
+        return attributes
+
+    def _make_one(self, ending: str, holds: str, attributes: dict[str, str]) -> str:
+        request = {
+            "QueueName": self._address.name + ending,
+            "Attributes": {"MessageRetentionPeriod": str(_RETENTION), **attributes},
+            "tags": {"application": "igneous_airflow", "holds": holds},
+        }
+        url: str = self._service.call("create_queue", request)["QueueUrl"]
+        return url
+
+
+def send_dead_letter(service: Service, url: str, lease: Lease, reason: str) -> None:
+    """Send a message to the dead letters; a reason that does not fit beside it is cut."""
+    attributes = {
+        "Reason": {"DataType": "String", "StringValue": _encoded(reason, lease.body)},
+        "Attempt": {"DataType": "Number", "StringValue": str(lease.attempt)},
+    }
+    request = {"QueueUrl": url, "MessageBody": lease.body, "MessageAttributes": attributes}
+    service.call("send_message", request)
+
+
+def list_dead_letters(service: Service, url: str, limit: int) -> list[DeadLetter]:
+    """List dead letters, oldest first, and make them visible to others again."""
+    found: dict[str, dict[str, Any]] = {}
+    while len(found) < limit:
+        request = {
+            "QueueUrl": url,
+            "MaxNumberOfMessages": min(limit - len(found), BATCH_ENTRIES),
+            "VisibilityTimeout": _LIST_SECONDS,
+            "WaitTimeSeconds": _LIST_WAIT,
+            "MessageSystemAttributeNames": ["SentTimestamp", "ApproximateReceiveCount"],
+            "MessageAttributeNames": ["Reason", "Attempt"],
+        }
+        messages = service.call("receive_message", request).get("Messages", [])
+        if not messages:
+            break
+        found |= {message["MessageId"]: message for message in messages}
+    make_visible(service, url, [message["ReceiptHandle"] for message in found.values()])
+    oldest_first = sorted(found.values(), key=lambda m: int(m["Attributes"]["SentTimestamp"]))
+    return [_dead_letter(message) for message in oldest_first]
+
+
+def make_visible(service: Service, url: str, tokens: Sequence[str]) -> None:
+    """Give messages back at once; those that are somebody else's meanwhile stay his."""
+    for first in range(0, len(tokens), BATCH_ENTRIES):
+        batch = tokens[first : first + BATCH_ENTRIES]
+        entries = [{"ReceiptHandle": token, "VisibilityTimeout": 0} for token in batch]
+        service.batch("change_message_visibility_batch", url, entries)
+
+
+def _dead_letter(message: dict[str, Any]) -> DeadLetter:
+    attributes = message.get("MessageAttributes", {})
+    if "Reason" not in attributes:  # SQS moved it by itself
+        received = int(message["Attributes"]["ApproximateReceiveCount"])
+        return DeadLetter(message["Body"], received, _REDRIVEN)
+    reason = json.loads(attributes["Reason"]["StringValue"])
+    return DeadLetter(message["Body"], int(attributes["Attempt"]["StringValue"]), reason)
+
+
+def _encoded(reason: str, body: str) -> str:
+    """Write a reason in characters that SQS takes, as JSON, cut to what fits beside the body."""
+    room = MESSAGE_BYTES - len(body.encode()) - 1_000  # for the names and the other attribute
+    encoded = json.dumps(reason)
+    while len(encoded) > room:
+        reason = reason[: len(reason) * room // (len(encoded) + 1)]
+        encoded = json.dumps(reason)
+    return encoded

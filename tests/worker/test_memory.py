@@ -1,0 +1,32 @@
+"""What a worker process does with freed memory."""
+
+import subprocess
+import sys
+
+_SCRIPT = """
+import resource
+from igneous_airflow.worker.memory import keep_freed_memory
+{call}
+def faults(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        blocks = [b"x" * 262_144 for _ in range(8)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults(5)
+print(faults(50))
+"""
+
+
+def page_faults(call: str) -> int:
+    script = _SCRIPT.format(call=call)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    return int(done.stdout)
+
+
+def test_freed_chunks_are_not_fetched_from_the_system_again() -> None:
+    by_default = page_faults("")
+    assert by_default > 5_000
+    assert page_faults("keep_freed_memory()") < by_default / 10
