@@ -1,4 +1,4 @@
-"""Measure our downsampling beside igneous-pipeline's, then the queue: `python -m benchmarks`.
+"""Measure our stages beside igneous-pipeline's, then the queue: `python -m benchmarks`.
 
 See README.md for what is measured and how to read it. Only the standard library is imported here,
 so that this process stays small: its children inherit its peak memory.
@@ -150,9 +150,17 @@ def fresh_copy(source: Path, copy: Path) -> str:
     return copy.as_uri()
 
 
-def new_bytes(layer: Path) -> int:
-    """Add up the stored bytes of all mips but the first."""
-    scales = json.loads((layer / "info").read_text())["scales"][1:]
+def layer_to_write(case: Case, source: Path, layer: Path) -> str:
+    """Clear the place of what is made: a copy of the source, or nothing; return its address."""
+    if not case.is_transfer:
+        return fresh_copy(source, layer)
+    shutil.rmtree(layer, ignore_errors=True)
+    return layer.as_uri()
+
+
+def new_bytes(case: Case, layer: Path) -> int:
+    """Add up the stored bytes of all mips that were made."""
+    scales = json.loads((layer / "info").read_text())["scales"][case.first :]
     folders = [layer / scale["key"] for scale in scales]
     return sum(file.stat().st_size for folder in folders for file in folder.iterdir())
 
@@ -198,15 +206,17 @@ class Bench:
         case, source, core = CASES[name], self.source(name), self.cores[0]
         script = [peer_python(), str(ROOT / "benchmarks" / "igneous_side.py")]
         theirs, ours = source.parent / "igneous", source.parent / "own"
+        sent = [source.as_uri()] if case.is_transfer else []
+        options = ["--transfer-from", *sent] if sent else []
 
         def pair() -> Pair:
-            theirs_url, ours_url = fresh_copy(source, theirs), fresh_copy(source, ours)
-            peer = run([*script, theirs_url, str(case.mips), str(core)])
-            return peer, run(own_command(ours_url, case, core))
+            theirs_url, ours_url = (layer_to_write(case, source, side) for side in (theirs, ours))
+            peer = run([*script, theirs_url, str(case.mips), str(core), *sent])
+            return peer, run(own_command(ours_url, case, core, *options))
 
         pairs = self.pairs(name, pair, case.voxels)
         counted = layers("compare", name, theirs, ours)
-        stored = new_bytes(theirs), new_bytes(ours)
+        stored = new_bytes(case, theirs), new_bytes(case, ours)
         self.details[name] |= counted | {"bytes": stored}
         return judged(name, pairs, stored, counted["differing"])
 
@@ -236,8 +246,10 @@ class Bench:
 
     def profile(self, name: str) -> None:
         """Print where our side spends its time."""
-        layer = fresh_copy(self.source(name), self.scratch / name / "own")
-        command = own_command(layer, CASES[name], self.cores[0], "--profile")
+        case, source = CASES[name], self.source(name)
+        layer = layer_to_write(case, source, source.parent / "own")
+        options = ["--transfer-from", source.as_uri()] if case.is_transfer else []
+        command = own_command(layer, case, self.cores[0], "--profile", *options)
         subprocess.run(command, cwd=ROOT, env=child_environment(), check=True)
 
 
@@ -306,7 +318,7 @@ def measure(bench: Bench, names: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="counted pairs of a case")
-    parser.add_argument("--cases", default="abcdq", help="some of a, b, c, d, and q: the queue")
+    parser.add_argument("--cases", default="abcdefgq", help="some of a to g, and q: the queue")
     parser.add_argument("--profile", choices=list(CASES), help="only show our profile of a case")
     options = parser.parse_args()
     data = Path(os.environ.get("IGNEOUS_AIRFLOW_DATA", ROOT / ".." / "shared" / "data")).resolve()

@@ -35,12 +35,22 @@ def timed(work: Callable[[], None]) -> None:
 def main() -> None:
     layer, mips, core = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     pin(core)
-    from igneous.task_creation import create_downsampling_tasks
+    from igneous.task_creation import create_downsampling_tasks, create_transfer_tasks
 
     # making the tasks also writes the new scales to the info file: preparation, not work
-    tasks = list(
-        create_downsampling_tasks(layer, mip=0, num_mips=mips, fill_missing=False, compress="gzip")
-    )
+    if len(sys.argv) > 4:
+        tasks = list(
+            create_transfer_tasks(
+                sys.argv[4], layer, chunk_size=(64, 64, 64), compress="gzip",
+                skip_downsamples=mips == 0, max_mips=mips or None, no_src_update=True,
+            )
+        )  # fmt: skip
+    else:
+        tasks = list(
+            create_downsampling_tasks(
+                layer, mip=0, num_mips=mips, fill_missing=False, compress="gzip"
+            )
+        )
 
     def work() -> None:
         for task in tasks:

@@ -1,4 +1,4 @@
-"""The layers that are downsampled: making them, and comparing what two programs made of them.
+"""The layers that are worked on: making them, and comparing what two programs made of them.
 
 `__main__.py` imports the cases, and runs this module in processes of its own for the rest: a child
 inherits its parent's peak memory, so the parent of a measured process must stay small.
@@ -28,6 +28,13 @@ class Case:
     mips: int
     speed: float  # times the peer's voxels per second, at least
     stored: float | None  # times the peer's stored bytes, at most
+    chunk: tuple[int, int, int] = (64, 64, 64)
+    is_transfer: bool = False  # to another layer, with mip 0 in chunks of 64 cubed
+
+    @property
+    def first(self) -> int:
+        """The first mip that is made."""
+        return 0 if self.is_transfer else 1
 
     @property
     def voxels(self) -> int:
@@ -36,11 +43,16 @@ class Case:
 
 
 _CUBE = (512, 512, 512)
+_EM = ((1024, 1024, 128), (4, 4, 50), "raw")
+_SECTION = (1024, 1024, 1)
 _CSEG = "compressed_segmentation"
 CASES = {
     "a": Case("image u8 raw", "image", (1024, 1024, 128), (4, 4, 50), "raw", 4, 2.8, None),
     "b": Case("labels u64 raw", "segmentation", _CUBE, (16, 16, 40), "raw", 3, 3.4, 1.20),
     "c": Case("labels u64 cseg", "segmentation", _CUBE, (16, 16, 40), _CSEG, 3, 1.5, 1.05),
+    "e": Case("sections to 64 cubed", "image", *_EM, 0, 4.0, 1.01, _SECTION, is_transfer=True),
+    "f": Case("the same and 4 mips", "image", *_EM, 4, 3.0, 1.01, _SECTION, is_transfer=True),
+    "g": Case("copy of files", "image", *_EM, 0, 2.0, 1.0, is_transfer=True),
 }
 
 
@@ -84,7 +96,7 @@ def voxels_of(case: Case, data: Path) -> tuple["NDArray[Any]", str]:
 
 
 def make(case: Case, data: Path, folder: Path) -> dict[str, Any]:
-    """Write mip 0 as the peer would: by cloud-volume, in chunks of 64 cubed, gzipped."""
+    """Write mip 0 as the peer would: by cloud-volume, gzipped."""
     from cloudvolume import CloudVolume
 
     voxels, source = voxels_of(case, data)
@@ -96,7 +108,7 @@ def make(case: Case, data: Path, folder: Path) -> dict[str, Any]:
         resolution=case.resolution,
         voxel_offset=(0, 0, 0),
         volume_size=case.size,
-        chunk_size=(64, 64, 64),
+        chunk_size=case.chunk,
     )
     volume = CloudVolume(folder.as_uri(), info=info, compress="gzip", progress=False)
     volume.commit_info()
@@ -110,7 +122,7 @@ def compare(case: Case, left: Path, right: Path) -> dict[str, Any]:
     from cloudvolume import CloudVolume
 
     compared = differing = 0
-    for mip in range(1, case.mips + 1):
+    for mip in range(case.first, case.mips + 1):
         one, other = (CloudVolume(side.as_uri(), mip=mip)[:] for side in (left, right))
         compared += one.size
         same_shape = one.shape == other.shape

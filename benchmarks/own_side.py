@@ -1,12 +1,16 @@
-"""One measured run, or a profile, of our downsampling; started by `__main__.py`."""
+"""One measured run, or a profile, of our stages; started by `__main__.py`."""
 
 import argparse
 import cProfile
 import pstats
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from benchmarks.igneous_side import pin, timed
 from igneous_airflow.worker.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from igneous_airflow.stage import Stage
 
 #: What `run` imports when it is first called; the peer's imports are not measured either.
 _IMPORTED_LATE = (
@@ -16,11 +20,29 @@ _IMPORTED_LATE = (
     "compressed_segmentation",
     "deflate",
     "igneous_airflow.kernels.pooling",
+    "igneous_airflow.pyramid.route",
     "igneous_airflow.storage.codecs",
     "igneous_airflow.storage.layer",
     "isal.igzip_lib",
     "tinybrain",
 )
+
+
+def stage_of(options: argparse.Namespace) -> "Stage":
+    """Make the stage that is measured."""
+    if options.transfer_from is None:
+        from igneous_airflow.stages.downsample import Downsample
+
+        return Downsample(layer=options.layer, mip=0, num_mips=options.mips)
+    from igneous_airflow.stages.transfer import Transfer
+
+    return Transfer(
+        src=options.transfer_from,
+        dest=options.layer,
+        chunk_size=(64, 64, 64),
+        max_mips=options.mips,
+        skip_downsamples=options.mips == 0,
+    )
 
 
 def main() -> None:
@@ -32,14 +54,13 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=1, help="do the same cells again")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--transfer-from", help="the source of a transfer to the layer")
     options = parser.parse_args()
     pin(options.core)
     keep_freed_memory()  # as every worker process does
     for module in _IMPORTED_LATE:
         import_module(module)
-    from igneous_airflow.stages.downsample import Downsample
-
-    stage = Downsample(layer=options.layer, mip=0, num_mips=options.mips)
+    stage = stage_of(options)
     if (
         options.part == 0
     ):  # of several processes, the first writes the info, before the others start

@@ -26,9 +26,12 @@ _OTHER_FORMATS = ("graphene", "boss", "n5", "zarr", "zarr2", "zarr3", "nifti", "
 _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-def section(name: str) -> dict[str, Any]:
-    """The `json_schema_extra` that puts a field in a section of the form."""
-    return {"section": name}
+def section(name: str, *, flag: str | None = None) -> dict[str, Any]:
+    """The `json_schema_extra` that puts a field in a section of the form.
+
+    `flag` is the name that a yes-or-no field has on the command line, where it can only be set.
+    """
+    return {"section": name} if flag is None else {"section": name, "flag": flag}
 
 
 def _layer_url(text: str) -> str:
@@ -96,18 +99,23 @@ def _box_text(value: object) -> object:
     return value
 
 
-# Text comes first: Airflow's form shows a line for 64,64,64 then, and a code editor for a list.
-_Vec3Schema = WithJsonSchema(
-    {
-        "type": ["string", "array"],
-        "pattern": r"^\s*\d+\s*,\s*\d+\s*,\s*\d+\s*$",
-        "items": {"type": "integer", "minimum": 1},
-        "minItems": 3,
-        "maxItems": 3,
-    }
-)
+def _vec3_schema(number: str, **limits: int) -> WithJsonSchema:
+    # Text comes first: Airflow's form shows a line for 64,64,64 then, and a code editor for a list.
+    return WithJsonSchema(
+        {
+            "type": ["string", "array"],
+            "pattern": rf"^\s*{number}\s*,\s*{number}\s*,\s*{number}\s*$",
+            "items": {"type": "integer", **limits},
+            "minItems": 3,
+            "maxItems": 3,
+        }
+    )
+
+
+_Vec3Schema = _vec3_schema(r"\d+", minimum=1)
 _AsList = PlainSerializer(list, return_type=list[int])
 
+IntegerVec3 = Annotated[Vec3, PlainValidator(_vec3), _AsList, _vec3_schema(r"-?\d+")]
 PositiveVec3 = Annotated[
     Vec3, PlainValidator(_vec3), AfterValidator(_positive), _AsList, _Vec3Schema
 ]
@@ -144,6 +152,33 @@ Bounds = Annotated[
         description="Work on a part only: a box in voxels of the chosen mip, written as its chunk "
         "files are named, x0-x1_y0-y1_z0-z1, for example 0-1024_0-1024_0-64. Empty means all.",
         json_schema_extra=section(WHERE),
+    ),
+]
+Factor = Annotated[
+    PoolingFactor | None,
+    Field(
+        title="Factor",
+        description="How many voxels are pooled on x,y,z from mip to mip: powers of two, as "
+        "2,2,2 for isotropic data. Empty: 2,2,1.",
+        json_schema_extra=section(WHAT),
+    ),
+]
+PoolingMethod = Annotated[
+    Literal["auto", "average", "mode", "min", "max", "striding"],
+    Field(
+        title="Method",
+        description="How voxels are pooled. auto averages images, takes the most frequent "
+        "label of segmentations, and the first voxel of anything else.",
+        json_schema_extra=section(WHAT),
+    ),
+]
+Sparse = Annotated[
+    bool,
+    Field(
+        title="Sparse",
+        description="Leave zeros out: averages over the other voxels only, and labels win "
+        "over background, so that thin objects survive.",
+        json_schema_extra=section(WHAT),
     ),
 ]
 FillMissing = Annotated[

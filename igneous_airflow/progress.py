@@ -97,7 +97,7 @@ class Summary(BaseModel):
         lines += [f"  {name}: {count:,} chunks" for name, count in self.audit.outputs.items()]
         if self.audit.absent:
             lines.append(f"  left out, all background: {self.audit.absent:,} chunks")
-        if self.work is not None:
+        if self.work is not None and self.work.voxels:
             rate = self.work.voxels / max(self.seconds, 1e-9) / 1e6
             lines.append(
                 f"  {self.work.voxels:,} voxels in {self.seconds:.1f} s ({rate:.1f} million a "

@@ -28,25 +28,36 @@ class Plan(BaseModel):
     memory_target: int = 0
     outputs: tuple[str, ...] = Field(default=(), description="what will be made, a line each")
     notes: tuple[str, ...] = ()
+    deletions: tuple[str, ...] = Field(default=(), description="what will be gone, a line each")
     refusals: tuple[str, ...] = Field(default=(), description="every reason not to start")
+    unconfirmed: str = Field(default="", description="what must be confirmed before the start")
 
-    def require_accepted(self) -> Self:
+    def require_possible(self) -> Self:
         """Return the plan; raises PlanRefused with every reason when there is one."""
         if self.refusals:
             raise PlanRefused(self.stage, self.refusals)
         return self
 
+    def require_accepted(self) -> Self:
+        """Return the plan; raises PlanRefused as well when something is not confirmed."""
+        if self.unconfirmed:
+            raise PlanRefused(self.stage, [*self.refusals, self.unconfirmed])
+        return self.require_possible()
+
     def describe(self) -> str:
         """The plan in words, for logs and terminals."""
-        lines = [
-            f"{self.stage}: {self.tasks:,} task{'s' if self.tasks != 1 else ''} ({self.grid})",
-            f"  reads  {self.voxels:,} voxels, {human_bytes(self.bytes_read)} uncompressed",
-            f"  writes {human_bytes(self.bytes_written)} uncompressed",
-            f"  needs  {human_bytes(self.memory)} of memory a task, "
-            f"of {human_bytes(self.memory_target)} allowed",
-        ]
+        lines = [f"{self.stage}: {self.tasks:,} task{'s' if self.tasks != 1 else ''} ({self.grid})"]
+        if self.voxels or not self.deletions:
+            lines += [
+                f"  reads  {self.voxels:,} voxels, {human_bytes(self.bytes_read)} uncompressed",
+                f"  writes {human_bytes(self.bytes_written)} uncompressed",
+                f"  needs  {human_bytes(self.memory)} of memory a task, "
+                f"of {human_bytes(self.memory_target)} allowed",
+            ]
         lines += [f"  makes  {output}" for output in self.outputs]
+        lines += [f"  deletes {deletion}" for deletion in self.deletions]
         lines += [f"  note:  {note}" for note in self.notes]
+        lines += [f"  UNCONFIRMED: {self.unconfirmed}"] if self.unconfirmed else []
         lines += [f"  REFUSED: {refusal}" for refusal in self.refusals]
         return "\n".join(lines)
 

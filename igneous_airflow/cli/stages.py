@@ -60,6 +60,9 @@ def _parameters(stage: type[Stage]) -> Iterator[click.Parameter]:
         flag = f"--{name.replace('_', '-')}"
         kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
         help_text = schema["description"]
+        if "flag" in schema:
+            yield click.Option([schema["flag"], name], is_flag=True, help=help_text)
+            continue
         if "boolean" in kinds:
             yield click.Option(
                 [f"{flag}/--no-{flag[2:]}", name], default=schema["default"], help=help_text
@@ -100,7 +103,7 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
     ) -> None:
         launched = _make(stage, values)
         if dry_run:
-            click.echo(launched.resolved().plan().require_accepted().describe())
+            click.echo(launched.resolved().plan().require_possible().describe())
             return
         url = f"{state}/{new_run_name(stage.name)}"
         run, plan = Run.launch(

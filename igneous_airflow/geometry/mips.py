@@ -1,5 +1,6 @@
 """How many mips a volume has, and how work on several of them at once is cut; used by pyramids."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import lcm
@@ -69,14 +70,7 @@ class PyramidGeometry:
 
     def tiles(self, cell: BoundingBox) -> list[BoundingBox]:
         """The tiles of a cell in nested order: each coarse chunk is completed before the next."""
-        spans = [c * self.factor**level for level, c in enumerate(self.chunks) if level]
-        return sorted(
-            Grid(cell, self.tile),
-            key=lambda tile: [
-                (tile.min.z // span.z, tile.min.y // span.y, tile.min.x // span.x)
-                for span in reversed(spans)
-            ],
-        )
+        return in_nested_order(Grid(cell, self.tile), self.factor, self.chunks)
 
     @cached_property
     def voxels_in_memory(self) -> int:
@@ -94,6 +88,20 @@ class PyramidGeometry:
         nested = max(outer % inner) == 0
         open_box = self.chunks[level] if nested else self.cell.ceil_div(self.factor**level)
         return open_box.minimum(self.size.ceil_div(self.factor**level)).product
+
+
+def in_nested_order(
+    tiles: Iterable[BoundingBox], factor: Vec3, chunks: tuple[Vec3, ...]
+) -> list[BoundingBox]:
+    """Sort tiles so that each chunk of a coarser mip is completed before the next is begun."""
+    spans = [chunk * factor**level for level, chunk in enumerate(chunks) if level]
+    return sorted(
+        tiles,
+        key=lambda tile: [
+            (tile.min.z // span.z, tile.min.y // span.y, tile.min.x // span.x)
+            for span in reversed(spans)
+        ],
+    )
 
 
 def _cell_edge(unit: int, chunk: int) -> int:

@@ -1,15 +1,19 @@
 """The scales of a pyramid, and every reason why they cannot be made; used by plans."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.mips import PyramidGeometry, levels_that_fit, truncated
 from igneous_airflow.storage.codecs import encoding_problem
 from igneous_airflow.storage.info import Info, Scale
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,13 @@ def coarser_scales(
         )
         present = info.scale_at(wanted.resolution)
         if present is not None:
-            conflicts += _conflicts(present, wanted, wishes)
+            conflicts += scale_conflicts(present, wanted, wishes)
         scales.append(present or wanted)
     return tuple(scales), conflicts
 
 
-def _conflicts(present: Scale, wanted: Scale, wishes: ScaleWishes) -> Iterator[str]:
+def scale_conflicts(present: Scale, wanted: Scale, wishes: ScaleWishes) -> Iterator[str]:
+    """Reasons why an existing scale cannot take what is wanted of it."""
     name = f"the existing scale {present.key}"
     way_out = "delete that mip first, or leave the parameter empty to keep what is there"
     if present.sharded:
@@ -115,23 +120,41 @@ def _conflicts(present: Scale, wanted: Scale, wishes: ScaleWishes) -> Iterator[s
 
 def layer_problems(info: Info, pyramid: Pyramid) -> Iterator[str]:
     """Reasons why such a layer cannot be read, or its new scales not be stored."""
-    if pyramid.source.sharded:
-        yield (
-            f"scale {pyramid.source.key} is sharded; only unsharded layers can be read: transfer "
-            "it to an unsharded layer first"
-        )
+    yield from sharding_problems(pyramid.source)
     if not pyramid.levels:
         yield (
             f"num_mips: there is nothing left to pool, since the volume of {pyramid.source.size} "
             f"voxels has one voxel on each axis pooled by {pyramid.factor}"
         )
+    yield from encoding_problems(info, (pyramid.source, *pyramid.levels))
+
+
+def sharding_problems(scale: Scale) -> Iterator[str]:
+    """The reason why the chunks of a scale cannot be read."""
+    if scale.sharded:
+        yield f"scale {scale.key} is sharded; only unsharded layers can be read"
+
+
+def encoding_problems(info: Info, scales: Iterable[Scale]) -> Iterator[str]:
+    """Reasons why the voxels cannot be stored as the scales say."""
     problems = [
         encoding_problem(
             scale.encoding, info.data_type, info.channels, scale.chunk_size.minimum(scale.size)
         )
-        for scale in (pyramid.source, *pyramid.levels)
+        for scale in scales
     ]
     yield from filter(None, dict.fromkeys(problems))
+
+
+def background_problems(dtype: "np.dtype[Any]", value: float) -> Iterator[str]:
+    """The reason why a value cannot be a voxel's."""
+    import numpy as np
+
+    if dtype.kind == "f":
+        return
+    limits = np.iinfo(dtype)
+    if not value.is_integer() or not limits.min <= value <= limits.max:
+        yield f"background_color: {value:g} is not a value of {dtype}"
 
 
 def memory_problems(
@@ -162,6 +185,12 @@ def memory_problems(
     )
 
 
+def count_problems(cells: Grid) -> Iterator[str]:
+    """The reason why there are too many tasks."""
+    if cells.shape.product > sys.maxsize:
+        yield f"bounds: {cells.box} makes more tasks than can be counted: choose a part"
+
+
 def bounds_problems(pyramid: Pyramid, region: BoundingBox) -> Iterator[str]:
     """The reason why a part of the volume cannot be worked on by itself."""
     volume = pyramid.source.bounds
@@ -171,8 +200,7 @@ def bounds_problems(pyramid: Pyramid, region: BoundingBox) -> Iterator[str]:
     if not volume.contains(region):
         yield f"bounds: {region} reaches out of the volume, which is {volume}"
         return
-    if Grid(region, pyramid.geometry.cell).shape.product > sys.maxsize:
-        yield f"bounds: {region} makes more tasks than can be counted: choose a part"
+    yield from count_problems(Grid(region, pyramid.geometry.cell))
     unit = pyramid.geometry.unit if pyramid.levels else Vec3.full(1)
     if not Grid(volume, unit).is_aligned(region):
         aligned = region.expanded_to_grid(unit, volume.min).intersection(volume)

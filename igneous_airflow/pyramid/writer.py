@@ -7,7 +7,7 @@ a chunk is written as soon as its last voxel has arrived.
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
-from typing import Any
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,34 @@ from igneous_airflow.storage.overlap import Overlap
 Array = NDArray[Any]
 
 
+class WriteParameters(Protocol):
+    """What stages that write voxels are told about it, by the names of their fields."""
+
+    @property
+    def method(self) -> Method | Literal["auto"]:
+        """How voxels are pooled."""
+
+    @property
+    def sparse(self) -> bool:
+        """Whether zeros stay out of it."""
+
+    @property
+    def compress(self) -> str:
+        """Compression of chunk files."""
+
+    @property
+    def compress_level(self) -> int | None:
+        """Its effort."""
+
+    @property
+    def skip_empty(self) -> str:
+        """What becomes of chunks that are all background."""
+
+    @property
+    def background_color(self) -> float:
+        """The value of background."""
+
+
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
     """How pooled chunks are made and stored."""
@@ -35,6 +63,20 @@ class WriteOptions:
     skip_empty: str = "write"
     background: float = 0
 
+    @classmethod
+    def of(cls, stage: WriteParameters, layer_type: str) -> Self:
+        """Take the options from a stage's fields; the method `auto` goes by the layer's type."""
+        by_type: dict[str, Method] = {"image": "average", "segmentation": "mode"}
+        method = stage.method
+        return cls(
+            method=by_type.get(layer_type, "striding") if method == "auto" else method,
+            sparse=stage.sparse,
+            compress=stage.compress,
+            compress_level=stage.compress_level,
+            skip_empty=stage.skip_empty,
+            background=stage.background_color,
+        )
+
 
 @dataclass(slots=True)
 class _OpenChunk:
@@ -44,26 +86,34 @@ class _OpenChunk:
 
 @dataclass
 class PyramidWriter:
-    """Takes the blocks of one cell, in any order, and writes the chunks of every level."""
+    """Takes the blocks of one cell, in any order, and writes the chunks of every level.
+
+    With `finest`, the blocks themselves are written too, as chunks of the pyramid's source.
+    """
 
     layer: Layer
     pyramid: Pyramid
     options: WriteOptions
     overlap: Overlap
+    finest: bool = False
     chunks_written: int = 0
     chunks_skipped: int = 0
     bytes_written: int = 0
     _open: dict[tuple[int, BoundingBox], _OpenChunk] = field(default_factory=dict)
     _counting: Lock = field(default_factory=Lock)
+    _scales: tuple[Scale, ...] = field(init=False)
     _grids: list[Grid] = field(init=False)
     _latest: list[BoundingBox | None] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._grids = [scale.chunks for scale in self.pyramid.levels]
+        self._scales = (self.pyramid.source, *self.pyramid.levels)
+        self._grids = [scale.chunks for scale in self._scales]
         self._latest = [None] * len(self._grids)
 
     def push(self, box: BoundingBox, voxels: Array) -> None:
         """Pool a block that starts on a window of the coarsest level, in voxels of the source."""
+        if self.finest:
+            self._place(0, box, voxels)
         pooled = pool(
             voxels,
             self.pyramid.factor,
@@ -77,17 +127,17 @@ class PyramidWriter:
     def close(self) -> None:
         """Check that every chunk was completed; raises AlignmentError naming one that was not."""
         for level, box in self._open:
-            key = self.pyramid.levels[level - 1].key
+            key = self._scales[level].key
             raise AlignmentError(f"chunk {box} of scale {key} did not get all of its voxels")
 
     def _place(self, level: int, box: BoundingBox, array: Array) -> None:
         """Copy a pooled block into the chunks that it touches, and write those it completes."""
-        latest = self._latest[level - 1]
+        latest = self._latest[level]
         if latest is not None and latest.contains(box):  # nearly always, and a search costs more
             self._fill(level, latest, box, array)
             return
-        for chunk in self._grids[level - 1].overlapping(box):
-            self._latest[level - 1] = chunk
+        for chunk in self._grids[level].overlapping(box):
+            self._latest[level] = chunk
             self._fill(
                 level,
                 chunk,
@@ -96,7 +146,7 @@ class PyramidWriter:
             )
 
     def _fill(self, level: int, chunk: BoundingBox, part: BoundingBox, array: Array) -> None:
-        scale = self.pyramid.levels[level - 1]
+        scale = self._scales[level]
         if part == chunk:
             self._write(scale, chunk, np.asfortranarray(array))
             return

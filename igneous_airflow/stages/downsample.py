@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from igneous_airflow.errors import AuditFailed, IgneousError, InvalidParameter
+from igneous_airflow.errors import IgneousError, InvalidParameter
 from igneous_airflow.fields import (
     HOW,
     WHAT,
@@ -16,12 +16,14 @@ from igneous_airflow.fields import (
     Compress,
     CompressLevel,
     Encoding,
+    Factor,
     FillMissing,
     LayerUrl,
     MemoryTarget,
     Mip,
-    PoolingFactor,
+    PoolingMethod,
     SkipEmpty,
+    Sparse,
     section,
 )
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
@@ -30,11 +32,8 @@ from igneous_airflow.geometry.mips import count_levels, divisor_nearest_64
 from igneous_airflow.stage import Audit, Plan, Stage, Work
 
 if TYPE_CHECKING:
-    from igneous_airflow.kernels.pooling import Method
     from igneous_airflow.pyramid.layout import Pyramid
     from igneous_airflow.storage.layer import Layer
-
-_NAMED_AT_MOST = 10
 
 
 class Downsample(Stage):
@@ -69,32 +68,14 @@ class Downsample(Stage):
         ),
     ] = "z"
     factor: Annotated[
-        PoolingFactor | None,
+        Factor,
         Field(
-            title="Factor",
             description="How many voxels are pooled on x,y,z from mip to mip: powers of two, as "
             "2,2,2 for isotropic data. Empty: 2,2,1, or as 'axis kept' says.",
-            json_schema_extra=section(WHAT),
         ),
     ] = None
-    method: Annotated[
-        Literal["auto", "average", "mode", "min", "max", "striding"],
-        Field(
-            title="Method",
-            description="How voxels are pooled. auto averages images, takes the most frequent "
-            "label of segmentations, and the first voxel of anything else.",
-            json_schema_extra=section(WHAT),
-        ),
-    ] = "auto"
-    sparse: Annotated[
-        bool,
-        Field(
-            title="Sparse",
-            description="Leave zeros out: averages over the other voxels only, and labels win "
-            "over background, so that thin objects survive.",
-            json_schema_extra=section(WHAT),
-        ),
-    ] = False
+    method: PoolingMethod = "auto"
+    sparse: Sparse = False
     fill_missing: FillMissing = False
     background_color: BackgroundColor = 0
     skip_empty: SkipEmpty = "write"
@@ -133,7 +114,12 @@ class Downsample(Stage):
 
     def plan(self) -> Plan:
         """Count tasks, voxels, bytes and memory, and name every reason to refuse."""
-        from igneous_airflow.pyramid.layout import bounds_problems, layer_problems, memory_problems
+        from igneous_airflow.pyramid.layout import (
+            background_problems,
+            bounds_problems,
+            layer_problems,
+            memory_problems,
+        )
         from igneous_airflow.storage.layer import Layer
 
         try:
@@ -147,7 +133,7 @@ class Downsample(Stage):
         refusals += layer_problems(layer.info, pyramid)
         refusals += memory_problems(layer.info, pyramid, voxel_bytes, self.memory_target)
         refusals += bounds_problems(pyramid, region)
-        refusals += self._value_problems(layer)
+        refusals += background_problems(layer.dtype, self.background_color)
         if refusals:
             return Plan(stage=self.name, refusals=tuple(refusals))
         grid = Grid(region, pyramid.geometry.cell)
@@ -193,14 +179,7 @@ class Downsample(Stage):
         pyramid = self._accepted_pyramid(layer)
         missing = self.background_color if self.fill_missing else None
         read = partial(layer.read, pyramid.source, missing=missing)
-        options = WriteOptions(
-            method=self._method(layer),
-            sparse=self.sparse,
-            compress=self.compress,
-            compress_level=self.compress_level,
-            skip_empty=self.skip_empty,
-            background=self.background_color,
-        )
+        options = WriteOptions.of(self, layer.info.layer_type)
         with Overlap(layer.overlap_width) as overlap:
             writer = PyramidWriter(layer, pyramid, options, overlap)
             for tile, voxels in overlap.map(read, pyramid.tiles(cell)):
@@ -215,27 +194,20 @@ class Downsample(Stage):
 
     def finish(self, by: str) -> Audit:
         """Check that every chunk of the new mips exists, then record what was done."""
-        from igneous_airflow.pyramid.audit import present_chunks
+        from igneous_airflow.pyramid.audit import count_written
         from igneous_airflow.storage.layer import Layer
         from igneous_airflow.storage.provenance import record_processing
 
         layer = Layer.open(self.layer)
         pyramid = self._accepted_pyramid(layer)
         region = pyramid.region(self.bounds)
-        outputs: dict[str, int] = {}
-        absent: list[str] = []
-        for level, scale in enumerate(pyramid.levels, start=1):
-            box = pyramid.level_box(level, region)
-            outputs[scale.key], missing = present_chunks(layer, scale, box)
-            absent += [f"{scale.key}/{chunk}" for chunk in missing]
-        if absent and self.skip_empty == "write":
-            named = ", ".join(absent[:_NAMED_AT_MOST])
-            raise AuditFailed(
-                f"{len(absent):,} chunks of {self.layer} are missing although every task "
-                f"reported success: {named}. Start the stage again to write them."
-            )
+        written = [
+            (scale, pyramid.level_box(level, region))
+            for level, scale in enumerate(pyramid.levels, start=1)
+        ]
+        outputs, absent = count_written(layer, written, may_be_absent=self.skip_empty != "write")
         record_processing(layer.folder, {"task": "DownsampleTask", **self.parameters()}, by)
-        return Audit(outputs=outputs, absent=len(absent))
+        return Audit(outputs=outputs, absent=absent)
 
     def _factor(self) -> Vec3:
         if self.factor is not None:
@@ -265,25 +237,9 @@ class Downsample(Stage):
             raise InvalidParameter("; ".join(conflicts))
         return pyramid
 
-    def _value_problems(self, layer: "Layer") -> Iterator[str]:
-        import numpy as np
-
-        if layer.dtype.kind == "f":
-            return
-        limits = np.iinfo(layer.dtype)
-        value = self.background_color
-        if not value.is_integer() or not limits.min <= value <= limits.max:
-            yield f"background_color: {value:g} is not a value of {layer.dtype}"
-
     def _notes(self, pyramid: "Pyramid") -> Iterator[str]:
         made = len(pyramid.levels)
         if made < self.num_mips:
             yield f"{made} of {self.num_mips} mips are made: after those nothing is left to pool"
         if pyramid.source.encoding in ("jpeg", "jxl"):
             yield f"mip {self.mip} is stored as lossy {pyramid.source.encoding}; its losses go on"
-
-    def _method(self, layer: "Layer") -> "Method":
-        if self.method != "auto":
-            return self.method
-        by_type: dict[str, Method] = {"image": "average", "segmentation": "mode"}
-        return by_type.get(layer.info.layer_type, "striding")

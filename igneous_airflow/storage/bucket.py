@@ -75,6 +75,13 @@ class BucketFolder:
                 if not name.endswith("/"):
                     yield plain_name(name.rpartition("/")[2])
 
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        with self._errors("list", prefix):
+            listed = self._files.list(prefix=f"{prefix}/" if prefix else "", flat=True, size=True)
+            for name, size in listed:
+                if not name.endswith("/"):
+                    yield plain_name(name.rpartition("/")[2]), size
+
     def delete_folder(self, prefix: str) -> None:
         with self._errors("delete", prefix):
             self._files.delete(list(self._files.list(prefix=f"{prefix}/")))

@@ -46,6 +46,9 @@ class Folder(Protocol):
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the files directly in the folder `prefix/`, without compression suffixes."""
 
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Files directly in the folder `prefix/`: names as `names` gives them, and stored bytes."""
+
     def delete_folder(self, prefix: str) -> None:
         """Remove every file below `prefix/`."""
 

@@ -108,6 +108,13 @@ class Scale:
             quality=self.quality if encoding == "jpeg" else None,
         )
 
+    def ratio_to(self, finer: "Scale") -> Vec3 | None:
+        """Voxels of a finer scale along each axis of one voxel; None unless whole numbers."""
+        ratios = [r / f for r, f in zip(self.resolution, finer.resolution, strict=True)]
+        if any(r < 0.5 or abs(r - round(r)) > 1e-6 * r for r in ratios):
+            return None
+        return Vec3(*map(round, ratios))
+
     @property
     def bounds(self) -> BoundingBox:
         """The box of all voxels."""
@@ -255,6 +262,24 @@ def add_scales(folder: Folder, scales: Sequence[Scale]) -> Info:
             if merged.data == current.data:
                 return current
             write_info(folder, merged)
+    raise StorageUnavailable(
+        f"{folder.url}/info keeps being overwritten by somebody else: try again"
+    )
+
+
+def remove_scales(folder: Folder, keys: Sequence[str]) -> Info:
+    """Remove scales from a layer's info, keeping whatever others add meanwhile.
+
+    Raises StorageUnavailable when the change never holds.
+    """
+    read_info(folder)  # before the lock, which needs the folder to be there
+    with _lock(folder):
+        for _ in range(_COMMIT_ATTEMPTS):
+            current = read_info(folder)
+            left = [entry for entry in current.data["scales"] if entry["key"] not in keys]
+            if left == current.data["scales"]:
+                return current
+            write_info(folder, Info({**current.data, "scales": left}))
     raise StorageUnavailable(
         f"{folder.url}/info keeps being overwritten by somebody else: try again"
     )

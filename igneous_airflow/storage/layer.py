@@ -1,5 +1,6 @@
 """A Neuroglancer Precomputed layer: its scales, and its voxels read and written by chunk."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from igneous_airflow.errors import (
@@ -18,8 +19,9 @@ from igneous_airflow.storage.codecs import (
     decompress_bytes,
     encode,
 )
-from igneous_airflow.storage.files import Folder, open_folder
+from igneous_airflow.storage.files import Folder, StoredFile, open_folder
 from igneous_airflow.storage.info import Info, Scale, read_info, write_info
+from igneous_airflow.storage.overlap import Overlap
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,12 +102,18 @@ class Layer:
             raise CorruptChunk(f"chunk {self.folder.url}/{name}: {error}") from error
 
     def read(
-        self, scale: Scale, box: BoundingBox, *, missing: float | None = None
+        self,
+        scale: Scale,
+        box: BoundingBox,
+        *,
+        missing: float | None = None,
+        overlap: Overlap | None = None,
     ) -> "NDArray[Any]":
         """Read a box inside the scale's bounds, of any alignment; the array may be read-only.
 
         `missing` is the value of the voxels of missing chunks; with None, one of them raises
-        MissingChunk with its name. Raises InvalidParameter for a box outside of the bounds.
+        MissingChunk with its name. `overlap` reads several chunks at once. Raises InvalidParameter
+        for a box outside of the bounds.
         """
         import numpy as np
 
@@ -115,8 +123,8 @@ class Layer:
         if not scale.bounds.contains(box):
             raise InvalidParameter(f"{box} reaches out of scale {scale.key}, {scale.bounds}")
         array = np.empty((*box.size, self.info.channels), dtype=self.dtype, order="F")
-        for chunk in chunks:
-            voxels = self._chunk_or_fill(scale, chunk, missing)
+        read = partial(self._chunk_or_fill, scale, missing=missing)
+        for chunk, voxels in (overlap or Overlap(1)).map(read, chunks):
             common = chunk.intersection(box)
             array[common.slices_within(box)] = voxels[common.slices_within(chunk)]
         return array
@@ -161,13 +169,40 @@ class Layer:
         stored = compress_bytes(
             content,
             compression_for(compress, scale.encoding),
-            grey=scale.encoding == "raw" and self.info.layer_type == "image",
+            grey=self._is_grey(scale),
             level=level,
         )
+        return self._store(scale, box, stored)
+
+    def _store(self, scale: Scale, box: BoundingBox, stored: StoredFile) -> int:
         self.folder.write(
             f"{scale.key}/{box}", stored, content_type=_CONTENT_TYPES.get(scale.encoding, "")
         )
         return len(stored.content)
+
+    def copy_chunk(
+        self,
+        scale: Scale,
+        box: BoundingBox,
+        stored: StoredFile,
+        *,
+        compress: str,
+        level: int | None,
+    ) -> int:
+        """Write one whole chunk file from the file of a scale that stores alike; never decode it.
+
+        The compression is changed only when another one, or a level, is asked for. Returns the
+        stored bytes. Raises CorruptChunk when a compression that must be undone is damaged.
+        """
+        wanted = compression_for(compress, scale.encoding)
+        if level is not None or (compress != "auto" and stored.compression != wanted):
+            stored = compress_bytes(
+                decompress_bytes(stored), wanted, grey=self._is_grey(scale), level=level
+            )
+        return self._store(scale, box, stored)
+
+    def _is_grey(self, scale: Scale) -> bool:
+        return scale.encoding == "raw" and self.info.layer_type == "image"
 
     def write(self, scale: Scale, voxels: "NDArray[Any]") -> None:
         """Write all chunks of a scale from an array of its size."""

@@ -109,6 +109,14 @@ class LocalFolder:
         return any(map(os.path.isfile, self._variants(f"{self._root}/{name}")))
 
     def names(self, prefix: str) -> Iterator[str]:
+        return (plain_name(entry.name) for entry in self._files(prefix))
+
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        for entry in self._files(prefix):
+            with suppress(FileNotFoundError):  # removed meanwhile
+                yield plain_name(entry.name), entry.stat().st_size
+
+    def _files(self, prefix: str) -> Iterator["os.DirEntry[str]"]:
         folder = self._root / prefix
         with _disk_errors("list", folder):
             try:
@@ -120,7 +128,7 @@ class LocalFolder:
                     if entry.name.endswith(_PARTIAL):
                         _remove_if_abandoned(Path(entry.path))
                     elif entry.is_file():
-                        yield plain_name(entry.name)
+                        yield entry
 
     def delete_folder(self, prefix: str) -> None:
         folder = self._root / prefix

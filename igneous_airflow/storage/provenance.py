@@ -3,7 +3,7 @@
 import getpass
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,11 +29,17 @@ def read_provenance(folder: Folder) -> dict[str, Any]:
         raise InvalidInfo(f"{folder.url}/provenance cannot be read: {error}") from error
     if not isinstance(provenance["processing"], list):
         raise InvalidInfo(f"{folder.url}/provenance: processing is not a list")
+    if not isinstance(provenance["sources"], list):
+        raise InvalidInfo(f"{folder.url}/provenance: sources is not a list")
     return provenance
 
 
-def record_processing(folder: Folder, method: Mapping[str, Any], by: str) -> None:
+def record_processing(
+    folder: Folder, method: Mapping[str, Any], by: str, *, sources: Sequence[str] = ()
+) -> None:
     """Append one entry to `processing`: the method with its parameters, the author, the date.
+
+    `sources` are the layers that the voxels come from; those not named yet are added.
 
     An entry of the same method and parameters as the last one replaces it, so that finishing a
     run twice leaves one entry.
@@ -49,6 +55,8 @@ def record_processing(folder: Folder, method: Mapping[str, Any], by: str) -> Non
     if isinstance(latest, dict) and latest.get("method") == entry["method"]:
         processing.pop()
     provenance["processing"] = [*processing, entry]
+    known = list(provenance["sources"])
+    provenance["sources"] = known + [source for source in sources if source not in known]
     text = json.dumps(provenance, indent=2, sort_keys=True)
     folder.write(_NAME, StoredFile(text.encode()), content_type="application/json")
 

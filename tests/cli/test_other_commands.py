@@ -47,7 +47,7 @@ def test_the_module_is_the_command_and_needs_no_airflow():
         capture_output=True,
         text=True,
     )
-    assert answer.stdout.startswith("downsample")
+    assert "\ndownsample " in answer.stdout
 
 
 def test_errors_that_are_not_ours_are_not_hidden(monkeypatch: pytest.MonkeyPatch):

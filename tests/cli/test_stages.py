@@ -213,3 +213,28 @@ def test_with_a_queue_the_tasks_are_only_sent(cli, layer: Path, state: Path, tmp
     assert answer.code == 0
     assert "all 4 tasks are done and 4 chunks were found" in answer.out
     assert Path(tmp_path, "q.db").exists()  # it may hold the tasks of others
+
+
+def test_a_deletion_is_listed_and_needs_a_yes(cli, layer: Path, tmp_path: Path):
+    before = tree(tmp_path)
+    answer = cli("delete", str(layer), "--dry-run")
+    assert answer.code == 0
+    assert "deletes 8_8_40: 16 chunk files, 8.19 kB" in answer.out
+    answer = cli("delete", str(layer))
+    assert answer.code == 1
+    assert "confirm: 16 chunk files" in answer.err
+    assert tree(tmp_path) == before
+    answer = cli("delete", str(layer), "--yes", "--processes", "1")
+    assert answer.code == 0, answer.err
+    assert "all 1 tasks are done and 0 chunks were found" in answer.out
+    assert list((layer / "8_8_40").iterdir()) == []
+    assert "--yes" in cli("delete", "--help").out
+    assert "--confirm" not in cli("delete", "--help").out
+
+
+def test_a_transfer_takes_negative_numbers_and_two_addresses(cli, layer: Path, monkeypatch):
+    monkeypatch.chdir(layer.parent)
+    answer = cli("transfer", "layer", "there", "--translate", "-5,0,3", "--processes", "1")
+    assert answer.code == 0, answer.err
+    info = json.loads((layer.parent / "there" / "info").read_text())
+    assert info["scales"][0]["voxel_offset"] == [-5, 0, 3]

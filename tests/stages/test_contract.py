@@ -23,5 +23,5 @@ def test_stages_are_found_in_alphabetical_order():
 
 @pytest.mark.parametrize("name", ["", "stage", "os.system", "Downsample", "../downsample"])
 def test_an_unknown_stage_is_refused_with_those_there_are(name):
-    with pytest.raises(InvalidParameter, match="choose one of downsample"):
+    with pytest.raises(InvalidParameter, match=r"choose one of .*downsample"):
         stage_class(name)

@@ -125,6 +125,8 @@ def test_names_are_those_directly_in_a_folder_without_suffixes(folder):
     assert sorted(folder.names("a")) == ["x", "y", "z"]
     assert sorted(folder.names("a/b")) == ["c"]
     assert list(folder.names("nothing")) == []
+    assert sorted(folder.sizes("a")) == [("x", 1), ("y", 1), ("z", 1)]
+    assert list(folder.sizes("nothing")) == []
 
 
 def test_deleting_what_is_absent_does_nothing(folder):

@@ -19,6 +19,7 @@ from igneous_airflow.storage.info import (
     Scale,
     add_scales,
     read_info,
+    remove_scales,
     resolution_key,
     write_info,
 )
@@ -306,3 +307,24 @@ def test_an_info_file_of_tensorstore_is_understood(tmp_path):
     assert scale.chunk_size == Vec3(16, 8, 4)
     assert scale.key == "4.6_4.6_45"
     assert not scale.sharded
+
+
+def test_scales_are_removed_and_the_rest_stays(tmp_path):
+    folder = open_folder(f"file://{tmp_path}")
+    entries = [{**SCALE, "key": key, "resolution": [r, r, 40]} for key, r in [("a", 4), ("b", 8)]]
+    data = {"data_type": "uint8", "num_channels": 1, "type": "image", "scales": entries, "x": 1}
+    write_info(folder, Info(data))
+    for _ in range(2):
+        left = remove_scales(folder, ["a", "none"])
+        assert left.data == read_info(folder).data == {**data, "scales": entries[1:]}
+
+
+def test_the_ratio_of_scales_is_whole_or_none():
+    fine, coarse, odd = (
+        Scale.parse({**SCALE, "resolution": resolution})
+        for resolution in ([4.6, 4.6, 45], [9.2, 18.4, 45], [6, 6, 45])
+    )
+    assert coarse.ratio_to(fine) == Vec3(2, 4, 1)
+    assert fine.ratio_to(fine) == Vec3(1, 1, 1)
+    assert odd.ratio_to(fine) is None
+    assert fine.ratio_to(coarse) is None

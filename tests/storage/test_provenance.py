@@ -75,3 +75,9 @@ def test_the_author_is_a_plain_text():
     assert isinstance(author(), str)
     assert author() == author().strip()
     assert not author().startswith("b'")
+
+
+def test_the_layers_that_voxels_come_from_are_named_once(folder):
+    for sources in (["a"], ["b", "a"], []):
+        record_processing(folder, {"task": "x"}, "someone", sources=sources)
+    assert read_provenance(folder)["sources"] == ["a", "b"]

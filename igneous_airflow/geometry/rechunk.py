@@ -1,0 +1,165 @@
+"""How voxels go from one grid of chunks into another, with coarser mips made on the way.
+
+Used by pyramids that write their finest scale as well.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from math import lcm
+
+from igneous_airflow.geometry.bbox import BoundingBox, Vec3
+from igneous_airflow.geometry.grid import Grid
+from igneous_airflow.geometry.mips import in_nested_order
+
+_LONGEST = 4  # times a chunk: cells that would have to be longer cut through chunks instead
+_CELL_BYTES = 1 << 27  # of voxels in a task, where the shape is not given
+
+
+@dataclass(frozen=True)
+class RechunkGeometry:
+    """A region of `size` voxels written in chunks `chunks[0]`, its coarser mips in `chunks[1:]`.
+
+    It is read from chunks of `read` voxels, one of which starts `phase` voxels before the region.
+    All boxes are relative to the region's first voxel, where a chunk of every written mip starts.
+    A *cell* is what one task writes; a *tile* is what is read and written at once on the way
+    through it. `shape` is the cell asked for. A voxel has `voxel_bytes`; a task may use `memory`
+    bytes, and keeps `width` storage operations under way.
+    """
+
+    size: Vec3
+    factor: Vec3
+    chunks: tuple[Vec3, ...]
+    read: Vec3
+    phase: Vec3
+    voxel_bytes: int
+    memory: int
+    shape: Vec3 | None = None
+    width: int = 1
+
+    @property
+    def levels(self) -> int:
+        """Number of coarser mips."""
+        return len(self.chunks) - 1
+
+    @cached_property
+    def unit(self) -> Vec3:
+        """The smallest block that fills whole chunks of every mip."""
+        spans = [chunk * self.factor**level for level, chunk in enumerate(self.chunks)]
+        return Vec3(*(lcm(*(span[axis] for span in spans)) for axis in range(3)))
+
+    @cached_property
+    def cell(self) -> Vec3:
+        """Whole units; whole chunks of what is read where possible; enough for a task's while."""
+        if self.shape is not None:
+            return self.shape
+        most = self.size.ceil_div(self.unit) * self.unit
+        edges = [min(self._cell_edge(axis), most[axis]) for axis in range(3)]
+        while edges[0] * edges[1] * edges[2] * self.voxel_bytes < _CELL_BYTES:
+            growing = [axis for axis in range(3) if edges[axis] < most[axis]]
+            if not growing:
+                break
+            axis = min(growing, key=lambda axis: edges[axis])
+            edges[axis] = min(2 * edges[axis], most[axis])
+        return Vec3(*edges)
+
+    def _cell_edge(self, axis: int) -> int:
+        unit, read = self.unit[axis], self.read[axis]
+        both = lcm(unit, read)
+        if self.phase[axis] == 0 and both <= _LONGEST * max(unit, read):
+            return both
+        return -(-_LONGEST * read // unit) * unit
+
+    @cached_property
+    def tile(self) -> Vec3:
+        """Whole chunks of the finest mip that pool evenly; whole chunks of what is read as well.
+
+        Where memory does not allow that, it is smaller, and chunks are read once for each tile
+        that they reach into.
+        """
+        edges = [self._tile_edge(axis) for axis in range(3)]
+        while self._bytes_with(Vec3(*edges)) > self.memory:
+            smaller = [self._smaller(axis, edges[axis]) for axis in range(3)]
+            shrinking = [axis for axis in range(3) if smaller[axis] < edges[axis]]
+            if not shrinking:
+                break
+            axis = max(shrinking, key=lambda axis: edges[axis] / self._step[axis])
+            edges[axis] = smaller[axis]
+        return Vec3(*edges)
+
+    @cached_property
+    def _step(self) -> Vec3:
+        """What tiles are made of: whole chunks of the finest mip, whole windows of the coarsest."""
+        return Vec3(*map(lcm, self.chunks[0], self.factor**self.levels))
+
+    def _tile_edge(self, axis: int) -> int:
+        cell, whole = self.cell[axis], lcm(self._step[axis], self.read[axis])
+        return whole if self.phase[axis] == 0 and cell % whole == 0 else cell
+
+    def _smaller(self, axis: int, edge: int) -> int:
+        """The next shorter edge of which cells are multiples, or the same when there is none."""
+        steps = self.cell[axis] // self._step[axis]
+        now = edge // self._step[axis]
+        return self._step[axis] * next((n for n in range(now - 1, 0, -1) if steps % n == 0), now)
+
+    def tiles(self, cell: BoundingBox) -> list[BoundingBox]:
+        """The tiles of a cell in nested order: each coarse chunk is completed before the next."""
+        return in_nested_order(Grid(cell, self.tile), self.factor, self.chunks)
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """The most bytes of voxels that one task holds."""
+        return self._bytes_with(self.tile)
+
+    def _bytes_with(self, tile: Vec3) -> int:
+        """A tile with its pooled copies, chunks on their way in and out, and open chunks.
+
+        An open chunk counts twice, for its encoded form.
+        """
+        held = tile.minimum(self._padded).product * (4 if self.levels else 1)
+        chunks = self.read.minimum(self._padded).product + self.chunks[0].minimum(self.size).product
+        opened = sum(self._open_voxels(tile))
+        return self.voxel_bytes * (held + (2 * self.width + 1) * chunks + 2 * opened)
+
+    @property
+    def _padded(self) -> Vec3:
+        """The region's size, padded to whole windows of the coarsest mip."""
+        window = self.factor**self.levels
+        return self.size.ceil_div(window) * window
+
+    def _open_voxels(self, tile: Vec3) -> Iterator[int]:
+        """Voxels of each coarser mip's unfinished chunks while tiles pass in nested order.
+
+        Where tiles or finer chunks do not nest in the chunks of a mip, all of the cell.
+        """
+        block = tile
+        for level, chunk in enumerate(self.chunks[1:], start=1):
+            window = self.factor**level
+            span = chunk * window
+            if all(b % s == 0 for b, s in zip(block, span, strict=True)):
+                yield 0
+                continue
+            nested = all(b % s == 0 or s % b == 0 for b, s in zip(block, span, strict=True))
+            block = block.maximum(span) if nested else self.cell
+            yield block.minimum(self._padded).ceil_div(window).product
+
+    @cached_property
+    def times_read(self) -> float:
+        """How many voxels are decoded for each voxel of the region: 1 when no chunk comes twice."""
+        times = 1.0
+        for axis in range(3):
+            read, phase, size = self.read[axis], self.phase[axis], self.size[axis]
+            decoded = sum(
+                min(-(-(high + phase) // read) * read - phase, size)
+                - max((low + phase) // read * read - phase, 0)
+                for low, high in pairwise(self._lines(axis))
+            )
+            times *= decoded / size
+        return times
+
+    def _lines(self, axis: int) -> list[int]:
+        """Where tiles begin along an axis, and the region's end."""
+        size, cell, tile = self.size[axis], self.cell[axis], self.tile[axis]
+        starts = [c + t for c in range(0, size, cell) for t in range(0, cell, tile) if c + t < size]
+        return [*starts, size]

@@ -1,0 +1,332 @@
+"""Delete: the chunk files of some mips of a layer, and the mips themselves from its info."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import lcm
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self, overload
+
+from pydantic import AfterValidator, Field
+
+from igneous_airflow.errors import AuditFailed, IgneousError, InvalidParameter
+from igneous_airflow.fields import WHAT, WHERE, Bounds, LayerUrl, Mip, section
+from igneous_airflow.geometry.bbox import BoundingBox, Vec3
+from igneous_airflow.geometry.grid import Grid
+from igneous_airflow.stage import Audit, Plan, Stage, Work, human_bytes
+
+if TYPE_CHECKING:
+    from igneous_airflow.storage.info import Scale
+    from igneous_airflow.storage.layer import Layer
+
+_CHUNKS_ON_EDGE = 16  # of the block that a task deletes
+_NAMED_AT_MOST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A box of whole chunks of one scale."""
+
+    key: str
+    box: BoundingBox
+
+    def __str__(self) -> str:
+        return f"{self.key}/{self.box}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks(Sequence[Block]):
+    """The blocks of several scales, one scale after the other."""
+
+    grids: tuple[tuple[str, Grid], ...]
+
+    def __len__(self) -> int:
+        return sum(len(grid) for _, grid in self.grids)
+
+    @overload
+    def __getitem__(self, index: int) -> Block: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Block]: ...
+    def __getitem__(self, index: int | slice) -> Block | Sequence[Block]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        for key, grid in self.grids:
+            if place < len(grid):
+                return Block(key, grid[place])
+            place -= len(grid)
+        raise IndexError(index)
+
+
+def _keys_text(text: str | None) -> str | None:
+    if text is None:
+        return None
+    keys = [key.strip() for key in text.split(",")]
+    for key in keys:
+        path = PurePosixPath(key)
+        if not path.parts or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{key!r} is not the key of a scale inside the layer")
+    return ",".join(keys)
+
+
+class Delete(Stage):
+    """Delete mips of a layer for good: their chunk files, and their entries in the info.
+
+    Meshes, skeletons, other mips and files that are no chunks stay. With bounds, only the chunks
+    inside go, and the info stays. Tasks are blocks of chunks.
+    """
+
+    name: ClassVar[str] = "delete"
+
+    layer: LayerUrl
+    mip: Annotated[
+        Mip,
+        Field(
+            description="Finest mip to delete: 0 is the finest there is, -1 the coarsest.",
+        ),
+    ] = 0
+    num_mips: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=65,
+            title="Number of mips",
+            description="How many mips to delete: the chosen one, and coarser ones after it.",
+            json_schema_extra=section(WHAT),
+        ),
+    ] = 1
+    bounds: Annotated[
+        Bounds,
+        Field(
+            description="Delete a part only: a box in voxels of the chosen mip, made of whole "
+            "chunks of every mip to delete, as x0-x1_y0-y1_z0-z1. Empty means all.",
+        ),
+    ] = None
+    scales: Annotated[
+        str | None,
+        AfterValidator(_keys_text),
+        Field(
+            title="Scales",
+            description="Keys of the scales to delete, as 8_8_40,16_16_40, finest first, in place "
+            "of mip and number of mips. A run notes them here, since mips are renumbered when "
+            "scales go.",
+            json_schema_extra=section(WHERE),
+        ),
+    ] = None
+    confirm: Annotated[
+        bool,
+        Field(
+            title="Yes, delete",
+            description="Confirm that the files may go: nothing brings them back.",
+            json_schema_extra=section(WHAT, flag="--yes"),
+        ),
+    ] = False
+
+    def resolved(self) -> Self:
+        """Note the keys of the scales that the mips are now; bounds of everything are none."""
+        from igneous_airflow.storage.layer import Layer
+
+        scales = self._chosen(Layer.open(self.layer))
+        everything = self.bounds == str(scales[0].bounds)
+        return self.model_copy(
+            update={
+                "scales": ",".join(scale.key for scale in scales),
+                "bounds": None if everything else self.bounds,
+            }
+        )
+
+    def plan(self) -> Plan:
+        """List what is there to delete, and name every reason to refuse."""
+        from igneous_airflow.storage.layer import Layer
+
+        try:
+            layer = Layer.open(self.layer)
+            scales = self._chosen(layer)
+            refusals = list(self._refusals(scales))
+            if not refusals:
+                layer.folder.check_writable()
+        except IgneousError as error:
+            return Plan(stage=self.name, refusals=(str(error),))
+        if refusals:
+            return Plan(stage=self.name, refusals=tuple(refusals))
+        blocks = self._blocks(scales)
+        files = stored = 0
+        lines = []
+        for scale in scales:
+            sizes = [size for _, size in self._files(layer, scale)]
+            lines.append(f"{scale.key}: {len(sizes):,} chunk files, {human_bytes(sum(sizes))}")
+            files, stored = files + len(sizes), stored + sum(sizes)
+        question = (
+            f"confirm: {files:,} chunk files, {human_bytes(stored)}, of {self.layer} would be "
+            f"deleted for good ({', '.join(scale.key for scale in scales)}); confirm it to start"
+        )
+        return Plan(
+            stage=self.name,
+            tasks=len(blocks),
+            grid=f"blocks of at most {_CHUNKS_ON_EDGE**3:,} chunks",
+            deletions=tuple(lines),
+            notes=tuple(self._notes(layer, scales)),
+            unconfirmed="" if self.confirm else question,
+        )
+
+    def prepare(self) -> None:
+        """Write nothing: the info names the scales until their files are gone."""
+        self._require_confirmed()
+
+    def cells(self) -> Sequence[Block]:
+        """Blocks of chunks of every scale to delete."""
+        from igneous_airflow.storage.layer import Layer
+
+        return self._blocks(self._chosen(Layer.open(self.layer)))
+
+    def run(self, cell: Block) -> Work:
+        """Delete the chunk files of a block, in whatever compression they are."""
+        from igneous_airflow.storage.layer import Layer
+        from igneous_airflow.storage.overlap import Overlap
+
+        self._require_confirmed()
+        layer = Layer.open(self.layer)
+        scale = next((s for s in layer.info.scales if s.key == cell.key), None)
+        if scale is None:  # the run has finished already
+            return Work()
+        with Overlap(layer.overlap_width) as overlap:
+            for chunk in scale.chunks.overlapping(cell.box):
+                overlap.submit(partial(layer.delete_chunk, scale, chunk))
+        return Work()
+
+    def finish(self, by: str) -> Audit:
+        """Check that the files are gone, remove the scales from the info, record what was done.
+
+        Files of chunks that are not on the scale's grid, left by an earlier chunk size, go here.
+        """
+        from igneous_airflow.storage.info import remove_scales
+        from igneous_airflow.storage.layer import Layer
+        from igneous_airflow.storage.overlap import Overlap
+        from igneous_airflow.storage.provenance import record_processing
+
+        self._require_confirmed()
+        layer = Layer.open(self.layer)
+        keys = (self.scales or "").split(",")
+        scales = [scale for scale in layer.info.scales if scale.key in keys]
+        left, strays = self._left(layer, scales)
+        if left:
+            raise AuditFailed(
+                f"{len(left):,} chunks of {self.layer} are still there although every task "
+                f"reported success: {', '.join(left[:_NAMED_AT_MOST])}. Start the stage again to "
+                "delete them."
+            )
+        with Overlap(layer.overlap_width) as overlap:
+            for name in strays:
+                overlap.submit(partial(layer.folder.delete, name))
+        if self.bounds is None:
+            remove_scales(layer.folder, keys)
+        record_processing(layer.folder, {"task": "DeleteTask", **self.parameters()}, by)
+        return Audit(outputs=dict.fromkeys(keys, 0))
+
+    def _require_confirmed(self) -> None:
+        if not self.confirm:
+            raise InvalidParameter("confirm: nothing is deleted before it is confirmed")
+        if self.scales is None:
+            raise InvalidParameter("scales: work on the stage that `resolved` gives")
+
+    def _chosen(self, layer: "Layer") -> "tuple[Scale, ...]":
+        """The scales to delete, finest first; raises InvalidParameter for one that is not there."""
+        present = layer.info.scales
+        if self.scales is None:
+            first = present.index(layer.scale(self.mip))
+            return present[first : first + self.num_mips]
+        by_key = {scale.key: scale for scale in present}
+        keys = self.scales.split(",")
+        if absent := [key for key in keys if key not in by_key]:
+            raise InvalidParameter(
+                f"{self.layer} has no scale {', '.join(absent)}: it may have been deleted already"
+            )
+        return tuple(by_key[key] for key in keys)
+
+    def _region(self, finest: "Scale", scale: "Scale") -> BoundingBox:
+        """The part of a scale to delete; raises InvalidParameter when bounds do not fit scales."""
+        if self.bounds is None:
+            return scale.bounds
+        box, ratio = BoundingBox.parse(self.bounds), self._ratio(finest, scale)
+        relative = box.translated(finest.voxel_offset * -1).downsampled(ratio)
+        return relative.translated(scale.voxel_offset).intersection(scale.bounds)
+
+    def _ratio(self, finest: "Scale", scale: "Scale") -> Vec3:
+        ratio = scale.ratio_to(finest)
+        if ratio is None:
+            raise InvalidParameter(
+                f"bounds: scale {scale.key} is no whole multiple of {finest.key}: delete the part "
+                "mip by mip"
+            )
+        return ratio
+
+    def _blocks(self, scales: "Sequence[Scale]") -> _Blocks:
+        return _Blocks(
+            tuple(
+                (
+                    scale.key,
+                    Grid(self._region(scales[0], scale), scale.chunk_size * _CHUNKS_ON_EDGE),
+                )
+                for scale in scales
+            )
+        )
+
+    def _files(self, layer: "Layer", scale: "Scale") -> Iterator[tuple[BoundingBox, int]]:
+        """The chunk files to delete, listed rather than computed: box and stored bytes of each."""
+        region = None if self.bounds is None else self._region(self._chosen(layer)[0], scale)
+        for name, size in layer.folder.sizes(scale.key):
+            try:
+                box = BoundingBox.parse(name)
+            except InvalidParameter:  # a file of somebody else's
+                continue
+            if box and (region is None or region.contains(box)):
+                yield box, size
+
+    def _left(self, layer: "Layer", scales: "Sequence[Scale]") -> tuple[list[str], list[str]]:
+        """Names of the chunk files that are left: those on the scale's grid, and others."""
+        left: dict[str, None] = {}
+        strays: dict[str, None] = {}
+        for scale in scales:
+            grid = scale.chunks
+            for box, _ in self._files(layer, scale):
+                on_grid = next(grid.overlapping(box), None) == box
+                (left if on_grid else strays)[f"{scale.key}/{box}"] = None
+        return list(left), list(strays)
+
+    def _refusals(self, scales: "Sequence[Scale]") -> Iterator[str]:
+        finest = scales[0]
+        for scale in scales:
+            try:
+                _keys_text(scale.key)
+            except ValueError as error:
+                yield str(error)
+            if "," in scale.key:
+                yield f"scale {scale.key!r} cannot be named, for its comma"
+            if scale.sharded:
+                yield f"scale {scale.key} is sharded; only the chunks of unsharded ones are deleted"
+        if self.bounds is None:
+            return
+        box, volume = BoundingBox.parse(self.bounds), finest.bounds
+        if not volume.contains(box):
+            yield f"bounds: {box} reaches out of the volume, which is {volume}"
+            return
+        spans = [scale.chunk_size * self._ratio(finest, scale) for scale in scales]
+        unit = Vec3(*(lcm(*(span[axis] for span in spans)) for axis in range(3)))
+        if not Grid(volume, unit).is_aligned(box):
+            aligned = box.expanded_to_grid(unit, volume.min).intersection(volume)
+            yield (
+                f"bounds: {box} holds only parts of chunks, which come in blocks of {unit} voxels "
+                f"counted from {volume.min} with all mips: use {aligned}, or fewer mips"
+            )
+
+    def _notes(self, layer: "Layer", scales: "Sequence[Scale]") -> Iterator[str]:
+        if self.scales is None and len(scales) < self.num_mips:
+            yield f"{len(scales)} of {self.num_mips} mips are deleted: there are no more"
+        if self.bounds is not None:
+            yield "the info keeps these mips, since only a part of them is deleted"
+            return
+        kept = [scale.key for scale in layer.info.scales if scale not in scales]
+        if not kept:
+            yield "no mip is left: the info stays, with an empty list of scales"
+        elif scales[0] == layer.info.scales[0]:
+            yield f"mips are renumbered: {kept[0]} becomes mip 0"
