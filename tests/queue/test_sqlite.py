@@ -4,6 +4,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -240,13 +241,36 @@ def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
         SqliteQueue(tmp_path).counts()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    for queue in (SqliteQueue(tmp_path / "queue.db"), SqliteQueue(tmp_path / "new" / "queue.db")):
-        with pytest.raises(InvalidParameter, match=r"queue\.db"):
-            queue.counts()
-    tmp_path.chmod(0o700)
+_WITHOUT_RIGHTS = """
+import os, sys
+from pathlib import Path
+from igneous_airflow.errors import InvalidParameter
+from igneous_airflow.queue.sqlite import SqliteQueue
+if os.geteuid() == 0:  # who may write everywhere
+    os.setuid(65534)
+for path in sys.argv[1:]:
+    try:
+        SqliteQueue(Path(path)).counts()
+    except InvalidParameter as error:
+        print(error)
+"""
+
+
+def test_a_folder_without_permission_is_named() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/queue.db", f"{folder}/new/queue.db"]
+        Path(folder).chmod(0o555)
+        done = subprocess.run(
+            [sys.executable, "-c", _WITHOUT_RIGHTS, *paths],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        Path(folder).chmod(0o700)
+    first, second = done.stdout.splitlines()
+    assert paths[0] in first
+    assert paths[1] in second
 
 
 def test_a_file_that_stays_locked_is_unavailable_until_it_is_free(path: Path) -> None:
