@@ -32,14 +32,19 @@ def folder_with_a_layer(tmp_path: Path) -> Path:
 
 
 def test_the_commands_of_the_readme_work_in_their_order(folder_with_a_layer: Path) -> None:
-    local, queued = blocks("console")
+    local, queued, *later = blocks("console")
     queue = f"sqlite://{folder_with_a_layer}/queue.db"
-    for block in (local, "rm -r runs\n", queued.replace("sqlite:///tmp/queue.db", queue)):
+    queued = queued.replace("sqlite:///tmp/queue.db", queue)
+    for block in (local, "rm -r runs\n", queued, *later):
         for line in block.splitlines():
             done = subprocess.run(
                 ["bash", "-c", line.removeprefix("$ ")],
                 cwd=folder_with_a_layer,
-                env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+                env={
+                    **os.environ,
+                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                    "HOME": str(folder_with_a_layer),
+                },
                 capture_output=True,
                 text=True,
                 timeout=120,
@@ -48,6 +53,7 @@ def test_the_commands_of_the_readme_work_in_their_order(folder_with_a_layer: Pat
             assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     assert (folder_with_a_layer / "layer.png").exists()
     assert len(Layer.open(f"file://{folder_with_a_layer}/layer").info.scales) == 4
+    assert len(Layer.open(f"file://{folder_with_a_layer}/deep").info.scales) == 1
 
 
 def test_the_python_example_of_the_readme_works(
