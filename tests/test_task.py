@@ -91,7 +91,7 @@ def test_a_task_without_a_part_is_refused(message, key):
 @pytest.mark.parametrize("name", ["", "os.system", "no_such_stage", "downsample "])
 def test_a_stage_that_is_not_registered_is_never_made(message, name):
     task = Task.decode(json.dumps({**message, "stage": name}))
-    with pytest.raises(InvalidMessage, match="choose one of .*downsample"):
+    with pytest.raises(InvalidMessage, match=r"choose one of .*downsample"):
         task.make_stage()
 
 

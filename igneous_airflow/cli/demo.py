@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
+from igneous_airflow.cli.addresses import folder_url
 from igneous_airflow.cli.embedded import EmbeddedAirflow, stop
 from igneous_airflow.cli.picture import draw_picture
 from igneous_airflow.errors import RunFailed
@@ -37,7 +38,11 @@ def demo(data: str | None, folder: str) -> None:
     Two worker processes work on an embedded queue. Running it again works.
     """
     root = Path(folder).absolute()
-    layers = [Path(data).expanduser().absolute()] if data else _sample_layers(root / "layers")
+    layers = (
+        [Path(folder_url(data).removeprefix("file://"))]
+        if data
+        else _sample_layers(root / "layers")
+    )
     airflow = EmbeddedAirflow(root / "airflow")
     click.echo(f"Setting up Airflow in {airflow.home} ...")
     airflow.set_up()

@@ -114,6 +114,7 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
             own_queue=queue is None,
         )
         click.echo(plan.describe())
+        click.echo(f"  if stopped, go on with: igneous-airflow resume {shown(run.url)}")
         run.prepare()
         sent = run.enqueue()
         if queue is None:

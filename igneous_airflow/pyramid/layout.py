@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from posixpath import normpath
 from typing import TYPE_CHECKING, Any
 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
@@ -97,6 +98,11 @@ def coarser_scales(
         present = info.scale_at(wanted.resolution)
         if present is not None:
             conflicts += scale_conflicts(present, wanted, wishes)
+        elif (other := info.scale_in(wanted.key)) is not None:
+            conflicts.append(
+                f"the new scale {wanted.key} would overwrite the files of the scale of resolution "
+                f"{other.resolution} nm, whose key is {other.key}: give that one another key"
+            )
         scales.append(present or wanted)
     return tuple(scales), conflicts
 
@@ -105,6 +111,8 @@ def scale_conflicts(present: Scale, wanted: Scale, wishes: ScaleWishes) -> Itera
     """Reasons why an existing scale cannot take what is wanted of it."""
     name = f"the existing scale {present.key}"
     way_out = "delete that mip first, or leave the parameter empty to keep what is there"
+    if normpath(present.key).startswith(".."):
+        yield f"{name} lies outside of the layer; its files are not written to"
     if present.sharded:
         yield f"{name} is sharded; only unsharded mips can be written"
     if (present.size, present.voxel_offset) != (wanted.size, wanted.voxel_offset):

@@ -3,15 +3,12 @@
 Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/volume.md
 """
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
-from pathlib import Path
+from posixpath import normpath
 from typing import Any
 
 from igneous_airflow.errors import CorruptChunk, InvalidInfo, LayerNotFound, StorageUnavailable
@@ -19,7 +16,7 @@ from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import Buffer, Folder, StoredFile
-from igneous_airflow.storage.local import LocalFolder
+from igneous_airflow.storage.local import locked
 
 _NAME = "info"
 _COMMIT_ATTEMPTS = 5
@@ -68,6 +65,8 @@ class Scale:
             )
         except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
             raise InvalidInfo(f"a scale of the info file is broken ({error!r}): {entry}") from error
+        if normpath(scale.key) == "." or scale.key.startswith("/"):
+            raise InvalidInfo(f"scale {scale.key!r}: its key is no folder inside the layer")
         if min(scale.size) < 0 or min(scale.chunk_size) < 1:
             raise InvalidInfo(
                 f"scale {scale.key}: size {scale.size}, chunk size {scale.chunk_size}"
@@ -211,6 +210,10 @@ class Info:
         """The scale of a resolution in nm, where there is one."""
         return next((s for s in self.scales if s.resolution == tuple(resolution)), None)
 
+    def scale_in(self, key: str) -> Scale | None:
+        """The scale whose files lie in the folder of a key, where there is one."""
+        return next((s for s in self.scales if normpath(s.key) == normpath(key)), None)
+
     def with_scales(self, scales: Sequence[Scale]) -> "Info":
         """Add scales; one that is there already stays as it is, and must store alike.
 
@@ -220,6 +223,8 @@ class Info:
         for scale in scales:
             present = self.scale_at(scale.resolution)
             if present is None:
+                if (other := self.scale_in(scale.key)) is not None:
+                    raise InvalidInfo(f"the folder {scale.key} holds another scale: {other}")
                 added.append(scale.entry())
             elif not present.stores_like(scale):
                 raise InvalidInfo(
@@ -255,7 +260,7 @@ def add_scales(folder: Folder, scales: Sequence[Scale]) -> Info:
     Raises InvalidInfo on a conflict, StorageUnavailable when the merge never holds.
     """
     read_info(folder)  # before the lock, which needs the folder to be there
-    with _lock(folder):
+    with locked(folder):
         for _ in range(_COMMIT_ATTEMPTS):
             current = read_info(folder)
             merged = current.with_scales(scales)
@@ -273,7 +278,7 @@ def remove_scales(folder: Folder, keys: Sequence[str]) -> Info:
     Raises StorageUnavailable when the change never holds.
     """
     read_info(folder)  # before the lock, which needs the folder to be there
-    with _lock(folder):
+    with locked(folder):
         for _ in range(_COMMIT_ATTEMPTS):
             current = read_info(folder)
             left = [entry for entry in current.data["scales"] if entry["key"] not in keys]
@@ -283,19 +288,3 @@ def remove_scales(folder: Folder, keys: Sequence[str]) -> Info:
     raise StorageUnavailable(
         f"{folder.url}/info keeps being overwritten by somebody else: try again"
     )
-
-
-@contextmanager
-def _flock(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(folder: Folder) -> Any:
-    if isinstance(folder, LocalFolder):
-        return _flock(Path(folder.url.removeprefix("file://")))
-    return nullcontext()

@@ -5,6 +5,7 @@ would leave half a file under its final name. Here a file appears whole or not a
 """
 
 import errno
+import fcntl
 import os
 import re
 import socket
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from igneous_airflow.errors import AccessDenied, InvalidParameter, StorageUnavailable
-from igneous_airflow.storage.files import SUFFIXES, StoredFile, plain_name
+from igneous_airflow.storage.files import SUFFIXES, Folder, StoredFile, plain_name
 
 _PARTIAL = ".partial"
 _PARTIAL_NAME = re.compile(r"\..+\.([^.]+)-([0-9]{1,9})-[0-9a-f]+\.partial", re.DOTALL)
@@ -139,6 +140,10 @@ class LocalFolder:
                 with suppress(OSError):  # somebody may write there again
                     Path(parent).rmdir()
 
+    def exists_as_folder(self) -> bool:
+        """Whether the folder itself is there."""
+        return self._root.is_dir()
+
     def check_writable(self) -> None:
         with _disk_errors("write to", self._root):
             existing = next(p for p in (self._root, *self._root.parents) if p.exists())
@@ -176,3 +181,17 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+@contextmanager
+def locked(folder: Folder) -> Iterator[None]:
+    """Keep other processes of ours on this machine out of a folder; buckets have no locks."""
+    if not isinstance(folder, LocalFolder) or not folder.exists_as_folder():
+        yield
+        return
+    descriptor = os.open(folder.url.removeprefix("file://"), os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

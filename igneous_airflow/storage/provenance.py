@@ -10,6 +10,7 @@ from typing import Any
 from igneous_airflow.errors import CorruptChunk, InvalidInfo
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import Folder, StoredFile
+from igneous_airflow.storage.local import locked
 
 _NAME = "provenance"
 
@@ -44,21 +45,22 @@ def record_processing(
     An entry of the same method and parameters as the last one replaces it, so that finishing a
     run twice leaves one entry.
     """
-    provenance = read_provenance(folder)
-    entry = {
-        "method": dict(method),
-        "by": by,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M %Z"),
-    }
-    processing = list(provenance["processing"])
-    latest = processing[-1] if processing else None
-    if isinstance(latest, dict) and latest.get("method") == entry["method"]:
-        processing.pop()
-    provenance["processing"] = [*processing, entry]
-    known = list(provenance["sources"])
-    provenance["sources"] = known + [source for source in sources if source not in known]
-    text = json.dumps(provenance, indent=2, sort_keys=True)
-    folder.write(_NAME, StoredFile(text.encode()), content_type="application/json")
+    with locked(folder):
+        provenance = read_provenance(folder)
+        entry = {
+            "method": dict(method),
+            "by": by,
+            "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M %Z"),
+        }
+        processing = list(provenance["processing"])
+        latest = processing[-1] if processing else None
+        if isinstance(latest, dict) and latest.get("method") == entry["method"]:
+            processing.pop()
+        provenance["processing"] = [*processing, entry]
+        known = list(provenance["sources"])
+        provenance["sources"] = known + [source for source in sources if source not in known]
+        text = json.dumps(provenance, indent=2, sort_keys=True)
+        folder.write(_NAME, StoredFile(text.encode()), content_type="application/json")
 
 
 def author() -> str:

@@ -15,7 +15,13 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
 
-from igneous_airflow.errors import InvalidMessage, LeaseLost, PermanentError, TransientError
+from igneous_airflow.errors import (
+    InvalidMessage,
+    LeaseLost,
+    PermanentError,
+    TransientError,
+    WorkerDied,
+)
 from igneous_airflow.ledger import Failure, Ledger, Receipt
 from igneous_airflow.queue.protocol import Lease, Queue
 from igneous_airflow.stage import Stage, Work
@@ -124,6 +130,9 @@ class Worker:
             reason = str(error)
             _let_go(partial(self._queue.bury, lease, reason))
             return Settled("failed", attempt=lease.attempt, error=reason)
+        if lease.attempt > self._options.max_attempts:  # it took whole machines with it
+            death = WorkerDied("every worker that took this task ended without a word")
+            return fail(self._queue, lease, task, death, self._options)
         try:
             settled = self._do(task, lease)
         except GiveBack:

@@ -35,7 +35,7 @@ def test_the_commands_of_the_readme_work_in_their_order(folder_with_a_layer: Pat
     local, queued, *later = blocks("console")
     queue = f"sqlite://{folder_with_a_layer}/queue.db"
     queued = queued.replace("sqlite:///tmp/queue.db", queue)
-    for block in (local, "rm -r runs\n", queued, *later):
+    for block in (local, queued, *later):
         for line in block.splitlines():
             done = subprocess.run(
                 ["bash", "-c", line.removeprefix("$ ")],

@@ -1,6 +1,7 @@
 """Plans of Downsample: what they count, and what they refuse with a way out."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -405,3 +406,22 @@ def test_impossible_parameters_are_refused(wishes):
 def test_refusals_are_errors_of_ours(url):
     with pytest.raises(IgneousError):
         Downsample(layer=url, mip=9).plan().require_accepted()
+
+
+def test_a_new_mip_never_takes_the_folder_of_another_scale(tmp_path: Path) -> None:
+    url = write_layer(tmp_path / "layer", random_voxels(Vec3(32, 32, 8)))
+    info = json.loads((tmp_path / "layer/info").read_text())
+    info["scales"][0]["resolution"] = [4, 4, 40]  # corrected, while the key stayed 8_8_40
+    (tmp_path / "layer/info").write_text(json.dumps(info))
+    (refusal,) = Downsample(layer=url, num_mips=1).plan().refusals
+    assert "8_8_40 would overwrite the files of the scale of resolution" in refusal
+
+
+def test_an_existing_scale_outside_of_the_layer_is_never_written_to(tmp_path: Path) -> None:
+    url = write_layer(tmp_path / "layer", random_voxels(Vec3(32, 32, 8)))
+    info = json.loads((tmp_path / "layer/info").read_text())
+    coarser = {"key": "../evil", "resolution": [16, 16, 40], "size": [16, 16, 8]}
+    info["scales"].append({**info["scales"][0], **coarser})
+    (tmp_path / "layer/info").write_text(json.dumps(info))
+    (refusal,) = Downsample(layer=url, num_mips=1).plan().refusals
+    assert "lies outside of the layer" in refusal

@@ -328,3 +328,10 @@ def test_the_ratio_of_scales_is_whole_or_none():
     assert fine.ratio_to(fine) == Vec3(1, 1, 1)
     assert odd.ratio_to(fine) is None
     assert fine.ratio_to(coarse) is None
+
+
+@pytest.mark.parametrize("key", ["", ".", "/etc", "a/.."])
+def test_a_scale_whose_key_is_no_folder_is_refused(key: str) -> None:
+    entry = {"size": [1, 1, 1], "resolution": [1, 1, 1], "chunk_sizes": [[1, 1, 1]]}
+    with pytest.raises(InvalidInfo, match="no folder inside the layer"):
+        Scale.parse({**entry, "encoding": "raw", "key": key})
