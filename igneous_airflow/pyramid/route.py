@@ -163,6 +163,7 @@ class Route:
                     overlap=overlap,
                 )
                 writer.push(box, voxels)
+                del voxels  # before the next tile is read, so that memory holds one
             writer.close()
             return writer
 
