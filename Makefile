@@ -47,6 +47,6 @@ picture: install ## draw the README's picture from the demo's layers
 	$(BIN)/igneous-airflow picture .demo/layers/image .demo/layers/segmentation --out docs/mips.png
 
 lock: ## resolve the dependencies anew
-	$(UV) pip compile pyproject.toml --extra airflow --group dev --universal --python-version 3.11 \
+	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
 		--quiet --output-file requirements.lock
