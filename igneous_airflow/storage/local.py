@@ -154,6 +154,15 @@ class LocalFolder:
             probe.unlink()
 
 
+def leads_outside(url: str, name: str) -> bool:
+    """Whether a name leads out of a folder on disk, through links that lie in it."""
+    if not url.startswith("file://"):
+        return False
+    root = Path(url.removeprefix("file://")).resolve()
+    variants = LocalFolder._variants(str(root / name))  # noqa: SLF001
+    return not all(Path(path).resolve().is_relative_to(root) for path in variants)
+
+
 def _owner() -> str:
     return f"{socket.gethostname().replace('.', '_')}-{os.getpid()}"
 
