@@ -340,28 +340,77 @@ def test_the_logs_tell_the_story(airflow: RealAirflow, tmp_path: Path) -> None:
     assert "all 4 tasks are done and 4 chunks were found" in airflow.log("story", "finish")
 
 
-def test_the_example_for_ci_in_the_readme_works(airflow: RealAirflow, tmp_path: Path) -> None:
-    (script,) = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    layer = make_layer(tmp_path / "layer", side=64)
-    variables = {
+def ci_job(airflow: RealAirflow, script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script as a CI job would, with the secrets in its environment."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "AIRFLOW_URL": airflow.base,
         "AIRFLOW_USER": "admin",
         "AIRFLOW_PASSWORD": "admin",
-        "RUN_ID": "from-ci",
-        "LAYER": str(layer),
         "no_proxy": "127.0.0.1",
+        **variables,
     }
-    done = subprocess.run(
+    return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
-        env={**os.environ, **variables},
+        env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
+
+
+def test_the_example_for_ci_in_the_readme_works(airflow: RealAirflow, tmp_path: Path) -> None:
+    (script,) = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    layer = make_layer(tmp_path / "layer", side=64)
+    done = ci_job(airflow, script, RUN_ID="from-ci", LAYER=str(layer))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert '"state":"success"' in done.stdout.replace(" ", "")
+    assert "downsample.finish: success" in done.stdout
+    assert "100.0 % done: 1 of 1 tasks" in done.stdout
+    assert "from-ci is done, and proved" in done.stdout
     assert airflow.xcom("from-ci", "finish")["audit"]["outputs"] == {"8_8_40": 1, "16_16_40": 1}
+
+    again = ci_job(airflow, script, RUN_ID="from-ci", LAYER=str(layer))
+    assert again.returncode == 0
+    assert "was started before" in again.stdout
+    other = ci_job(airflow, script, RUN_ID="from-ci", LAYER="/data/other")
+    assert other.returncode == 1
+    assert "other values for layer" in other.stderr
+
+
+def test_a_ci_job_fails_with_the_reason_and_may_resume(
+    airflow: RealAirflow, tmp_path: Path
+) -> None:
+    layer = make_layer(tmp_path / "layer", side=128)
+    chunk = layer / "4_4_40" / "0-64_64-128_0-64"
+    content = chunk.read_bytes()
+    chunk.unlink()
+    script = f"igneous-airflow trigger {DAG} layer=$LAYER num_mips=1 --run-id ci-mended --poll 1"
+    failed = ci_job(airflow, script, LAYER=str(layer))
+    assert failed.returncode == 1
+    assert "0-64_64-128_0-64" in failed.stdout
+    assert f"look at {airflow.base}/dags/{DAG}/runs/ci-mended" in failed.stderr
+    assert ci_job(airflow, script, LAYER=str(layer)).returncode == 1
+
+    chunk.write_bytes(content)
+    mended = ci_job(airflow, f"{script} --resume", LAYER=str(layer))
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert airflow.xcom("ci-mended", "finish")["audit"]["outputs"] == {"8_8_40": 1}
+
+
+def test_a_ci_job_hears_what_is_wrong_with_its_parameters_or_account(airflow: RealAirflow) -> None:
+    script = f"igneous-airflow trigger {DAG} layer=/data/layer mip=-9 --run-id ci-wrong"
+    wrong = ci_job(airflow, script)
+    assert wrong.returncode == 1
+    assert "param mip" in wrong.stderr
+    stranger = ci_job(airflow, script, AIRFLOW_PASSWORD="guessed")
+    assert stranger.returncode == 1
+    assert "check AIRFLOW_USER and AIRFLOW_PASSWORD" in stranger.stderr
+    assert "guessed" not in stranger.stdout + stranger.stderr
+    nobody = ci_job(airflow, script, AIRFLOW_USER="", AIRFLOW_PASSWORD="")
+    assert nobody.returncode == 1
+    assert "set AIRFLOW_USER and AIRFLOW_PASSWORD, or AIRFLOW_TOKEN" in nobody.stderr
 
 
 def test_clearing_a_failed_task_goes_on_where_it_stopped(
