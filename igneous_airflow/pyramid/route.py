@@ -106,9 +106,13 @@ class Route:
     @property
     def written(self) -> list[tuple[Scale, BoundingBox]]:
         """Each scale that is written, and the region of it."""
-        region, levels = self.place.region, enumerate(self.pyramid.levels, start=1)
-        coarser = [(scale, self.pyramid.level_box(level, region)) for level, scale in levels]
-        return [(self.place.scale, region), *coarser]
+        return self.written_in(self.place.region)
+
+    def written_in(self, box: BoundingBox) -> list[tuple[Scale, BoundingBox]]:
+        """Each scale that a cell or the whole region writes, and the box of it."""
+        levels = enumerate(self.pyramid.levels, start=1)
+        coarser = [(scale, self.pyramid.level_box(level, box)) for level, scale in levels]
+        return [(self.place.scale, box), *coarser]
 
     def problems(self) -> Iterator[str]:
         """Every reason why the transfer cannot be done."""
@@ -178,6 +182,7 @@ class FileCopier:
     chunks_written: int = 0
     chunks_skipped: int = 0
     bytes_written: int = 0
+    left_out: tuple[str, ...] = ()
     _counting: Lock = field(default_factory=Lock)
 
     def copy(self, chunk: BoundingBox) -> None:
