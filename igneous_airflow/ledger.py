@@ -10,7 +10,7 @@ what a worker of an earlier launch leaves does not count.
 from collections.abc import Iterable, Iterator
 from functools import partial
 from hashlib import blake2b
-from itertools import count, groupby
+from itertools import count, groupby, islice
 from operator import itemgetter
 from typing import Self
 
@@ -127,12 +127,19 @@ class Ledger:
         """How many tasks were given up and not done after all."""
         return len({task for task, _ in self._entries(_GIVEN_UP) if task not in done})
 
+    def failures(self, limit: int = 1000) -> list[Failure]:
+        """Read the recorded failures, by task and attempt; the first `limit` of them."""
+        return self._read_failures(islice(sorted(self._entries(_FAILED)), limit))
+
     def last_failures(self, done: "DoneTasks", limit: int) -> list[Failure]:
         """Read the last failure of each task that is not done, the first `limit` of them."""
         entries = sorted(self._entries(_FAILED))
         last = {task: attempt for task, attempt in entries if task not in done}
+        return self._read_failures(islice(last.items(), limit))
+
+    def _read_failures(self, entries: Iterable[tuple[int, str]]) -> list[Failure]:
         found = []
-        for task, attempt in list(last.items())[:limit]:
+        for task, attempt in entries:
             stored = self._folder.read(self._name(_FAILED, task, attempt))
             if stored is not None:
                 found.append(Failure.model_validate_json(bytes(decompress_bytes(stored))))

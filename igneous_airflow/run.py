@@ -233,6 +233,9 @@ class Run(BaseModel):
             reason = "their messages are gone from the queue"
         if progress.state is State.FAILED:
             reason = "they were given up"
+            if progress.dead < missing:
+                gone = "the messages of the others are gone from the queue"
+                reason = f"{progress.dead:,} were given up, and {gone}"
         lines = [
             f"{missing:,} of {progress.planned:,} tasks of run {self.id} are not done; {reason}."
         ]
