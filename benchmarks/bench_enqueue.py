@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from igneous_airflow.ledger import Receipt
 from igneous_airflow.run import Run
-from igneous_airflow.stage import Audit, Plan, Stage, Work
+from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
 from igneous_airflow.stages import registered_stages
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.worker.loop import Worker, WorkerOptions
@@ -42,7 +42,7 @@ class Nothing(Stage):
     def run(self, cell: int) -> Work:  # noqa: ARG002, D102
         return Work()
 
-    def finish(self, by: str) -> Audit:  # noqa: ARG002, D102
+    def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002, D102
         return Audit(outputs={})
 
 

@@ -109,4 +109,15 @@ class RunFailed(IgneousError, RuntimeError):
 
 
 class AuditFailed(IgneousError, RuntimeError):
-    """Every task reports success, but promised output is missing."""
+    """Every task reports success, but promised output is missing.
+
+    `cells` are the numbers of the stage's cells to do again; none when the stage cannot tell.
+    """
+
+    def __init__(self, message: str, cells: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.cells = tuple(cells)
+
+    def __reduce__(self) -> tuple[type["AuditFailed"], tuple[str, tuple[int, ...]]]:
+        """Let the error pass from one process to another."""
+        return type(self), (str(self), self.cells)

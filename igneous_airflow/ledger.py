@@ -1,21 +1,29 @@
 """Receipts: the durable evidence of which tasks of a run are done; used by runs and workers.
 
 A receipt's *name* is its task's number, so that one listing of a folder is the whole account; its
-content says what the task did. A failed attempt leaves its error the same way, under its own name.
+content says what the task did. So do the names of the other entries: failed attempts with their
+errors, tasks that were given up, tasks that were given back unfinished, and fingerprints of the
+files that a task rightly left out. Every name ends in the id of the launch that it belongs to:
+what a worker of an earlier launch leaves does not count.
 """
 
-from collections.abc import Iterator
-from contextlib import suppress
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from functools import partial
+from hashlib import blake2b
+from itertools import count, groupby, islice
+from operator import itemgetter
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from igneous_airflow.stage import Work
-from igneous_airflow.storage.codecs import decompress_bytes
-from igneous_airflow.storage.files import StoredFile, open_folder
+from igneous_airflow.stage import Absent, Work
+from igneous_airflow.storage.codecs import compress_bytes, decompress_bytes
+from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.overlap import Overlap, overlap_width
 
-_DONE, _FAILED = "done", "failed"
+_DONE, _LEFT_OUT = "done", "left_out"
+_FAILED, _GIVEN_UP, _GIVEN_BACK = "failed", "given_up", "given_back"
+_LARGE = 1_000  # bytes of an entry that are worth to be compressed
 
 
 class Receipt(BaseModel):
@@ -45,62 +53,191 @@ class Failure(BaseModel):
 
 
 class Ledger:
-    """The receipts and failures of one run, in the run's folder."""
+    """The receipts and failures of one launch of a run, in the run's folder."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, launch_id: str) -> None:
         self._folder = open_folder(url)
+        self._launch_id = launch_id
+        self._width = overlap_width(url)
 
     def write_receipt(self, receipt: Receipt) -> None:
         """Record that a task is done; recording it twice leaves one receipt."""
-        self._write(f"{_DONE}/{receipt.task:010d}", receipt)
-
-    def write_failure(self, failure: Failure) -> None:
-        """Record a failed attempt."""
-        self._write(f"{_FAILED}/{failure.task:010d}-{failure.attempt:04d}", failure)
-
-    def _write(self, name: str, entry: BaseModel) -> None:
-        self._folder.write(name, StoredFile(entry.model_dump_json().encode()))
+        if receipt.work.left_out:
+            self._write(_LEFT_OUT, receipt.task, _fingerprint(receipt.work.left_out))
+        self._write(_DONE, receipt.task, entry=receipt)
 
     def has_receipt(self, task: int) -> bool:
         """Whether a task is done."""
-        return self._folder.exists(f"{_DONE}/{task:010d}")
+        return self._folder.exists(self._name(_DONE, task))
+
+    def receipt(self, task: int) -> Receipt | None:
+        """Read what a task did; None when it has no receipt."""
+        stored = self._folder.read(self._name(_DONE, task))
+        if stored is None:
+            return None
+        return Receipt.model_validate_json(bytes(decompress_bytes(stored)))
 
     def done(self, planned: int) -> "DoneTasks":
         """List which of the planned tasks are done."""
         done = DoneTasks(planned)
-        for name in self._folder.names(_DONE):
-            with suppress(ValueError):  # a file of somebody else's
-                done.add(int(name))
+        for task, _ in self._entries(_DONE):
+            done.add(task)
         return done
 
     def receipts(self) -> Iterator[Receipt]:
         """Read every receipt; one read each, so not for many thousands in a bucket."""
-        for name in self._folder.names(_DONE):
-            stored = self._folder.read(f"{_DONE}/{name}")
-            if stored is not None:
-                yield Receipt.model_validate_json(bytes(decompress_bytes(stored)))
+        with Overlap(self._width) as overlap:
+            tasks = (task for task, _ in self._entries(_DONE))
+            for _, receipt in overlap.map(self.receipt, tasks):
+                if receipt is not None:
+                    yield receipt
+
+    def work(self) -> Work:
+        """Add up what all receipts say, without the names of what was left out."""
+        total = Work()
+        for receipt in self.receipts():
+            total += receipt.work.model_copy(update={"left_out": ()})
+        return total
+
+    def withdraw(self, tasks: Iterable[int]) -> None:
+        """Remove the receipts of tasks that must be done again."""
+        withdrawn = set(tasks)
+        stale = [self._name(_DONE, task) for task in withdrawn]
+        left_out = list(self._entries(_LEFT_OUT))
+        stale += [self._name(_LEFT_OUT, task, end) for task, end in left_out if task in withdrawn]
+        with Overlap(self._width) as overlap:
+            for name in stale:
+                overlap.submit(partial(self._folder.delete, name))
+
+    def write_failure(self, failure: Failure) -> None:
+        """Record a failed attempt, under its number."""
+        self._write(_FAILED, failure.task, f"{failure.attempt:04d}", failure)
+        if failure.final:
+            self._write(_GIVEN_UP, failure.task)
 
     def failed_attempts(self) -> int:
         """How many attempts have failed, those that later succeeded included."""
-        return sum(1 for _ in self._folder.names(_FAILED))
+        return sum(1 for _ in self._entries(_FAILED))
+
+    def failed_attempts_at(self, task: int) -> int:
+        """How many attempts at a task have failed; a look at each."""
+        return self._numbered(_FAILED, task)
+
+    def given_up(self, done: "DoneTasks") -> int:
+        """How many tasks were given up and not done after all."""
+        return len({task for task, _ in self._entries(_GIVEN_UP) if task not in done})
 
     def failures(self, limit: int = 1000) -> list[Failure]:
         """Read the recorded failures, by task and attempt; the first `limit` of them."""
+        return self._read_failures(islice(sorted(self._entries(_FAILED)), limit))
+
+    def last_failures(self, done: "DoneTasks", limit: int) -> list[Failure]:
+        """Read the last failure of each task that is not done, the first `limit` of them."""
+        entries = sorted(self._entries(_FAILED))
+        last = {task: attempt for task, attempt in entries if task not in done}
+        return self._read_failures(islice(last.items(), limit))
+
+    def _read_failures(self, entries: Iterable[tuple[int, str]]) -> list[Failure]:
         found = []
-        for name in islice(sorted(self._folder.names(_FAILED)), limit):
-            stored = self._folder.read(f"{_FAILED}/{name}")
+        for task, attempt in entries:
+            stored = self._folder.read(self._name(_FAILED, task, attempt))
             if stored is not None:
                 found.append(Failure.model_validate_json(bytes(decompress_bytes(stored))))
         return found
 
+    def note_given_back(self, task: int) -> None:
+        """Record that a worker gave a task back unfinished, through no fault of the task."""
+        self._write(_GIVEN_BACK, task, f"{self.given_back(task) + 1:04d}")
+
+    def given_back(self, task: int) -> int:
+        """How often a task was given back; a look at each."""
+        return self._numbered(_GIVEN_BACK, task)
+
     def forget_failures(self) -> None:
-        """Remove the failures, before their tasks are tried anew."""
-        self._folder.delete_folder(_FAILED)
+        """Remove what went wrong in any launch, before the tasks are tried anew."""
+        for kind in (_FAILED, _GIVEN_UP, _GIVEN_BACK):
+            self._folder.delete_folder(kind)
 
     def forget_everything(self) -> None:
-        """Remove receipts and failures, before the run starts from the beginning."""
-        self._folder.delete_folder(_DONE)
-        self._folder.delete_folder(_FAILED)
+        """Remove what any launch has left; a worker of it may write more, which does not count."""
+        self.forget_failures()
+        for kind in (_DONE, _LEFT_OUT):
+            self._folder.delete_folder(kind)
+
+    def account(self, batch: int) -> "LedgerAccount":
+        """What tasks of `batch` cells have said of the files that they left out."""
+        noted: dict[int, str | None] = {}
+        for task, fingerprint in self._entries(_LEFT_OUT):
+            noted[task] = None if task in noted else fingerprint
+        return LedgerAccount(self, noted, batch, self._width)
+
+    def _name(self, kind: str, task: int, ending: str = "") -> str:
+        name = f"{kind}/{task:010d}-{self._launch_id}"
+        return f"{name}-{ending}" if ending else name
+
+    def _write(
+        self, kind: str, task: int, ending: str = "", entry: BaseModel | None = None
+    ) -> None:
+        content = b"" if entry is None else entry.model_dump_json().encode()
+        compression = "gzip" if len(content) > _LARGE else ""
+        stored = compress_bytes(content, compression, grey=False)
+        self._folder.write(self._name(kind, task, ending), stored)
+
+    def _entries(self, kind: str) -> Iterator[tuple[int, str]]:
+        """Tasks that have entries of a kind, each with what follows the launch in its name."""
+        for name in self._folder.names(kind):
+            task, _, rest = name.partition("-")
+            launch_id, _, ending = rest.partition("-")
+            if launch_id == self._launch_id and task.isdecimal():  # else somebody else's
+                yield int(task), ending
+
+    def _numbered(self, kind: str, task: int) -> int:
+        return next(
+            number
+            for number in count()
+            if not self._folder.exists(self._name(kind, task, f"{number + 1:04d}"))
+        )
+
+
+class LedgerAccount:
+    """What the tasks of a run have said of the files that they left out.
+
+    `noted` holds a fingerprint of their names for each task that left some out, or None where
+    there are several. Only where it differs from that of the files that are absent the receipt is
+    read: a file of an earlier run may be there all the same.
+    """
+
+    def __init__(
+        self, ledger: Ledger, noted: dict[int, str | None], batch: int, width: int
+    ) -> None:
+        self._ledger = ledger
+        self._noted = noted
+        self._batch = batch
+        self._width = width
+
+    def unexplained(self, absent: Iterable[Absent]) -> Iterator[Absent]:
+        """Give what of the absent files was not left out; the cells come in their order."""
+        by_task = groupby(absent, key=lambda pair: pair[0] // self._batch)
+        with Overlap(self._width) as overlap:
+            tasks = ((task, list(cells)) for task, cells in by_task)
+            for _, unexplained in overlap.map(self._unexplained_of, tasks):
+                yield from unexplained
+
+    def _unexplained_of(self, task_and_cells: tuple[int, list[Absent]]) -> list[Absent]:
+        task, cells = task_and_cells
+        if task not in self._noted:
+            return cells
+        if self._noted[task] == _fingerprint(name for _, names in cells for name in names):
+            return []
+        receipt = self._ledger.receipt(task)
+        left_out = set(receipt.work.left_out) if receipt else set[str]()
+        missing = [(cell, [n for n in names if n not in left_out]) for cell, names in cells]
+        return list(filter(itemgetter(1), missing))
+
+
+def _fingerprint(names: Iterable[str]) -> str:
+    """Eight bytes that stand for a set of names."""
+    return blake2b("\n".join(sorted(names)).encode(), digest_size=8).hexdigest()
 
 
 class DoneTasks:

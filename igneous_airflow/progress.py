@@ -12,32 +12,55 @@ from igneous_airflow.stage import Audit, Work, human_bytes
 class State(StrEnum):
     """What can be said of a run by its receipts and its queue."""
 
-    WORKING = "working"  # tasks wait or are being worked on
+    WAITING = "waiting"  # tasks wait: nobody has begun, or all that are left wait for a retry
+    WORKING = "working"  # workers hold tasks, as far as leases tell
+    INTERRUPTED = "interrupted"  # tasks wait, and nobody holds one although work had begun
     DONE = "done"  # every planned task has its receipt
     FAILED = "failed"  # tasks were given up, and nothing else is left to wait for
     STALLED = "stalled"  # receipts are missing, yet the queue is empty: messages were lost
 
 
+_UNDECIDED = (State.WAITING, State.WORKING, State.INTERRUPTED)
+
+
 class Progress(BaseModel):
-    """How far a run is; `state` judges by receipts, never by an empty queue alone."""
+    """How far a run is; `state` judges by receipts, never by an empty queue alone.
+
+    In a queue that several runs share, nobody can tell whose the messages are: `waiting` and
+    `leased` are those of all. `dead` are always this run's own.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     planned: int
     done: int
-    waiting: int = 0
-    leased: int = 0
-    dead: int = 0
+    waiting: int = Field(default=0, description="messages that nobody holds")
+    delayed: int = Field(default=0, description="those of `waiting` whose time has not come")
+    leased: int = Field(default=0, description="messages that workers hold")
+    expired: int = Field(default=0, description="those of `waiting` whose worker fell silent")
+    dead: int = Field(default=0, description="tasks that were given up")
     failed_attempts: int = 0
+    shared: bool = Field(default=False, description="whether other runs use the queue too")
 
     @property
     def state(self) -> State:
         """The judgement."""
-        if self.done >= self.planned:
+        left = self.planned - self.done
+        if left <= 0:
             return State.DONE
-        if self.waiting or self.leased:
+        if self.shared and self.dead >= left:
+            return State.FAILED  # whatever others have in the queue
+        if self.leased:
             return State.WORKING
+        if self.waiting:
+            begun = self.done or self.failed_attempts or self.expired
+            return State.INTERRUPTED if begun and self.waiting > self.delayed else State.WAITING
         return State.FAILED if self.dead else State.STALLED
+
+    @property
+    def undecided(self) -> bool:
+        """Whether tasks are still in the queue, so that the run may be done one day."""
+        return self.state in _UNDECIDED
 
     @property
     def percent(self) -> float:
@@ -62,7 +85,7 @@ class Pace:
         if progress.dead:
             text += f", {progress.dead:,} given up"
         gained = progress.done - at_first
-        if gained > 0 and now > since and progress.state is State.WORKING:
+        if gained > 0 and now > since and progress.undecided:
             rate = gained / (now - since)
             left = (progress.planned - progress.done) / rate
             speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"

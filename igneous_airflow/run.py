@@ -7,6 +7,7 @@ that knows the folder's URL can go on with it: plan, prepare, enqueue, watch, re
 import json
 import re
 import time
+import uuid
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Self
@@ -14,6 +15,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from igneous_airflow.errors import (
+    AuditFailed,
     IgneousError,
     InvalidParameter,
     PlanRefused,
@@ -23,15 +25,19 @@ from igneous_airflow.errors import (
 from igneous_airflow.ledger import DoneTasks, Failure, Ledger
 from igneous_airflow.progress import Progress, State, Summary
 from igneous_airflow.queue.protocol import Queue, open_queue
-from igneous_airflow.stage import Plan, Stage, Work
+from igneous_airflow.stage import Plan, Stage
 from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import StoredFile, open_folder
-from igneous_airflow.task import TaskEncoder
+from igneous_airflow.storage.overlap import overlap_width
+from igneous_airflow.task import LAUNCH_ID, TaskEncoder
 
 _RECORD, _SUMMARY = "run.json", "summary.json"
 _ERRORS_NAMED = 5
-_RECEIPTS_READ = 20_000  # beyond this many, a summary counts files only
+_TASKS_NAMED = 10
+#: Beyond this many receipts a summary leaves out what they add up to; in a bucket each costs a
+#: request. The proof needs only their names.
+_RECEIPTS_READ = {"on disk": 1_000_000, "in a bucket": 20_000}
 
 
 class Run(BaseModel):
@@ -41,6 +47,9 @@ class Run(BaseModel):
 
     id: str
     url: str = Field(description="folder of the record and the ledger")
+    launch_id: str = Field(
+        description="other at each launch, so that old workers count for nothing"
+    )
     stage: str
     parameters: dict[str, Any] = Field(description="as resolved when the run was launched")
     asked: dict[str, Any] = Field(description="as asked for, for example with mip -1")
@@ -59,7 +68,7 @@ class Run(BaseModel):
     @property
     def ledger(self) -> Ledger:
         """The run's receipts and failures."""
-        return Ledger(self.url)
+        return Ledger(self.url, self.launch_id)
 
     def make_stage(self) -> Stage:
         """The stage with its parameters; raises InvalidParameter when they are none of its own."""
@@ -95,6 +104,7 @@ class Run(BaseModel):
         run = cls(
             id=url.rstrip("/").rpartition("/")[2],
             url=url.rstrip("/"),
+            launch_id=uuid.uuid4().hex[:8],
             stage=stage.name,
             parameters=stage.parameters(),
             asked=asked,
@@ -158,7 +168,7 @@ class Run(BaseModel):
         They take the place of whatever a queue of the run's own still holds.
         """
         missing = self.ledger.done(self.planned).missing()
-        encoder = TaskEncoder(self.url, self.make_stage(), self.batch, self.cells)
+        encoder = TaskEncoder(self.url, self.launch_id, self.make_stage(), self.batch, self.cells)
         queue = self.open_queue()
         try:
             if self.own_queue:
@@ -180,11 +190,12 @@ class Run(BaseModel):
 
     def progress(self) -> Progress:
         """Count receipts and messages."""
-        if self.is_finished:  # the queue may be gone, and must not be made anew
+        if self.is_finished:  # the queue may be gone
             return Progress(
                 planned=self.planned,
                 done=self.planned,
                 failed_attempts=self.ledger.failed_attempts(),
+                shared=not self.own_queue,
             )
         queue = self.open_queue()
         try:
@@ -192,13 +203,20 @@ class Run(BaseModel):
             counts = queue.counts()
         finally:
             queue.close()
+        done = self.done()
+        dead = self.ledger.given_up(done)
+        if self.own_queue:  # it may have buried what no worker lived to record
+            dead = max(dead, min(counts.dead, self.planned - done.count))
         return Progress(
             planned=self.planned,
-            done=self.done().count,
+            done=done.count,
             waiting=counts.waiting,
+            delayed=counts.delayed,
             leased=counts.leased,
-            dead=counts.dead,
+            expired=counts.expired,
+            dead=dead,
             failed_attempts=self.ledger.failed_attempts(),
+            shared=not self.own_queue,
         )
 
     def done(self) -> DoneTasks:
@@ -210,52 +228,77 @@ class Run(BaseModel):
         if progress.state is State.DONE:
             return
         missing = progress.planned - progress.done
-        reason = {
-            State.WORKING: "nobody works on them any more: the workers have ended",
-            State.STALLED: "their messages are gone from the queue",
-            State.FAILED: "they were given up",
-        }[progress.state]
+        reason = "nobody works on them any more: the workers have ended"
+        if progress.state is State.STALLED:
+            reason = "their messages are gone from the queue"
+        if progress.state is State.FAILED:
+            reason = "they were given up"
+            if progress.dead < missing:
+                gone = "the messages of the others are gone from the queue"
+                reason = f"{progress.dead:,} were given up, and {gone}"
         lines = [
             f"{missing:,} of {progress.planned:,} tasks of run {self.id} are not done; {reason}."
         ]
         lines += [
             f"  task {failure.task}, attempt {failure.attempt}: {failure.error}"
-            for failure in self.final_failures()[:_ERRORS_NAMED]
+            for failure in self.final_failures(_ERRORS_NAMED)
         ]
-        lines.append(
-            "Mend the cause and resume: clear the failed Airflow tasks, or run "
-            f"`igneous-airflow resume {self.url.removeprefix('file://')}`. Tasks that are done are "
-            "not repeated."
-        )
+        lines.append(f"Mend the cause and resume: {self._way_out}")
         raise RunFailed("\n".join(lines))
 
-    def final_failures(self) -> list[Failure]:
-        """The last failure of each task that has no receipt."""
-        done = self.done()
-        last = {f.task: f for f in self.ledger.failures() if f.task not in done}
-        return list(last.values())
+    @property
+    def _way_out(self) -> str:
+        return (
+            f"run `igneous-airflow resume {self.url.removeprefix('file://')}`, or, in Airflow, "
+            "clear the task `workers` with those after it. Tasks that are done are not repeated."
+        )
+
+    def final_failures(self, limit: int = 1000) -> list[Failure]:
+        """The last failure of each task that has no receipt, of the first `limit` such tasks."""
+        return self.ledger.last_failures(self.done(), limit)
 
     def finish(self) -> Summary:
         """Prove that the run is complete, record provenance and summary; may run again.
 
-        Raises RunFailed when receipts are missing, AuditFailed when output is.
+        Raises RunFailed when receipts are missing, AuditFailed when output is. Tasks whose output
+        is missing lose their receipts, so that resuming the run does them again.
         """
         self.require_done(self.progress())
-        audit = self.make_stage().finish(self.by)
+        try:
+            audit = self.make_stage().finish(self.by, self.ledger.account(self.batch))
+        except AuditFailed as error:
+            raise self._taken_back(error) from None
         work = None
-        if self.planned <= _RECEIPTS_READ:
-            work = sum((receipt.work for receipt in self.ledger.receipts()), Work())
+        place = "on disk" if overlap_width(self.url) == 1 else "in a bucket"
+        if self.planned <= _RECEIPTS_READ[place]:
+            work = self.ledger.work()
+        earlier = self.summary()
         summary = Summary(
             run=self.id,
             stage=self.stage,
             tasks=self.planned,
-            seconds=round(time.time() - self.created, 2),
+            seconds=earlier.seconds if earlier else round(time.time() - self.created, 2),
             audit=audit,
             work=work,
             failed_attempts=self.ledger.failed_attempts(),
         )
         self._write(_SUMMARY, summary)
         return summary
+
+    def _taken_back(self, error: AuditFailed) -> AuditFailed:
+        """Take back the receipts of the tasks whose output is missing, and say which they are."""
+        tasks = sorted({cell // self.batch for cell in error.cells})
+        if not tasks:
+            return error
+        self.ledger.withdraw(tasks)
+        open_folder(self.url).delete(_SUMMARY)  # last: until then this can be done again
+        named = ", ".join(map(str, tasks[:_TASKS_NAMED]))
+        others = ", ..." if len(tasks) > _TASKS_NAMED else ""
+        return AuditFailed(
+            f"{error}\nThe tasks that should have written them count as not done any more, "
+            f"{len(tasks):,} of {self.planned:,}: {named}{others}\nResume: {self._way_out}",
+            error.cells,
+        )
 
     def summary(self) -> Summary | None:
         """What the finished run did; None while it has not finished."""

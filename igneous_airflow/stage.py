@@ -2,16 +2,24 @@
 
 Derived from it, elsewhere and once: the Airflow form, the command line, the queue message, the
 provenance entry and the conformance tests.
+
+How a stage proves its output: `run` says in its `Work` which files of a cell it left out on
+purpose. `finish` lists what is there, and asks for every file that is not whether it was left out
+(`count_left_out`). One that was not makes it raise AuditFailed with the numbers of the cells that
+should have written it. The run then takes back the receipts of these cells' tasks, so that resuming
+it does them, and only them, again.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from igneous_airflow.errors import PlanRefused
+from igneous_airflow.errors import AuditFailed, PlanRefused
 from igneous_airflow.fields import SECTIONS
+
+_NAMED_AT_MOST = 10
 
 
 class Plan(BaseModel):
@@ -72,6 +80,9 @@ class Work(BaseModel):
     chunks_written: int = 0
     chunks_skipped: int = Field(default=0, description="all-background chunks left out on request")
     bytes_written: int = Field(default=0, description="stored bytes")
+    left_out: tuple[str, ...] = Field(
+        default=(), description="names of the files that are not there, and rightly so"
+    )
 
     def __add__(self, other: "Work") -> "Work":
         return Work(
@@ -85,7 +96,52 @@ class Audit(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     outputs: dict[str, int] = Field(description="what was made, and how many files of it there are")
-    absent: int = Field(default=0, description="files that may be absent: all background")
+    absent: int = Field(default=0, description="files that were left out: all background")
+
+
+#: The number of a cell, and the names of files of its that are not there.
+Absent = tuple[int, Sequence[str]]
+
+
+class Account(Protocol):
+    """What the cells of a stage have said of the files that they left out; a run has one."""
+
+    def unexplained(self, absent: Iterable[Absent]) -> Iterator[Absent]:
+        """Give what of the absent files was not left out; the cells come in their order."""
+
+
+def count_left_out(
+    absent: Iterable[Absent], place: str, account: Account | None, *, may_be_absent: bool = False
+) -> int:
+    """How many of the absent files were left out; raises AuditFailed naming the others.
+
+    Without an account all of them were if they may be absent at all, and none otherwise. `place` is
+    what the files should be in.
+    """
+    seen = missing = 0
+    named: list[str] = []
+    cells: list[int] = []
+
+    def counted() -> Iterator[Absent]:
+        nonlocal seen
+        for cell, names in absent:
+            seen += len(names)
+            yield cell, names
+
+    for cell, names in account.unexplained(counted()) if account else counted():
+        if account is None and may_be_absent:
+            continue
+        missing += len(names)
+        named += names[: _NAMED_AT_MOST - len(named)]
+        cells.append(cell)
+    if missing:
+        others = ", ..." if missing > len(named) else "."
+        raise AuditFailed(
+            f"{missing:,} chunks of {place} are missing although every task reported success: "
+            f"{', '.join(named)}{others}",
+            cells,
+        )
+    return seen
 
 
 class Stage(BaseModel, ABC):
@@ -120,10 +176,12 @@ class Stage(BaseModel, ABC):
         """Do one piece; doing it twice leaves what doing it once leaves."""
 
     @abstractmethod
-    def finish(self, by: str) -> Audit:
+    def finish(self, by: str, account: Account | None = None) -> Audit:
         """Check the output and record its provenance; after every task; may run again.
 
-        Raises AuditFailed naming what is missing.
+        The account tells what was left out. Without one, as in a notebook, whatever the parameters
+        allow to be absent is taken for left out. Raises AuditFailed naming what is missing, and
+        the cells whose it is.
         """
 
     def parameters(self) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from igneous_airflow.stage import Stage
 from igneous_airflow.stages import stage_class
 
 _VERSION = 1
+#: Part of the names of receipts.
+LAUNCH_ID = r"^[0-9a-z]{4,32}$"
 
 
 class Task(BaseModel):
@@ -24,6 +26,7 @@ class Task(BaseModel):
 
     version: int = Field(default=_VERSION, ge=_VERSION, le=_VERSION)
     run: str = Field(min_length=1, description="URL of the folder that records the run")
+    launch_id: str = Field(pattern=LAUNCH_ID, description="of the launch that sent the message")
     stage: str
     parameters: dict[str, Any]
     index: int = Field(ge=0)
@@ -55,10 +58,11 @@ class Task(BaseModel):
 class TaskEncoder:
     """Writes the messages of one run: only the numbers at the end differ, so the rest is kept."""
 
-    def __init__(self, run: str, stage: Stage, batch: int, cells: int) -> None:
+    def __init__(self, run: str, launch_id: str, stage: Stage, batch: int, cells: int) -> None:
         common = {
             "version": _VERSION,
             "run": run,
+            "launch_id": launch_id,
             "stage": stage.name,
             "parameters": stage.parameters(),
         }

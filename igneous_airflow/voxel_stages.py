@@ -36,7 +36,7 @@ from igneous_airflow.fields import (
     section,
 )
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
-from igneous_airflow.stage import Audit, Plan, Stage, Work
+from igneous_airflow.stage import Account, Audit, Plan, Stage, Work, count_left_out
 
 if TYPE_CHECKING:
     from igneous_airflow.pyramid.destination import Request
@@ -235,20 +235,23 @@ class WritesLayer(PyramidOptions):
             chunks_written=done.chunks_written,
             chunks_skipped=done.chunks_skipped,
             bytes_written=done.bytes_written,
+            left_out=tuple(done.left_out),
         )
 
-    def finish(self, by: str) -> Audit:
+    def finish(self, by: str, account: Account | None = None) -> Audit:
         """Check that every chunk of the destination exists, then record what was done there."""
-        from igneous_airflow.pyramid.audit import count_written
+        from igneous_airflow.pyramid.audit import ChunkAudit
         from igneous_airflow.storage.layer import Layer
         from igneous_airflow.storage.provenance import record_processing
 
-        written = self._accepted_route().written
+        route = self._accepted_route()
         layer = Layer.open(self.dest)
-        may_be_absent = self.skip_empty != "write"
-        outputs, absent = count_written(layer, written, may_be_absent=may_be_absent)
+        audit = ChunkAudit(layer, route.cells, route.written_in)
+        absent = count_left_out(
+            audit.absent(), self.dest, account, may_be_absent=self.skip_empty != "write"
+        )
         record_processing(layer.folder, self.provenance(), by, sources=self._sources())
-        return Audit(outputs=outputs, absent=absent)
+        return Audit(outputs=audit.outputs, absent=absent)
 
     def _accepted_route(self) -> "Route":
         route = self._route()

@@ -90,10 +90,11 @@ class MakeQueue(RunOperator):
     """Make the queue of a run; a setup task."""
 
     def execute(self, context: "Context") -> None:  # noqa: ARG002
-        """Open the queue, which makes it when it is missing."""
+        """Send nothing, which makes the queue when it is missing."""
         with explained():
             run = Run.load(self.run_url)
             queue = run.open_queue()
+            queue.send([])
             counts = queue.counts()
             queue.close()
         self.log.info("%s holds %s tasks", run.queue, f"{counts.waiting + counts.leased:,}")

@@ -20,7 +20,7 @@ def make(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_error_is_ours_and_says_what_it_is(kind):
     assert issubclass(kind, IgneousError)
-    assert kind.__doc__.endswith(".")
+    assert inspect.getdoc(kind).endswith(".")
     assert not (issubclass(kind, PermanentError) and issubclass(kind, TransientError))
 
 
@@ -43,6 +43,11 @@ def test_the_drawing_shows_the_tree():
         kind = getattr(errors, name)
         bases = [base.__name__ for base in kind.__bases__]
         assert bases[-1] == (builtin or "IgneousError")
+
+
+def test_an_audit_that_failed_tells_another_process_which_cells_to_do_again():
+    copy = pickle.loads(pickle.dumps(errors.AuditFailed("chunks are missing", [3, 7])))
+    assert (str(copy), copy.cells) == ("chunks are missing", (3, 7))
 
 
 def test_a_refused_plan_names_every_reason():

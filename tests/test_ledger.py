@@ -11,6 +11,9 @@ from igneous_airflow.stage import Work
 from igneous_airflow.storage.files import StoredFile, open_folder
 
 
+LAUNCH = "1a2b"
+
+
 @pytest.fixture(params=["file", "mem"])
 def url(request, tmp_path):
     return {"file": f"file://{tmp_path}/run", "mem": f"mem://{uuid.uuid4()}/run"}[request.param]
@@ -18,7 +21,7 @@ def url(request, tmp_path):
 
 @pytest.fixture
 def ledger(url):
-    return Ledger(url)
+    return Ledger(url, LAUNCH)
 
 
 def receipt(task, **changes):
@@ -28,7 +31,7 @@ def receipt(task, **changes):
 
 def failure(task, attempt, **changes):
     fields = {"task": task, "attempt": attempt, "error": "MissingChunk: 💀", "final": False}
-    return Failure(**fields, worker="host-1", at="2020-01-01T00:00:00Z", **changes)
+    return Failure(**fields | changes, worker="host-1", at="2020-01-01T00:00:00Z")
 
 
 def test_a_new_ledger_is_empty(ledger):
@@ -36,15 +39,17 @@ def test_a_new_ledger_is_empty(ledger):
     assert done.count == 0
     assert list(done.missing()) == [0, 1, 2]
     assert list(ledger.receipts()) == []
-    assert ledger.failures() == []
-    assert ledger.failed_attempts() == 0
+    assert last_failures(ledger) == []
+    assert ledger.failed_attempts() == ledger.failed_attempts_at(0) == ledger.given_back(0) == 0
+    assert ledger.given_up(done) == 0
     assert not ledger.has_receipt(0)
+    assert ledger.receipt(0) is None
 
 
 def test_receipts_tell_which_tasks_are_done(ledger, url):
     for task in (0, 2, 7, 2):
         ledger.write_receipt(receipt(task))
-    done = Ledger(url).done(8)
+    done = Ledger(url, LAUNCH).done(8)
     assert done.count == 3
     assert [task for task in range(8) if task in done] == [0, 2, 7]
     assert list(done.missing()) == [1, 3, 4, 5, 6]
@@ -61,41 +66,185 @@ def test_a_receipt_is_read_as_it_was_written_and_the_last_one_counts(ledger):
 def test_receipts_beyond_the_plan_and_files_of_others_do_not_count(ledger, url):
     ledger.write_receipt(receipt(9))
     folder = open_folder(url)
-    for name in ("notes.txt", "x", "0000000001.tmp"):
+    for name in ("notes.txt", "x", "0000000001", "0000000001.tmp", f"one-{LAUNCH}", f"-1-{LAUNCH}"):
         folder.write(f"done/{name}", StoredFile(b"1"))
     assert ledger.done(3).count == 0
 
 
-def test_each_failed_attempt_is_kept(ledger):
+def test_what_another_launch_left_does_not_count(ledger, url):
+    older = Ledger(url, "0f0f")
+    older.write_receipt(receipt(1, work=Work(left_out=("8_8_40/0-8_0-8_0-8",))))
+    older.write_failure(failure(0, 1, final=True))
+    older.note_given_back(2)
+    done = ledger.done(3)
+    assert done.count == 0
+    assert not ledger.has_receipt(1)
+    assert list(ledger.receipts()) == last_failures(ledger) == []
+    assert ledger.failed_attempts() == ledger.failed_attempts_at(0) == ledger.given_back(2) == 0
+    assert ledger.given_up(done) == 0
+    absent = [(1, ["8_8_40/0-8_0-8_0-8"])]
+    assert list(ledger.account(batch=1).unexplained(absent)) == absent
+
+
+def test_a_long_receipt_is_compressed(tmp_path):
+    names = tuple(f"16_16_40/{n}-{n + 64}_0-64_0-64" for n in range(0, 64_000, 64))
+    ledger = Ledger(f"file://{tmp_path}", LAUNCH)
+    ledger.write_receipt(receipt(0, work=Work(left_out=names)))
+    (file,) = (tmp_path / "done").iterdir()
+    assert file.suffix == ".gz"
+    assert file.stat().st_size < 10_000 < len(str(names))
+    assert ledger.receipt(0).work.left_out == names
+    assert ledger.has_receipt(0)
+    assert ledger.done(1).count == 1
+
+
+def test_what_receipts_say_is_added_up_without_names(ledger):
+    for task in range(3):
+        ledger.write_receipt(receipt(task, work=Work(voxels=2**60, left_out=(f"{task}",))))
+    assert ledger.work() == Work(voxels=3 * 2**60)
+
+
+def last_failures(ledger, planned=100, limit=1000):
+    return ledger.last_failures(ledger.done(planned), limit)
+
+
+def test_each_failed_attempt_is_kept_and_the_last_one_tells(ledger):
     for task, attempt in ((1, 1), (0, 2), (0, 1), (0, 1)):
         ledger.write_failure(failure(task, attempt, traceback="Traceback\n  é"))
     assert ledger.failed_attempts() == 3
-    assert [(f.task, f.attempt) for f in ledger.failures()] == [(0, 1), (0, 2), (1, 1)]
-    assert len(ledger.failures(limit=2)) == 2
-    assert ledger.failures()[0] == failure(0, 1, traceback="Traceback\n  é")
+    assert [ledger.failed_attempts_at(task) for task in range(3)] == [2, 1, 0]
+    assert [(f.task, f.attempt) for f in last_failures(ledger)] == [(0, 2), (1, 1)]
+    assert len(last_failures(ledger, limit=1)) == 1
+    assert last_failures(ledger)[0] == failure(0, 2, traceback="Traceback\n  é")
 
 
 def test_attempts_are_in_order_however_many_there_are(ledger):
     for attempt in (10, 9, 2):
         ledger.write_failure(failure(0, attempt))
-    assert [f.attempt for f in ledger.failures()] == [2, 9, 10]
+    assert [f.attempt for f in last_failures(ledger)] == [10]
+
+
+def test_tasks_that_were_given_up_count_unless_they_were_done_after_all(ledger):
+    ledger.write_failure(failure(0, 1))
+    ledger.write_failure(failure(1, 2, final=True))
+    ledger.write_failure(failure(2, 1, final=True))
+    assert ledger.given_up(ledger.done(3)) == 2
+    ledger.write_receipt(receipt(2))
+    assert ledger.given_up(ledger.done(3)) == 1
+    assert [f.task for f in last_failures(ledger)] == [0, 1]
+
+
+def test_a_task_that_was_given_back_is_counted(ledger):
+    for _ in range(3):
+        ledger.note_given_back(7)
+    assert [ledger.given_back(task) for task in (6, 7)] == [0, 3]
+    assert ledger.failed_attempts() == 0
 
 
 def test_forgetting_failures_keeps_receipts(ledger):
     ledger.write_receipt(receipt(1))
-    ledger.write_failure(failure(0, 1))
+    ledger.write_failure(failure(0, 1, final=True))
+    ledger.note_given_back(0)
     ledger.forget_failures()
-    assert ledger.failures() == []
+    assert last_failures(ledger) == []
+    assert ledger.given_up(ledger.done(2)) == ledger.given_back(0) == 0
     assert ledger.done(2).count == 1
 
 
-def test_a_forgotten_run_can_be_recorded_again(ledger):
-    ledger.write_receipt(receipt(1))
-    ledger.write_failure(failure(0, 1))
+def test_a_forgotten_run_leaves_nothing_and_can_be_recorded_again(ledger, url):
+    ledger.write_receipt(receipt(1, work=Work(left_out=("a",))))
+    ledger.write_failure(failure(0, 1, final=True))
+    ledger.note_given_back(0)
     ledger.forget_everything()
     assert ledger.done(2).count == ledger.failed_attempts() == 0
+    for kind in ("done", "left_out", "failed", "given_up", "given_back"):
+        assert list(open_folder(url).names(kind)) == []
     ledger.write_receipt(receipt(0))
     assert list(ledger.done(2).missing()) == [1]
+
+
+# What was left out
+
+
+def unexplained(ledger, absent, batch=1):
+    return list(ledger.account(batch).unexplained(iter(absent)))
+
+
+def leave_out(ledger, task, *names):
+    ledger.write_receipt(receipt(task, work=Work(chunks_skipped=len(names), left_out=names)))
+
+
+def test_files_that_nobody_left_out_are_unexplained(ledger):
+    ledger.write_receipt(receipt(0))
+    leave_out(ledger, 1, "b")
+    assert unexplained(ledger, [(0, ["a"])]) == [(0, ["a"])]
+    assert unexplained(ledger, []) == []
+
+
+def test_what_a_task_left_out_is_explained_without_reading_its_receipt(ledger, monkeypatch):
+    leave_out(ledger, 3, "a", "b", "c")
+    monkeypatch.setattr(Ledger, "receipt", lambda *_: 1 / 0)
+    assert unexplained(ledger, [(3, ["c", "a", "b"])]) == []
+
+
+def test_a_file_that_was_lost_beside_those_left_out_is_found(ledger):
+    leave_out(ledger, 3, "a", "b")
+    leave_out(ledger, 4, "d")
+    absent = [(2, ["x"]), (3, ["a", "b", "lost"]), (4, ["d"]), (5, ["y", "z"])]
+    assert unexplained(ledger, absent) == [(2, ["x"]), (3, ["lost"]), (5, ["y", "z"])]
+
+
+def test_a_file_that_was_lost_in_place_of_one_left_out_is_found(ledger):
+    """As many files are absent as were left out: one of an earlier run is there all the same."""
+    leave_out(ledger, 0, "a", "b")
+    assert unexplained(ledger, [(0, ["a", "lost"])]) == [(0, ["lost"])]
+
+
+def test_files_of_an_earlier_run_may_be_where_some_were_left_out(ledger):
+    leave_out(ledger, 0, "a", "b")
+    assert unexplained(ledger, [(0, ["b"])]) == []
+
+
+def test_a_task_that_left_out_other_files_when_it_was_repeated_is_believed_the_last_time(ledger):
+    leave_out(ledger, 0, "a", "b")
+    leave_out(ledger, 0, "a")
+    assert unexplained(ledger, [(0, ["a"])]) == []
+    assert unexplained(ledger, [(0, ["a", "b"])]) == [(0, ["b"])]
+
+
+def test_a_receipt_that_was_withdrawn_explains_nothing(ledger):
+    leave_out(ledger, 0, "a")
+    leave_out(ledger, 1, "b")
+    ledger.withdraw([1, 7])
+    assert list(ledger.done(2).missing()) == [1]
+    assert unexplained(ledger, [(0, ["a"]), (1, ["b"])]) == [(1, ["b"])]
+
+
+def test_a_task_of_several_cells_explains_what_all_of_them_left_out(ledger):
+    leave_out(ledger, 0, "0a", "2b")
+    leave_out(ledger, 1, "3a")
+    absent = [(0, ["0a"]), (2, ["2b"]), (3, ["3a", "lost"]), (5, ["lost too"])]
+    assert unexplained(ledger, absent, batch=3) == [(3, ["lost"]), (5, ["lost too"])]
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=50)
+def test_exactly_what_was_left_out_is_explained(data):
+    ledger = Ledger(f"mem://{uuid.uuid4()}/run", LAUNCH)
+    batch = data.draw(st.integers(1, 3))
+    names = st.sets(st.sampled_from("abcd"), max_size=4)
+    left_out = data.draw(st.dictionaries(st.integers(0, 8), names, max_size=9))
+    absent = data.draw(st.dictionaries(st.integers(0, 8), names.filter(bool), max_size=9))
+    for task in range(9 // batch + 1):
+        cells = range(task * batch, task * batch + batch)
+        leave_out(ledger, task, *(f"{c}{n}" for c in cells for n in left_out.get(c, ())))
+    listed = [(cell, [f"{cell}{n}" for n in absent[cell]]) for cell in sorted(absent)]
+    missing = {
+        f"{cell}{name}" for cell in absent for name in absent[cell] - left_out.get(cell, set())
+    }
+    found = unexplained(ledger, listed, batch)
+    assert {name for _, names in found for name in names} == missing
+    assert all(name.startswith(str(cell)) for cell, names in found for name in names)
 
 
 @given(st.integers(0, 50), st.lists(st.integers(-5, 60)))

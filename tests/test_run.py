@@ -18,8 +18,10 @@ from igneous_airflow.ledger import Failure, Receipt
 from igneous_airflow.progress import Pace, Progress, State, human_seconds
 from igneous_airflow.queue.protocol import Queue, open_queue
 from igneous_airflow.run import Run, new_run_name
-from igneous_airflow.stage import Audit, Plan, Stage, Work
+from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
 from igneous_airflow.stages.downsample import Downsample
+from igneous_airflow.stages.transfer import Transfer
+from igneous_airflow.storage.local import LocalFolder
 from igneous_airflow.task import Task
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
 from igneous_airflow.worker.loop import Worker, WorkerOptions
@@ -46,7 +48,7 @@ class Many(Stage):
     def run(self, cell: int) -> Work:
         return Work(voxels=cell)
 
-    def finish(self, by: str) -> Audit:
+    def finish(self, by: str, account: Account | None = None) -> Audit:
         return Audit(outputs={"nothing": 0})
 
 
@@ -106,11 +108,16 @@ def receive(run: Run, *tasks: int) -> None:
         run.ledger.write_receipt(Receipt(task=task, attempt=1, seconds=0, worker="here:1"))
 
 
-def queued(run: Run) -> list[int]:
-    queue, tasks = run.open_queue(), []
+def bodies(run: Run) -> list[str]:
+    """Take all that waits in the queue."""
+    queue, found = run.open_queue(), []
     while (lease := queue.lease(60)) is not None:
-        tasks.append(Task.decode(lease.body).index)
-    return tasks
+        found.append(lease.body)
+    return found
+
+
+def queued(run: Run) -> list[int]:
+    return [Task.decode(body).index for body in bodies(run)]
 
 
 def tree(path: Path) -> dict[str, bytes | None]:
@@ -180,6 +187,41 @@ def test_a_start_afresh_that_was_interrupted_can_be_made_again(
             launch(many(count=2))
     again = launch(many(count=5))
     assert (again.planned, again.done().count) == (5, 0)
+
+
+def test_a_worker_that_outlives_a_start_afresh_leaves_nothing_that_counts(many, launch: LaunchRun):
+    run = launch(many(count=3))
+    run.enqueue()
+    queue, lease = take(run)  # the old worker, which now sleeps
+    work(run)
+    receive(run, 0)
+    run.finish()
+    again = launch(many(count=3))
+    old = Task.decode(lease.body)
+    run.ledger.write_receipt(Receipt(task=old.index, attempt=1, seconds=0, worker="old:1"))
+    run.ledger.write_failure(
+        Failure(task=2, attempt=1, error="old", final=True, worker="old:1", at="now")
+    )
+    assert again.launch_id != run.launch_id == old.launch_id
+    assert (again.done().count, again.progress().dead) == (0, 0)
+    assert again.enqueue() == 3
+    assert {Task.decode(body).launch_id for body in bodies(again)} == {again.launch_id}
+    queue.close()
+
+
+def test_a_message_of_an_earlier_launch_does_the_new_one_no_good_and_no_harm(
+    many, launch: LaunchRun
+):
+    run = launch(many(count=2), queue="memory://outlived", own_queue=False)
+    run.enqueue()
+    receive(run, 0, 1)
+    run.finish()
+    again = launch(many(count=2), queue="memory://outlived", own_queue=False)
+    work(again)  # what the first launch sent
+    assert again.done().count == 0
+    again.enqueue()
+    work(again)
+    assert again.finish().tasks == 2
 
 
 def test_the_coarsest_mip_is_resolved_once_and_stays_the_same(launch: LaunchRun, layer: str):
@@ -301,6 +343,38 @@ def test_enqueuing_many_tasks_holds_only_a_few_at_a_time(many, launch: LaunchRun
     assert peak < sent * size / 4
 
 
+def test_what_others_have_in_a_shared_queue_is_not_taken_for_a_failure_of_this_run(
+    many, launch: LaunchRun, tmp_path: Path
+):
+    shared = f"sqlite://{tmp_path}/shared.db"
+    queue = open_queue(shared)
+    queue.send(["nonsense", "somebody else's"])
+    for _ in range(2):
+        lease = queue.lease(60)
+        assert lease is not None
+        queue.bury(lease, "broken")
+    run = launch(many(count=2), queue=shared, own_queue=False)
+    run.enqueue()
+    assert run.progress() == Progress(planned=2, done=0, waiting=2, shared=True)
+    fail_next(run, "broken")
+    fail_next(run, "broken as well")
+    queue.send(["of another run"])
+    progress = run.progress()
+    assert (progress.dead, progress.waiting) == (2, 1)
+    assert progress.state is State.FAILED  # whatever others have in the queue
+
+
+def test_a_task_that_an_own_queue_buried_by_itself_counts_as_given_up(many, launch: LaunchRun):
+    run = launch(many(count=2))
+    run.enqueue()
+    receive(run, 1)
+    for _ in range(2):
+        queue, lease = take(run)
+        queue.bury(lease, "nobody lived to record it")
+    assert run.progress().dead == 1
+    assert run.progress().state is State.FAILED
+
+
 # Resuming
 
 
@@ -356,13 +430,14 @@ def test_the_state_of_a_run_from_its_receipts_and_its_queue(many, launch: Launch
     run = launch(many(count=3))
     assert run.progress().state is State.STALLED  # nothing was sent
     run.enqueue()
-    assert run.progress().state is State.WORKING
+    assert run.progress().state is State.WAITING  # nobody has taken a task
     fail_next(run, "broken")
     assert run.progress() == Progress(
         planned=3, done=0, waiting=2, leased=0, dead=1, failed_attempts=1
     )
-    assert run.progress().state is State.WORKING  # others are still worked on
+    assert run.progress().state is State.INTERRUPTED  # work had begun, and nobody goes on
     queue, lease = take(run)
+    assert run.progress().state is State.WORKING
     receive(run, 1)
     assert run.progress() == Progress(
         planned=3, done=1, waiting=1, leased=1, dead=1, failed_attempts=1
@@ -474,7 +549,7 @@ def test_what_is_missing_is_named_with_errors_and_the_way_out(many, launch: Laun
         run.require_done(run.progress())
     words = str(failed.value)
     assert "9,999 of 10,000 tasks of run run are not done" in words
-    assert "their messages are gone" in words
+    assert "1 were given up, and the messages of the others are gone from the queue" in words
     assert "task 0, attempt 1: CorruptChunk: chunk 0-8 is broken" in words
     assert f"igneous-airflow resume {run.url.removeprefix('file://')}" in words
 
@@ -483,6 +558,8 @@ def test_what_is_missing_is_named_with_errors_and_the_way_out(many, launch: Laun
     ("progress", "reason"),
     [
         (Progress(planned=3, done=1, waiting=2), "nobody works on them any more"),
+        (Progress(planned=3, done=0, waiting=3), "nobody works on them any more"),
+        (Progress(planned=3, done=1, leased=2), "nobody works on them any more"),
         (Progress(planned=3, done=1, dead=2), "they were given up"),
         (Progress(planned=3, done=1), "their messages are gone from the queue"),
     ],
@@ -545,15 +622,137 @@ def test_finishing_with_output_missing_records_no_provenance(
     assert not run.is_finished
 
 
-def test_finishing_twice_leaves_one_entry_and_a_readable_summary(
-    launch: LaunchRun, layer: str, tmp_path: Path
-):
-    run = launch(Downsample(layer=layer, num_mips=1))
+@pytest.fixture
+def make_stage(tmp_path: Path) -> Callable[[str], tuple[Stage, Path]]:
+    """Make a stage of several tasks by its name, with the folder that it writes to."""
+
+    def make(name: str) -> tuple[Stage, Path]:
+        voxels = random_voxels(Vec3(64, 32, 8)) | 1
+        voxels[:16, :16] = voxels[48:] = 0
+        layer = write_layer(tmp_path / "source", voxels, LayerSpec(voxel_offset=(-8, 3, 1)))
+        if name == "downsample":
+            return Downsample(layer=layer, num_mips=1, skip_empty="skip"), tmp_path / "source"
+        dest = tmp_path / "dest"
+        return Transfer(
+            src=layer, dest=f"file://{dest}", shape="16,16,8", max_mips=1, skip_empty="delete"
+        ), dest
+
+    return make
+
+
+def complete(run: Run) -> None:
     run.prepare()
     run.enqueue()
     work(run)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", ["downsample", "transfer"])
+def test_tasks_whose_output_was_lost_are_named_and_only_they_are_done_again(
+    launch: LaunchRun, make_stage, name: str, batch: int
+):
+    stage, path = make_stage(name)
+    run = launch(stage).model_copy(update={"batch": batch})
+    complete(run)
+    whole = tree(path)
+    lost = sorted(path.glob("16_16_40/*"))[1:3]
+    for chunk in lost:
+        chunk.unlink()
+    with pytest.raises(AuditFailed) as failed:
+        run.finish()
+    words = str(failed.value)
+    assert "2 chunks of" in words
+    assert all(f"16_16_40/{chunk.name.removesuffix('.gz')}" in words for chunk in lost)
+    assert f"igneous-airflow resume {run.url.removeprefix('file://')}" in words
+    assert not (path / "provenance").exists()
+    tasks = list(run.done().missing())
+    assert tasks == sorted({cell // batch for cell in failed.value.cells})
+    assert 1 <= len(tasks) < run.planned
+    assert ", ".join(map(str, tasks)) in words
+    assert run.resume() == len(tasks)
+    work(run)
+    assert tree(path) == whole
+    assert run.finish().audit.absent > 0
+
+
+def test_a_run_that_had_finished_can_be_mended_when_output_is_lost_later(
+    launch: LaunchRun, make_stage
+):
+    stage, path = make_stage("downsample")
+    run = launch(stage)
+    complete(run)
     run.finish()
+    run.open_queue().delete()
+    whole = tree(path / "16_16_40")
+    sorted(path.glob("16_16_40/*"))[0].unlink()
+    with pytest.raises(AuditFailed, match="1 chunks of"):
+        run.finish()
+    assert not run.is_finished
+    assert run.resume() == 1
+    work(run)
+    assert run.finish().work is not None
+    assert tree(path / "16_16_40") == whole
+
+
+def test_receipts_may_be_taken_back_in_several_goes(
+    launch: LaunchRun, make_stage, monkeypatch: pytest.MonkeyPatch
+):
+    stage, path = make_stage("downsample")
+    run = launch(stage)
+    complete(run)
+    whole = tree(path)
+    for chunk in path.glob("16_16_40/*"):
+        chunk.unlink()
+    delete, deleted = LocalFolder.delete, []
+
+    def die_at_the_third(folder: LocalFolder, name: str) -> None:
+        deleted.append(name)
+        if len(deleted) == 3:
+            raise KeyboardInterrupt
+        delete(folder, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "delete", die_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            run.finish()
+    assert 0 < run.planned - run.done().count < run.planned
+    while True:
+        run.resume()
+        work(run)
+        try:
+            run.finish()
+            break
+        except AuditFailed:
+            continue
+    (path / "provenance").unlink()
+    assert tree(path) == whole
+
+
+def test_the_proof_reads_no_receipts_however_many_there_are(
+    launch: LaunchRun, make_stage, monkeypatch: pytest.MonkeyPatch
+):
+    stage, path = make_stage("downsample")
+    run = launch(stage)
+    complete(run)
+    monkeypatch.setattr("igneous_airflow.run._RECEIPTS_READ", {"on disk": 0, "in a bucket": 0})
+    monkeypatch.setattr("igneous_airflow.ledger.Ledger.receipt", lambda *_: 1 / 0)
     summary = run.finish()
+    assert summary.work is None
+    assert (summary.audit.absent, summary.audit.outputs) == (3, {"16_16_40": 5})
+    sorted(path.glob("16_16_40/*"))[-1].unlink()
+    with pytest.raises(AuditFailed, match="1 chunks of"):
+        run.finish()
+
+
+def test_finishing_twice_leaves_one_entry_and_a_readable_summary(
+    launch: LaunchRun, layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = launch(Downsample(layer=layer, num_mips=1))
+    complete(run)
+    first = run.finish()
+    monkeypatch.setattr("time.time", lambda: run.created + 1_000_000)
+    summary = run.finish()
+    assert summary == first
     assert run.is_finished
     assert run.summary() == summary
     (entry,) = json.loads((tmp_path / "layer/provenance").read_text())["processing"]
@@ -565,20 +764,17 @@ def test_finishing_twice_leaves_one_entry_and_a_readable_summary(
     assert "8,192 voxels" in words
 
 
-def test_the_summary_tells_what_was_left_out_and_repeated(launch: LaunchRun, tmp_path: Path):
-    voxels = random_voxels(Vec3(64, 16, 8))
-    voxels[:16] = 0
-    layer = write_layer(tmp_path / "layer", voxels, LayerSpec())
-    run = launch(Downsample(layer=layer, num_mips=1, skip_empty="skip"))
-    run.prepare()
-    run.enqueue()
-    work(run)
+def test_the_summary_tells_what_was_left_out_and_repeated(launch: LaunchRun, make_stage):
+    run = launch(make_stage("downsample")[0])
+    complete(run)
     run.ledger.write_failure(
         Failure(task=0, attempt=1, error="once", final=False, worker="here:1", at="now")
     )
-    words = run.finish().describe()
-    assert "left out, all background: 1 chunks" in words
-    assert "1 attempts failed and were repeated" in words
+    summary = run.finish()
+    assert "left out, all background: 3 chunks" in summary.describe()
+    assert "1 attempts failed and were repeated" in summary.describe()
+    assert summary.work is not None
+    assert (summary.work.chunks_skipped, summary.work.left_out) == (3, ())
 
 
 def test_names_of_runs_are_new_and_fit_for_folders():

@@ -16,29 +16,34 @@ STAGE = Downsample(layer="gs://bucket/layer", factor="2,2,2", bounds="-8-64_0-64
 
 @pytest.fixture
 def message():
-    return json.loads(TaskEncoder("file:///runs/a", STAGE, batch=10, cells=25).encode(2))
+    return json.loads(TaskEncoder("file:///runs/a", "1a2b", STAGE, batch=10, cells=25).encode(2))
 
 
-@given(st.integers(1, 50), st.integers(1, 200), st.text(min_size=1))
+@given(
+    st.integers(1, 50),
+    st.integers(1, 200),
+    st.text(min_size=1),
+    st.from_regex(r"[0-9a-z]{4,32}", fullmatch=True),
+)
 @settings(deadline=None)
-def test_the_tasks_of_a_run_hold_each_cell_once(batch, cells, run):
-    encoder = TaskEncoder(run, STAGE, batch, cells)
+def test_the_tasks_of_a_run_hold_each_cell_once(batch, cells, run, launch_id):
+    encoder = TaskEncoder(run, launch_id, STAGE, batch, cells)
     tasks = [Task.decode(encoder.encode(index)) for index in range(-(-cells // batch))]
     assert [task.index for task in tasks] == list(range(len(tasks)))
     assert [c for task in tasks for c in range(task.start, task.stop)] == list(range(cells))
-    assert {task.run for task in tasks} == {run}
+    assert {(task.run, task.launch_id) for task in tasks} == {(run, launch_id)}
     assert tasks[-1].make_stage() == STAGE
 
 
 def test_a_message_is_json_with_every_parameter(message):
-    assert set(message) == {"version", "run", "stage", "parameters", "index", "start", "stop"}
+    assert set(message) == set(Task.model_fields)
     assert message["parameters"] == STAGE.parameters()
     assert set(message["parameters"]) == set(Downsample.model_fields)
     assert (message["index"], message["start"], message["stop"]) == (2, 20, 25)
 
 
 def test_many_messages_are_made_when_they_are_asked_for():
-    encoder = TaskEncoder("file:///runs/a", STAGE, batch=1, cells=10**12)
+    encoder = TaskEncoder("file:///runs/a", "1a2b", STAGE, batch=1, cells=10**12)
     bodies = encoder.encode_all(iter(range(10**12)))
     assert Task.decode(next(bodies)).index == 0
 
@@ -62,6 +67,9 @@ def test_what_is_no_task_is_refused_and_shown(body):
         ("version", "1"),
         ("run", ""),
         ("run", None),
+        ("launch_id", ""),
+        ("launch_id", "../../../etc"),
+        ("launch_id", "1a2b\n"),
         ("stage", 5),
         ("parameters", []),
         ("parameters", None),
@@ -81,7 +89,9 @@ def test_a_task_with_a_wrong_value_is_refused(message, key, value):
         Task.decode(json.dumps({**message, key: value}))
 
 
-@pytest.mark.parametrize("key", ["run", "stage", "parameters", "index", "start", "stop"])
+@pytest.mark.parametrize(
+    "key", ["run", "launch_id", "stage", "parameters", "index", "start", "stop"]
+)
 def test_a_task_without_a_part_is_refused(message, key):
     del message[key]
     with pytest.raises(InvalidMessage, match=key):

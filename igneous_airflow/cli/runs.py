@@ -13,6 +13,7 @@ from igneous_airflow.run import Run
 from igneous_airflow.worker.loop import Settled, WorkerOptions
 from igneous_airflow.worker.pool import WorkerPool
 
+_ERRORS_SHOWN = 10
 _ROUNDS = 3  # of sending lost messages again
 _SAMPLE_SECONDS = 2.0
 _INTERRUPTED = 130  # what shells use for Ctrl-C
@@ -48,40 +49,83 @@ def _load(run: str, state: str) -> Run:
 @_add_run_argument
 @click.command
 def status(run: str, state: str) -> None:
-    """Show how far RUN is: planned, done, failed, waiting, rate, time left.
+    """Show how far RUN is: planned, done, failed, waiting, rate, time left, and what to do next.
 
     RUN is the run's folder, or its name in the state folder.
     """
     loaded = _load(run, state)
     pace = Pace()
-    progress = loaded.progress()
+    earlier = progress = loaded.progress()
     words = pace.describe(progress)
-    if progress.state is State.WORKING:
+    if progress.undecided:
         time.sleep(_SAMPLE_SECONDS)
         progress = loaded.progress()
         words = pace.describe(progress)
+    finished = loaded.is_finished
+    judgement = progress.state
+    if progress.undecided and progress.done > earlier.done:
+        judgement = State.WORKING  # between two tasks a worker holds none
     click.echo(f"run      {loaded.id} ({loaded.stage})")
-    click.echo(f"state    {'finished' if loaded.is_finished else progress.state}")
+    click.echo(f"state    {'finished' if finished else judgement}")
     click.echo(f"planned  {progress.planned:,}")
     click.echo(f"done     {progress.done:,}")
     click.echo(f"failed   {progress.dead:,} given up, {progress.failed_attempts:,} failed attempts")
-    click.echo(f"waiting  {progress.waiting:,}, and {progress.leased:,} being worked on")
+    click.echo(f"waiting  {_waiting(progress)}")
     click.echo(f"progress {words}")
-    for failure in loaded.final_failures()[:10] if progress.state is not State.DONE else []:
-        click.echo(f"  task {failure.task}, attempt {failure.attempt}: {failure.error}")
+    if judgement is not State.DONE:
+        for failure in loaded.final_failures(_ERRORS_SHOWN):
+            click.echo(f"  task {failure.task}, attempt {failure.attempt}: {failure.error}")
+    if not finished:
+        click.echo(f"next     {_next_step(loaded, judgement)}")
+
+
+def _waiting(progress: Progress) -> str:
+    """What is in the queue, in words."""
+    words = f"{progress.waiting:,}, and {progress.leased:,} held by workers"
+    if progress.expired:
+        words += f"; of those that wait, {progress.expired:,} were held by workers that fell silent"
+    if progress.delayed:
+        words += f"; {progress.delayed:,} wait for the time of their next attempt"
+    if progress.shared:
+        words += "; tasks of other runs in the same queue included"
+    return words
+
+
+def _next_step(run: Run, judgement: State) -> str:
+    """What to do about an unfinished run, in words."""
+    path = shown(run.url)
+    go_on = f"igneous-airflow resume {path}"
+    worker = f"igneous-airflow worker {run.queue} --until-done"
+    return {
+        State.WAITING: f"nobody works on it; work with: {worker}, or here with: {go_on}",
+        State.WORKING: (
+            "wait; a worker that was killed still counts until its lease runs out, after two "
+            "minutes unless it was given another time"
+        ),
+        State.INTERRUPTED: f"nobody works on it any more; go on with: {go_on}",
+        State.STALLED: f"tasks are neither done nor in the queue; send them again with: {go_on}",
+        State.FAILED: f"mend the cause, then try again what was given up with: {go_on}",
+        State.DONE: f"prove it and record it with: igneous-airflow finish {path}",
+    }[judgement]
 
 
 @_add_run_argument
 @click.command
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
-def resume(run: str, state: str, processes: int) -> None:
+@click.option(
+    "--send-only", is_flag=True, help="Only send the tasks again, for workers that are elsewhere."
+)
+def resume(run: str, state: str, processes: int, send_only: bool) -> None:
     """Go on with RUN on this machine: only tasks without a receipt are done again."""
     loaded = _load(run, state)
     if (summary := loaded.summary()) is not None:
         click.echo(summary.describe())
         return
     loaded.prepare()
-    loaded.resume()
+    sent = loaded.resume()
+    if send_only:
+        click.echo(f"sent {sent:,} tasks to {loaded.queue}")
+        return
     work_on(loaded, processes)
 
 
@@ -105,7 +149,7 @@ def work_on(run: Run, processes: int) -> None:
         progress = run.progress()
         if progress.state is not State.STALLED:
             break
-    if progress.state is State.WORKING:
+    if progress.undecided:
         click.echo(_interrupted(run, progress), err=True)
         sys.exit(code or _INTERRUPTED)
     summary = run.finish()

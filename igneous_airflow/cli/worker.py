@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from igneous_airflow.cli.addresses import queue_url
+from igneous_airflow.errors import InvalidParameter
+from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.worker.loop import Settled, WorkerOptions
 from igneous_airflow.worker.pool import WorkerPool
 
@@ -55,6 +57,7 @@ def worker(
     SIGTERM lets the running tasks finish; a second one gives them back at once. The exit code is 1
     when tasks were given up.
     """
+    _require_queue(queue, until_done)
     options = WorkerOptions(
         lease_seconds=lease_seconds,
         max_attempts=max_attempts,
@@ -65,6 +68,25 @@ def worker(
     if stop_with_parent is not None:
         pool.stop_with(stop_with_parent)
     sys.exit(pool.run())
+
+
+def _require_queue(url: str, until_done: bool) -> None:
+    """Raise InvalidParameter for a queue that nobody has made: its address may be misspelt.
+
+    A worker that is to stay may wait for a queue in the cloud, which others are about to make.
+    """
+    queue = open_queue(url)
+    try:
+        if queue.exists():
+            return
+    finally:
+        queue.close()
+    if until_done or url.startswith("sqlite://"):
+        raise InvalidParameter(
+            f"there is no queue {url}: nobody has made it. Look for a misspelling; a queue is made "
+            "when tasks are sent to it, by the command of a stage with --queue"
+        )
+    click.echo(f"waiting for the queue {url}, which nobody has made yet", err=True)
 
 
 def _log(event: Settled) -> None:

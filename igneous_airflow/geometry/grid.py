@@ -49,17 +49,30 @@ class Grid(Sequence[BoundingBox]):
         nx, ny, _ = self.shape
         return place.x + nx * (place.y + ny * place.z)
 
+    def lines(self, box: BoundingBox) -> Iterator[range]:
+        """Positions of the cells that share voxels with a box, line by line along x."""
+        low, high = self._places(box)
+        nx, ny, _ = self.shape
+        for z in range(low.z, high.z):
+            for y in range(low.y, high.y):
+                start = nx * (y + ny * z)
+                yield range(start + low.x, start + high.x)
+
     def overlapping(self, box: BoundingBox) -> Iterator[BoundingBox]:
         """The cells that share voxels with a box, in the grid's order."""
-        common = box.intersection(self.box)
-        if not common:
-            return
-        low = (common.min - self.box.min) // self.cell
-        high = (common.max - self.box.min).ceil_div(self.cell)
+        low, high = self._places(box)
         for z in range(low.z, high.z):
             for y in range(low.y, high.y):
                 for x in range(low.x, high.x):
                     yield self.at(Vec3(x, y, z))
+
+    def _places(self, box: BoundingBox) -> tuple[Vec3, Vec3]:
+        """Grid coordinates of the first cell that shares voxels with a box, and after the last."""
+        common = box.intersection(self.box)
+        if not common:
+            return self.box.min * 0, self.box.min * 0
+        low = (common.min - self.box.min) // self.cell
+        return low, (common.max - self.box.min).ceil_div(self.cell)
 
     def is_aligned(self, box: BoundingBox) -> bool:
         """Whether a box inside the grid is made of whole cells."""

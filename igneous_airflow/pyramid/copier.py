@@ -19,6 +19,7 @@ class FileCopier:
     chunks_written: int = 0
     chunks_skipped: int = 0
     bytes_written: int = 0
+    left_out: tuple[str, ...] = ()
     _counting: Lock = field(default_factory=Lock)
 
     def copy(self, chunk: BoundingBox) -> None:

@@ -81,9 +81,13 @@ class Route:
     @property
     def written(self) -> list[tuple[Scale, BoundingBox]]:
         """Each scale that is written, and the region of it."""
-        region, levels = self.place.region, enumerate(self.pyramid.levels, start=1)
-        coarser = [(scale, self.pyramid.level_box(level, region)) for level, scale in levels]
-        return [(self.place.scale, region), *coarser]
+        return self.written_in(self.place.region)
+
+    def written_in(self, box: BoundingBox) -> list[tuple[Scale, BoundingBox]]:
+        """Each scale that a cell or the whole region writes, and the box of it."""
+        levels = enumerate(self.pyramid.levels, start=1)
+        coarser = [(scale, self.pyramid.level_box(level, box)) for level, scale in levels]
+        return [(self.place.scale, box), *coarser]
 
     def problems(self) -> Iterator[str]:
         """Every reason why the layer cannot take the voxels, or not in such pieces."""

@@ -61,8 +61,8 @@ class PyramidWriter:
     overlap: Overlap
     finest: bool = False
     chunks_written: int = 0
-    chunks_skipped: int = 0
     bytes_written: int = 0
+    left_out: list[str] = field(default_factory=list)
     _open: dict[tuple[int, BoundingBox], _OpenChunk] = field(default_factory=dict)
     _counting: Lock = field(default_factory=Lock)
     _scales: tuple[Scale, ...] = field(init=False)
@@ -73,6 +73,11 @@ class PyramidWriter:
         self._scales = (self.pyramid.source, *self.pyramid.levels)
         self._grids = [scale.chunks for scale in self._scales]
         self._latest = [None] * len(self._grids)
+
+    @property
+    def chunks_skipped(self) -> int:
+        """How many chunks were left out, all background."""
+        return len(self.left_out)
 
     def push(self, box: BoundingBox, voxels: Array) -> None:
         """Pool a block that starts on a window of the coarsest level, in voxels of the source."""
@@ -128,7 +133,7 @@ class PyramidWriter:
     def _write(self, scale: Scale, chunk: BoundingBox, voxels: Array) -> None:
         options = self.options
         if options.skip_empty != "write" and _is_all(voxels, options.background):
-            self.chunks_skipped += 1
+            self.left_out.append(f"{scale.key}/{chunk}")
             if options.skip_empty == "delete":
                 self.overlap.submit(partial(self.layer.delete_chunk, scale, chunk))
             return

@@ -5,6 +5,7 @@ import itertools
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -38,6 +39,10 @@ class MemoryQueue:
         # Every (due, id) that ever was; one that differs from the message's `due` is out of date.
         self._schedule: list[tuple[float, int]] = []
         self._dead: list[DeadLetter] = []
+
+    def exists(self) -> bool:
+        """Return True: whoever has the object has the queue."""
+        return True
 
     def send(self, bodies: Iterable[str]) -> int:
         """Add messages and return how many; they can be leased while others are still made."""
@@ -91,8 +96,14 @@ class MemoryQueue:
         """Count the messages; an expired lease counts as waiting."""
         with self._changed:
             now = self._clock()
-            leased = sum(bool(m.token) and m.due > now for m in self._messages.values())
-            return Counts(len(self._messages) - leased, leased, len(self._dead))
+            kinds = Counter((bool(m.token), m.due > now) for m in self._messages.values())
+            return Counts(
+                waiting=len(self._messages) - kinds[True, True],
+                leased=kinds[True, True],
+                dead=len(self._dead),
+                delayed=kinds[False, True],
+                expired=kinds[True, False],
+            )
 
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """Return the first dead letters, in the order in which they were buried."""

@@ -24,12 +24,18 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many messages wait (now or after a delay), are leased, and are dead letters."""
+    """How many messages wait (now or after a delay), are leased, and are dead letters.
+
+    Of those that wait, `delayed` have to wait for their time, and `expired` were leased by somebody
+    who let the lease run out; a queue that cannot tell says 0.
+    """
 
     waiting: int
     leased: int
     dead: int
     exact: bool = True
+    delayed: int = 0
+    expired: int = 0
 
     @property
     def drained(self) -> bool:
@@ -51,7 +57,13 @@ class Queue(Protocol):
 
     All times are seconds since the epoch, all durations seconds. A lease that is not settled in
     time is given to somebody else; settling it afterwards raises `LeaseLost`.
+
+    Only `send` makes a queue that is missing, even when there is nothing to send. To all else it
+    looks empty.
     """
+
+    def exists(self) -> bool:
+        """Whether somebody has made the queue."""
 
     def send(self, bodies: Iterable[str]) -> int:
         """Add messages and return how many; all of them are stored, or an error is raised."""

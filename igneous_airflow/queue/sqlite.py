@@ -50,7 +50,9 @@ _BURY = "INSERT INTO dead (attempt, reason, body) VALUES (?, ?, ?)"
 _DEAD_LETTERS = "SELECT body, attempt, reason FROM dead ORDER BY id LIMIT ?"
 _COUNTS = """
 SELECT (SELECT count(*) FROM messages),
+    (SELECT count(*) FROM messages WHERE due > ?),
     (SELECT count(*) FROM messages WHERE token IS NOT NULL AND due > ?),
+    (SELECT count(*) FROM messages WHERE token IS NOT NULL AND due <= ?),
     (SELECT count(*) FROM dead)
 """
 
@@ -89,24 +91,33 @@ os.register_at_fork(
 
 
 class _Database:
-    """The connection to one file: opened when needed, used by one thread at a time."""
+    """The connection to one file: opened when needed, used by one thread at a time.
+
+    While there is no file an empty database in memory stands in for it.
+    """
 
     def __init__(self, path: Path, busy_seconds: float) -> None:
         self._path = path
         self._busy_seconds = busy_seconds
         self._connection: sqlite3.Connection | None = None
-        self._file = (0, 0)
+        self._file: tuple[int, int] | None = None  # that is open; None for the stand-in
         _DATABASES.add(self)
 
+    def exists(self) -> bool:
+        """Whether there is a file."""
+        with self._explained():
+            return self._path.exists()
+
     @contextmanager
-    def connected(self) -> Iterator[sqlite3.Connection]:
+    def connected(self, *, make: bool = False) -> Iterator[sqlite3.Connection]:
         """Lend the connection; a transaction that is left open is undone.
 
-        Raises StorageUnavailable when the file is locked for too long or the disk is full, and
-        InvalidParameter when there can be no queue at this path.
+        A file that is missing is made when `make` is set. Raises StorageUnavailable when the file
+        is locked for too long or the disk is full, and InvalidParameter when there can be no queue
+        at this path.
         """
         with self._explained():
-            connection = self._connect()
+            connection = self._connect(make=make)
             try:
                 yield connection
             finally:
@@ -132,30 +143,37 @@ class _Database:
             self._connection.close()
             self._connection = None
 
-    def _connect(self) -> sqlite3.Connection:
-        if self._connection is not None and self._is_current():
+    def _connect(self, *, make: bool) -> sqlite3.Connection:
+        file = self._find_file()
+        if self._connection is not None and self._file == file and (file or not make):
             return self._connection
         self.disconnect()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(
-            self._path, timeout=self._busy_seconds, isolation_level=None, check_same_thread=False
-        )
+        if file or make:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            connection = self._open(str(self._path))
+        else:
+            connection = self._open(":memory:")
         try:
             self._prepare(connection)
-            stat = self._path.stat()
+            self._file = self._find_file() if file or make else None
         except BaseException:
             connection.close()
             raise
-        self._connection, self._file = connection, (stat.st_dev, stat.st_ino)
+        self._connection = connection
         return connection
 
-    def _is_current(self) -> bool:
-        """Whether the file is the one that was opened: another process may have deleted it."""
+    def _open(self, name: str) -> sqlite3.Connection:
+        return sqlite3.connect(
+            name, timeout=self._busy_seconds, isolation_level=None, check_same_thread=False
+        )
+
+    def _find_file(self) -> tuple[int, int] | None:
+        """Which file is there now: another process may have deleted the one that was opened."""
         try:
             stat = self._path.stat()
-        except FileNotFoundError:
-            return False
-        return self._file == (stat.st_dev, stat.st_ino)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return stat.st_dev, stat.st_ino
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         # In this order, since another process may make the tables in between.
@@ -208,10 +226,10 @@ class _Database:
 class SqliteQueue:
     """A queue in one file; may be used from several threads, and after a fork.
 
-    Nothing is touched before the first use, which makes the folder and the file when they are
-    missing. `clock` gives the seconds since the epoch; the `wait` of `lease` is real time all the
-    same. Every method raises StorageUnavailable when others keep the file locked for
-    `busy_seconds` or the disk is full, and InvalidParameter when the file is not a queue.
+    Folder and file are made by the first `send`; until then the queue looks empty. `clock` gives
+    the seconds since the epoch; the `wait` of `lease` is real time all the same. Every method
+    raises StorageUnavailable when others keep the file locked for `busy_seconds` or the disk is
+    full, and InvalidParameter when the file is not a queue.
     """
 
     def __init__(
@@ -220,16 +238,22 @@ class SqliteQueue:
         self._database = _Database(path, busy_seconds)
         self._clock = clock
 
+    def exists(self) -> bool:
+        """Whether there is a file."""
+        return self._database.exists()
+
     def send(self, bodies: Iterable[str]) -> int:
-        """Add messages and return how many.
+        """Add messages and return how many; makes the file if it is missing.
 
         They are stored in transactions of bounded size, and can be leased while others are still
         made. After an error those of earlier transactions stay.
         """
         due = self._clock()
         sent = 0
+        with self._database.connected(make=True):
+            pass  # even if there is nothing to send
         for batch in _batches(bodies):
-            with self._database.connected() as connection:
+            with self._database.connected(make=True) as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 connection.executemany(_SEND, ((due, body) for body in batch))
                 connection.execute("COMMIT")
@@ -274,8 +298,9 @@ class SqliteQueue:
     def counts(self) -> Counts:
         """Count the messages; an expired lease counts as waiting."""
         with self._database.connected() as connection:
-            total, leased, dead = connection.execute(_COUNTS, (self._clock(),)).fetchone()
-        return Counts(waiting=total - leased, leased=leased, dead=dead)
+            row = connection.execute(_COUNTS, (self._clock(),) * 3).fetchone()
+        total, later, leased, expired, dead = row
+        return Counts(total - leased, leased, dead, delayed=later - leased, expired=expired)
 
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """Return the first dead letters, in the order in which they were buried."""
@@ -291,10 +316,7 @@ class SqliteQueue:
             connection.execute("COMMIT")
 
     def delete(self) -> None:
-        """Remove the file and its log; they may be gone already.
-
-        A process that uses the queue afterwards starts a new, empty one.
-        """
+        """Remove the file and its log; they may be gone already."""
         self._database.remove()
 
     def close(self) -> None:

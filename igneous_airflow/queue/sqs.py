@@ -78,6 +78,10 @@ class SqsQueue:
         self._service.forget()
         self._book = LeaseBook()
 
+    def exists(self) -> bool:
+        """Whether somebody has made the queue."""
+        return self._pair.find_tasks() is not None
+
     def send(self, bodies: Iterable[str]) -> int:
         """Add messages and return how many; makes the queue if it is missing.
 

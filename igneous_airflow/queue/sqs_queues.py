@@ -15,9 +15,9 @@ from igneous_airflow.queue.sqs_service import QueueGone, Service
 _DEAD = "-dead"
 _RETENTION = 1_209_600  # 14 days, the most that SQS permits
 _VISIBILITY = 120  # of messages that others than our workers receive
-#: Well above the attempts of a worker, which buries tasks itself and says why. This catches those
-#: that kill everything around them; fetching ahead may also count a receipt that was no attempt.
-_MAX_RECEIVES = 20
+#: The most that SQS permits. Workers count attempts that failed and bury tasks themselves, saying
+#: why; SQS counts as well what was only fetched ahead, or given back by a worker that had to stop.
+_MAX_RECEIVES = 1_000
 _CREATED_SECONDS = 1.0  # until SQS promises that a new queue can be used
 _PURGED_SECONDS = 60.0  # during which a purge may still take messages that are sent after it
 

@@ -13,7 +13,7 @@ from igneous_airflow.errors import AuditFailed, IgneousError, InvalidParameter
 from igneous_airflow.fields import WHAT, WHERE, Bounds, LayerUrl, Mip, section
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
-from igneous_airflow.stage import Audit, Plan, Stage, Work, human_bytes
+from igneous_airflow.stage import Account, Audit, Plan, Stage, Work, human_bytes
 
 if TYPE_CHECKING:
     from igneous_airflow.storage.info import Scale
@@ -56,6 +56,15 @@ class _Blocks(Sequence[Block]):
                 return Block(key, grid[place])
             place -= len(grid)
         raise IndexError(index)
+
+    def number_of(self, chunk: Block) -> int:
+        """The number of the block that a chunk is in."""
+        before = 0
+        for key, grid in self.grids:
+            if key == chunk.key:
+                return before + next(grid.lines(chunk.box)).start
+            before += len(grid)
+        raise ValueError(f"{chunk} is in none of these blocks")
 
 
 def _keys_text(text: str | None) -> str | None:
@@ -194,7 +203,7 @@ class Delete(Stage):
                 overlap.submit(partial(layer.delete_chunk, scale, chunk))
         return Work()
 
-    def finish(self, by: str) -> Audit:
+    def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002
         """Check that the files are gone, remove the scales from the info, record what was done.
 
         Files of chunks that are not on the scale's grid, left by an earlier chunk size, go here.
@@ -210,14 +219,15 @@ class Delete(Stage):
         scales = [scale for scale in layer.info.scales if scale.key in keys]
         left, strays = self._left(layer, scales)
         if left:
+            blocks = self._blocks(scales)
             raise AuditFailed(
                 f"{len(left):,} chunks of {self.layer} are still there although every task "
-                f"reported success: {', '.join(left[:_NAMED_AT_MOST])}. Start the stage again to "
-                "delete them."
+                f"reported success: {', '.join(map(str, left[:_NAMED_AT_MOST]))}.",
+                sorted({blocks.number_of(chunk) for chunk in left}),
             )
         with Overlap(layer.overlap_width) as overlap:
-            for name in strays:
-                overlap.submit(partial(layer.folder.delete, name))
+            for stray in strays:
+                overlap.submit(partial(layer.folder.delete, str(stray)))
         if self.bounds is None:
             remove_scales(layer.folder, keys)
         record_processing(layer.folder, self.provenance(), by)
@@ -282,15 +292,15 @@ class Delete(Stage):
             if box and (region is None or region.contains(box)):
                 yield box, size
 
-    def _left(self, layer: "Layer", scales: "Sequence[Scale]") -> tuple[list[str], list[str]]:
-        """Names of the chunk files that are left: those on the scale's grid, and others."""
-        left: dict[str, None] = {}
-        strays: dict[str, None] = {}
+    def _left(self, layer: "Layer", scales: "Sequence[Scale]") -> tuple[list[Block], list[Block]]:
+        """The chunk files that are left: those on the scale's grid, and others."""
+        left: dict[Block, None] = {}
+        strays: dict[Block, None] = {}
         for scale in scales:
             grid = scale.chunks
             for box, _ in self._files(layer, scale):
                 on_grid = next(grid.overlapping(box), None) == box
-                (left if on_grid else strays)[f"{scale.key}/{box}"] = None
+                (left if on_grid else strays)[Block(scale.key, box)] = None
         return list(left), list(strays)
 
     def _refusals(self, scales: "Sequence[Scale]") -> Iterator[str]:

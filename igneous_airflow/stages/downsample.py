@@ -20,11 +20,12 @@ from igneous_airflow.fields import (
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.mips import count_levels, divisor_nearest_64
-from igneous_airflow.stage import Audit, Plan, Work
+from igneous_airflow.stage import Account, Audit, Plan, Work, count_left_out
 from igneous_airflow.voxel_stages import PyramidOptions, describe_scale
 
 if TYPE_CHECKING:
     from igneous_airflow.pyramid.layout import Pyramid
+    from igneous_airflow.storage.info import Scale
     from igneous_airflow.storage.layer import Layer
 
 
@@ -170,24 +171,29 @@ class Downsample(PyramidOptions):
             chunks_written=writer.chunks_written,
             chunks_skipped=writer.chunks_skipped,
             bytes_written=writer.bytes_written,
+            left_out=tuple(writer.left_out),
         )
 
-    def finish(self, by: str) -> Audit:
+    def finish(self, by: str, account: Account | None = None) -> Audit:
         """Check that every chunk of the new mips exists, then record what was done."""
-        from igneous_airflow.pyramid.audit import count_written
+        from igneous_airflow.pyramid.audit import ChunkAudit
         from igneous_airflow.storage.layer import Layer
         from igneous_airflow.storage.provenance import record_processing
 
         layer = Layer.open(self.layer)
         pyramid = self._accepted_pyramid(layer)
-        region = pyramid.region(self.bounds)
-        written = [
-            (scale, pyramid.level_box(level, region))
-            for level, scale in enumerate(pyramid.levels, start=1)
-        ]
-        outputs, absent = count_written(layer, written, may_be_absent=self.skip_empty != "write")
+        cells = Grid(pyramid.region(self.bounds), pyramid.geometry.cell)
+
+        def written(box: BoundingBox) -> "list[tuple[Scale, BoundingBox]]":
+            levels = enumerate(pyramid.levels, start=1)
+            return [(scale, pyramid.level_box(level, box)) for level, scale in levels]
+
+        audit = ChunkAudit(layer, cells, written)
+        absent = count_left_out(
+            audit.absent(), self.layer, account, may_be_absent=self.skip_empty != "write"
+        )
         record_processing(layer.folder, self.provenance(), by)
-        return Audit(outputs=outputs, absent=absent)
+        return Audit(outputs=audit.outputs, absent=absent)
 
     def _factor(self) -> Vec3:
         if self.factor is not None:

@@ -35,6 +35,8 @@ class QueueTests:
     moment: ClassVar[float] = 0.1
     #: Whether the oldest message comes first, and `dead_letters` gives the oldest of many.
     ordered: ClassVar[bool] = True
+    #: Whether there is no queue before somebody sends to it.
+    made_by_send: ClassVar[bool] = True
     #: Which of HOSTILE_BODIES are refused instead of stored.
     refused_bodies: ClassVar[frozenset[str]] = frozenset()
 
@@ -56,6 +58,34 @@ class QueueTests:
         assert_counts(queue, waiting=0, leased=0, dead=0)
         assert queue.counts().drained
         assert queue.dead_letters() == []
+
+    def test_only_send_makes_a_queue_even_when_there_is_nothing_to_send(
+        self, url: str, queue: Queue
+    ) -> None:
+        if not self.made_by_send:
+            assert queue.exists()
+            return
+        queue.counts()
+        queue.purge()
+        assert queue.lease(60) is None
+        assert queue.dead_letters() == []
+        assert not queue.exists()
+        other = open_queue(url)
+        assert other.send([]) == 0
+        assert queue.exists()
+        assert other.exists()
+        other.close()
+
+    def test_who_waits_for_a_queue_that_is_missing_gets_its_first_message(
+        self, url: str, queue: Queue
+    ) -> None:
+        assert self.lease_or_none(queue) is None
+        other = open_queue(url)
+        other.send(["a"])
+        lease = take(queue)
+        assert lease.body == "a"
+        queue.done(lease)
+        other.close()
 
     def test_send_returns_how_many_it_stored(self, queue: Queue) -> None:
         assert queue.send([]) == 0
@@ -146,7 +176,7 @@ class QueueTests:
         queue.send(["a"])
         take(queue, self.moment)
         time.sleep(1.5 * self.moment)
-        assert_counts(queue, waiting=1, leased=0, dead=0)
+        assert_counts(queue, waiting=1, leased=0, dead=0, expired=1)
 
     def test_a_lost_lease_changes_nothing(self, queue: Queue) -> None:
         queue.send(["a"])
@@ -166,7 +196,7 @@ class QueueTests:
         queue.release(released, after=60)
         for lease in (done, buried, released):
             assert_lost(queue, lease)
-        assert_counts(queue, waiting=1, leased=0, dead=1)
+        assert_counts(queue, waiting=1, leased=0, dead=1, delayed=1)
 
     def test_an_extended_lease_outlives_its_first_end(self, queue: Queue) -> None:
         queue.send(["a"])
@@ -194,7 +224,7 @@ class QueueTests:
         lease = take(queue)
         queue.release(lease, after=60)
         assert self.lease_or_none(queue) is None
-        assert_counts(queue, waiting=1, leased=0, dead=0)
+        assert_counts(queue, waiting=1, leased=0, dead=0, delayed=1)
         assert not queue.counts().drained
 
     def test_a_delay_ends(self, queue: Queue) -> None:
@@ -367,8 +397,10 @@ def assert_lost(queue: Queue, lease: Lease) -> None:
         queue.done(lease)
 
 
-def assert_counts(queue: Queue, *, waiting: int, leased: int, dead: int) -> None:
+def assert_counts(
+    queue: Queue, *, waiting: int, leased: int, dead: int, delayed: int = 0, expired: int = 0
+) -> None:
     """Check the counts of a queue that counts exactly."""
     counts = queue.counts()
     if counts.exact:
-        assert counts == Counts(waiting, leased, dead)
+        assert counts == Counts(waiting, leased, dead, delayed=delayed, expired=expired)

@@ -98,7 +98,7 @@ class StageTests:
         assert type(example).model_validate_json(example.model_dump_json()) == example
 
     def test_a_message_brings_the_stage_to_the_worker(self, example: Stage) -> None:
-        encoder = TaskEncoder("file:///run", example, batch=2, cells=3)
+        encoder = TaskEncoder("file:///run", "launch", example, batch=2, cells=3)
         bodies = list(encoder.encode_all(iter([0, 1])))
         tasks = [Task.decode(body) for body in bodies]
         assert [(task.index, task.start, task.stop) for task in tasks] == [(0, 0, 2), (1, 2, 3)]
@@ -107,7 +107,7 @@ class StageTests:
 
     def test_a_message_with_a_broken_parameter_is_refused(self, example: Stage) -> None:
         for name in type(example).model_fields:
-            body = json.loads(TaskEncoder("file:///run", example, 1, 1).encode(0))
+            body = json.loads(TaskEncoder("file:///run", "launch", example, 1, 1).encode(0))
             body["parameters"][name] = {"neither": ["here", "nor there"]}
             with pytest.raises(InvalidMessage, match=name):
                 Task.decode(json.dumps(body)).make_stage()
@@ -162,13 +162,16 @@ class StageTests:
             launched.run(cell)
             assert snapshot(tmp_path) != before
 
-    def test_finish_refuses_while_work_is_missing(self, launched: Stage, tmp_path: Path) -> None:
+    def test_finish_refuses_while_work_is_missing_and_names_the_cell(
+        self, launched: Stage, tmp_path: Path
+    ) -> None:
         *cells, last = launched.cells()
         for cell in cells:
             launched.run(cell)
         before = snapshot(tmp_path)
-        with pytest.raises(AuditFailed):
+        with pytest.raises(AuditFailed) as caught:
             launched.finish("tester")
+        assert caught.value.cells == (len(cells),)
         assert snapshot(tmp_path) == before
         launched.run(last)
         assert launched.finish("tester").outputs

@@ -36,12 +36,20 @@ class WorkerOptions:
     """How a worker behaves; durations in seconds."""
 
     lease_seconds: float = 120.0
-    max_attempts: int = 5
+    max_attempts: int = 5  # that fail; a task that is given back when a worker stops has not failed
     retry_delay: float = 2.0  # after the first failure; doubled after each further one
     max_retry_delay: float = 300.0
     idle_seconds: float = 0.5  # how long to wait for a message before looking up
     grace_seconds: float = 20.0  # from the request to stop until the task is given back
     until_done: bool = False  # stop when no task is left to wait for
+
+    @property
+    def max_silent(self) -> int:
+        """How many leases of a task may end without a word, before it is taken for a killer.
+
+        Twice the attempts, since SQS counts a message as taken that was only fetched ahead.
+        """
+        return 2 * self.max_attempts
 
     def delay(self, attempt: int) -> float:
         """How long to wait after a failed attempt, counted from 1."""
@@ -117,7 +125,7 @@ class Worker:
 
     def _take(self, lease: Lease) -> None:
         if self._stopping:  # asked to while waiting for the lease
-            _let_go(partial(self._queue.release, lease))
+            _give_back(self._queue, lease)
             return
         self._report(lease)
         self._report(self.settle(lease))
@@ -130,39 +138,55 @@ class Worker:
             reason = str(error)
             _let_go(partial(self._queue.bury, lease, reason))
             return Settled("failed", attempt=lease.attempt, error=reason)
-        if lease.attempt > self._options.max_attempts:  # it took whole machines with it
-            death = WorkerDied("every worker that took this task ended without a word")
-            return fail(self._queue, lease, task, death, self._options)
+        if silent := self._silent_deaths(task, lease):
+            death = WorkerDied(f"{silent} workers that took this task ended without a word")
+            return fail(self._queue, lease, task, death, self._options, give_up=True)
         try:
             settled = self._do(task, lease)
         except GiveBack:
-            _let_go(partial(self._queue.release, lease))
-            return _settled("given back", task, lease)
+            _give_back(self._queue, lease)
+            return _settled("given back", task, lease.attempt)
         except Exception as error:  # noqa: BLE001 - whatever a task raises is the task's failure
             return fail(self._queue, lease, task, error, self._options)
         _let_go(partial(self._queue.done, lease))
         return settled
 
+    def _silent_deaths(self, task: Task, lease: Lease) -> int:
+        """How many leases of a task ended without a word, when these are too many; else 0.
+
+        A task that ends its worker's whole machine, for want of memory as a rule, would otherwise
+        go on to the next machine for ever.
+        """
+        if lease.attempt <= self._options.max_silent:
+            return 0
+        with suppress(Exception):  # what is wrong with the ledger comes out when the task runs
+            ledger = _ledger(task)
+            known = ledger.failed_attempts_at(task.index) + ledger.given_back(task.index)
+            silent = lease.attempt - 1 - known
+            return silent if silent >= self._options.max_silent else 0
+        return 0
+
     def _do(self, task: Task, lease: Lease) -> Settled:
         """Run a task that has no receipt yet, and write its receipt."""
-        ledger = Ledger(task.run)
+        ledger = _ledger(task)
         if ledger.has_receipt(task.index):
-            return _settled("repeated", task, lease)
+            return _settled("repeated", task, lease.attempt)
         started = time.monotonic()
         cell, work = self._run(task, lease)
         seconds = round(time.monotonic() - started, 3)
+        first = lease.attempt == 1  # nearly always, and then there is nothing to look up
+        attempt = 1 if first else ledger.failed_attempts_at(task.index) + 1
         ledger.write_receipt(
             Receipt(
                 task=task.index,
-                attempt=lease.attempt,
+                attempt=attempt,
                 seconds=seconds,
                 worker=worker_name(),
                 work=work,
             )
         )
-        return replace(
-            _settled("done", task, lease), cell=cell, seconds=seconds, voxels=work.voxels
-        )
+        settled = _settled("done", task, attempt)
+        return replace(settled, cell=cell, seconds=seconds, voxels=work.voxels)
 
     def _run(self, task: Task, lease: Lease) -> tuple[str, Work]:
         """Run the cells of a task; returns the first one's name and what was done."""
@@ -196,15 +220,35 @@ def _let_go(settle: Callable[[], None]) -> None:
         settle()
 
 
+def _give_back(queue: Queue, lease: Lease) -> None:
+    """Let another worker have the task at once; that is no failure of the task's."""
+    _let_go(partial(queue.release, lease))
+    with suppress(Exception):  # then this lease counts as one that ended without a word
+        task = Task.decode(lease.body)
+        _ledger(task).note_given_back(task.index)
+
+
 def fail(
-    queue: Queue, lease: Lease, task: Task, error: BaseException, options: WorkerOptions
+    queue: Queue,
+    lease: Lease,
+    task: Task,
+    error: BaseException,
+    options: WorkerOptions,
+    *,
+    give_up: bool = False,
 ) -> Settled:
-    """Record a failed attempt; send the task back for later, or to the dead letters."""
-    final = isinstance(error, PermanentError) or lease.attempt >= options.max_attempts
+    """Record a failed attempt; send the task back for later, or to the dead letters.
+
+    The failures on record are counted, not the leases, which end for other reasons too.
+    """
+    attempt = lease.attempt
+    with suppress(Exception):  # the ledger may be what does not answer
+        attempt = _ledger(task).failed_attempts_at(task.index) + 1
+    final = give_up or isinstance(error, PermanentError) or attempt >= options.max_attempts
     text = f"{type(error).__name__}: {error}"
     failure = Failure(
         task=task.index,
-        attempt=lease.attempt,
+        attempt=attempt,
         error=text,
         traceback="".join(traceback.format_exception(error)),
         final=final,
@@ -212,14 +256,18 @@ def fail(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     with suppress(Exception):  # perhaps the task failed for want of the same storage
-        Ledger(task.run).write_failure(failure)
+        _ledger(task).write_failure(failure)
     if final:
         _let_go(partial(queue.bury, lease, text))
     else:
-        _let_go(partial(queue.release, lease, after=options.delay(lease.attempt)))
-    return replace(_settled("failed" if final else "retry", task, lease), error=text)
+        _let_go(partial(queue.release, lease, after=options.delay(attempt)))
+    return replace(_settled("failed" if final else "retry", task, attempt), error=text)
 
 
-def _settled(outcome: Outcome, task: Task, lease: Lease) -> Settled:
+def _ledger(task: Task) -> Ledger:
+    return Ledger(task.run, task.launch_id)
+
+
+def _settled(outcome: Outcome, task: Task, attempt: int) -> Settled:
     run = task.run.rpartition("/")[2]
-    return Settled(outcome, run, task.stage, task.index, attempt=lease.attempt)
+    return Settled(outcome, run, task.stage, task.index, attempt=attempt)

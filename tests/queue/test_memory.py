@@ -1,4 +1,5 @@
 import itertools
+from typing import ClassVar
 
 import pytest
 
@@ -11,6 +12,8 @@ names = itertools.count()
 
 
 class TestMemoryQueue(QueueTests):
+    made_by_send: ClassVar[bool] = False
+
     @pytest.fixture
     def url(self) -> str:
         return f"memory://test-{next(names)}"

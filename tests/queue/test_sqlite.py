@@ -34,7 +34,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 for index in range(50):
     queue = open_queue(f"{sys.argv[1]}-{index}")
-    queue.counts()
+    queue.send([])
     queue.close()
 """
 
@@ -154,10 +154,13 @@ def test_no_connection_is_open_while_a_process_forks(path: Path) -> None:
     queue.close()
 
 
-def test_nothing_is_made_before_the_first_use(tmp_path: Path) -> None:
+def test_nothing_is_made_before_something_is_sent(tmp_path: Path) -> None:
     queue = open_queue(f"sqlite://{tmp_path}/new/queue.db")
-    assert not (tmp_path / "new").exists()
     assert queue.counts().drained
+    assert queue.lease(60, wait=0.1) is None
+    queue.purge()
+    assert not (tmp_path / "new").exists()
+    queue.send([])
     assert (tmp_path / "new/queue.db").exists()
     queue.close()
 
@@ -232,8 +235,9 @@ def test_a_damaged_queue_is_named(path: Path) -> None:
 def test_a_folder_that_cannot_exist_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     queue = SqliteQueue(tmp_path / "file" / "queue.db")
+    assert not queue.exists()
     with pytest.raises(InvalidParameter, match=r"file.*queue\.db"):
-        queue.counts()
+        queue.send([])
 
 
 def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
@@ -250,7 +254,7 @@ if os.geteuid() == 0:  # who may write everywhere
     os.setuid(65534)
 for path in sys.argv[1:]:
     try:
-        SqliteQueue(Path(path)).counts()
+        SqliteQueue(Path(path)).send([])
     except InvalidParameter as error:
         print(error)
 """

@@ -30,7 +30,7 @@ from igneous_airflow.queue.sqs_address import Address
 from igneous_airflow.queue.sqs_leases import LONGEST_LEASE, LeaseBook
 from igneous_airflow.queue.sqs_service import connect
 from igneous_airflow.run import Run
-from igneous_airflow.stage import Audit, Plan, Stage, Work
+from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
 from igneous_airflow.testing.queues import QueueTests, drain, take
 from igneous_airflow.worker.loop import Worker, WorkerOptions
 
@@ -775,7 +775,7 @@ class Idle(Stage):
     def run(self, cell: int) -> Work:
         return Work()
 
-    def finish(self, by: str) -> Audit:
+    def finish(self, by: str, account: Account | None = None) -> Audit:
         return Audit(outputs={})
 
 

@@ -12,7 +12,7 @@ import pytest
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.queue.memory import MemoryQueue
 from igneous_airflow.run import Run
-from igneous_airflow.stage import Audit, Plan, Stage, Work
+from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.testing.layers import random_voxels, write_layer
 
@@ -43,7 +43,7 @@ class Obedient(Stage):
         (Path(self.folder) / str(cell)).write_bytes(b"voxels of %d" % cell)
         return Work(voxels=10, chunks_written=1, bytes_written=11)
 
-    def finish(self, by: str) -> Audit:
+    def finish(self, by: str, account: Account | None = None) -> Audit:
         return Audit(outputs={self.folder: len(list(Path(self.folder).iterdir()))})
 
 

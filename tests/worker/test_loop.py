@@ -16,6 +16,7 @@ from igneous_airflow.errors import (
 from igneous_airflow.ledger import Ledger, Receipt
 from igneous_airflow.queue.memory import MemoryQueue
 from igneous_airflow.queue.protocol import Lease
+from igneous_airflow.progress import State
 from igneous_airflow.run import Run
 from igneous_airflow.task import Task
 from igneous_airflow.worker.loop import GiveBack, Settled, Worker, WorkerOptions
@@ -87,7 +88,13 @@ def test_a_task_of_several_cells_does_all_of_them_and_adds_up_its_work(launch, o
     run = launch(queue, count=5)
     queue.purge()
     body = Task(
-        run=run.url, stage="obedient", parameters=run.parameters, index=0, start=1, stop=4
+        run=run.url,
+        launch_id=run.launch_id,
+        stage="obedient",
+        parameters=run.parameters,
+        index=0,
+        start=1,
+        stop=4,
     ).model_dump_json()
     queue.send([body])
     (settled,) = work(queue)
@@ -146,7 +153,7 @@ def test_a_crash_between_the_last_write_and_the_receipt_leaves_the_same_bytes(
     assert receipts(run) == []
     clock.now += 61
     settled = settle_next(queue)
-    assert (settled.outcome, settled.attempt) == ("done", 2)
+    assert settled.outcome == "done"
     assert obedient.ran == [0, 0]
     assert (tmp_path / "out" / "0").read_bytes() == written
     assert [r.task for r in receipts(run)] == [0]
@@ -160,13 +167,8 @@ def test_a_task_of_a_run_begun_anew_with_other_parameters_uses_these(launch, tmp
     run.ledger.forget_everything()
     (tmp_path / "elsewhere").mkdir()
     parameters = run.parameters | {"folder": str(tmp_path / "elsewhere")}
-    queue.send(
-        [
-            Task(
-                run=run.url, stage="obedient", parameters=parameters, index=0, start=0, stop=1
-            ).model_dump_json()
-        ]
-    )
+    again = run.model_copy(update={"launch_id": "again", "parameters": parameters})
+    again.enqueue()
     worker.settle(queue.lease(60))
     assert (tmp_path / "elsewhere" / "0").exists()
 
@@ -200,6 +202,75 @@ def test_a_transient_error_is_retried_with_growing_delay_and_then_given_up(launc
     assert letter.reason == "TransientError: attempt 4"
 
 
+def test_only_attempts_that_failed_count_however_often_the_task_was_given_back(launch, obedient):
+    queue = MemoryQueue()
+    run = launch(queue, count=1)
+    options = WorkerOptions(retry_delay=0, max_attempts=2)
+
+    def stop_twice() -> None:
+        worker.stop()
+        worker.stop()
+
+    for _ in range(20):
+        worker = Worker(queue, options, lambda _: None)
+        obedient.orders[0] = [stop_twice]
+        lease = queue.lease(60)
+        assert worker.settle(lease).outcome == "given back"
+    obedient.orders[0] = [raising(TransientError("once")), raising(TransientError("twice"))]
+    assert settle_next(queue, options).outcome == "retry"
+    for _ in range(20):
+        worker = Worker(queue, options, lambda _: None)
+        worker.stop()
+        worker._take(queue.lease(60))  # leased while the request to stop came
+    settled = settle_next(queue, options)
+    assert (settled.outcome, settled.attempt) == ("failed", 2)
+    assert [(f.attempt, f.final) for f in run.ledger.failures()] == [(1, False), (2, True)]
+    assert run.progress().state is State.FAILED
+
+
+def test_a_task_that_ends_every_machine_without_a_word_is_given_up(launch, obedient):
+    clock = Clock()
+    queue = MemoryQueue(clock)
+    run = launch(queue, count=1)
+    options = WorkerOptions(retry_delay=0, max_attempts=2)
+    obedient.orders[0] = [raising(TransientError("no luck"))]
+    settle_next(queue, options)
+    for _ in range(4):
+        assert queue.lease(60) is not None
+        clock.now += 61
+    settled = settle_next(queue, options)
+    assert (settled.outcome, settled.attempt) == ("failed", 2)
+    assert "4 workers that took this task ended without a word" in settled.error
+    assert obedient.ran == [0]
+    assert run.final_failures()[0].final
+
+
+def test_without_a_ledger_that_answers_leases_are_counted(
+    launch, obedient, monkeypatch: pytest.MonkeyPatch
+):
+    queue = MemoryQueue()
+    launch(queue, count=1)
+    obedient.orders[0] = [raising(TransientError(f"attempt {n}")) for n in range(1, 9)]
+    silent = raising(StorageUnavailable("no answer"))
+    for name in ("write_failure", "failed_attempts_at"):
+        monkeypatch.setattr(Ledger, name, lambda *_: silent())
+    options = WorkerOptions(retry_delay=0, max_attempts=3, until_done=True)
+    assert [s.outcome for s in work(queue, options)] == ["retry", "retry", "failed"]
+
+
+def test_failures_that_cannot_be_recorded_do_not_go_on_for_ever(
+    launch, obedient, monkeypatch: pytest.MonkeyPatch
+):
+    queue = MemoryQueue()
+    launch(queue, count=1)
+    obedient.orders[0] = [raising(TransientError(f"attempt {n}")) for n in range(1, 99)]
+    full = raising(StorageUnavailable("disk full"))
+    monkeypatch.setattr(Ledger, "write_failure", lambda *_: full())
+    options = WorkerOptions(retry_delay=0, max_attempts=3, until_done=True)
+    outcomes = [s.outcome for s in work(queue, options)]
+    assert outcomes == ["retry"] * 6 + ["failed"]
+
+
 def test_an_error_of_no_known_kind_is_retried(launch, obedient):
     queue = MemoryQueue()
     run = launch(queue, count=1)
@@ -210,6 +281,7 @@ def test_an_error_of_no_known_kind_is_retried(launch, obedient):
     assert failure.error == "ZeroDivisionError: division by zero"
     assert "Traceback" in failure.traceback
     assert not failure.final
+    assert [receipt.attempt for receipt in receipts(run)] == [2]
 
 
 def test_a_permanent_error_is_given_up_at_once(launch, obedient):
