@@ -30,7 +30,7 @@ from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.storage.overlap import overlap_width
-from igneous_airflow.task import LAUNCH_ID, TaskEncoder
+from igneous_airflow.task import TaskEncoder
 
 _RECORD, _SUMMARY = "run.json", "summary.json"
 _ERRORS_NAMED = 5
@@ -58,6 +58,7 @@ class Run(BaseModel):
     cells: int
     batch: int = Field(default=1, ge=1, description="cells per task")
     by: str
+    origin: dict[str, str] = Field(default={}, description="what launched it, in its own words")
     created: float = Field(description="seconds since the epoch")
 
     @property
@@ -83,7 +84,14 @@ class Run(BaseModel):
 
     @classmethod
     def launch(
-        cls, stage: Stage, *, url: str, queue: str, by: str, own_queue: bool = True
+        cls,
+        stage: Stage,
+        *,
+        url: str,
+        queue: str,
+        by: str,
+        own_queue: bool = True,
+        origin: dict[str, str] | None = None,
     ) -> tuple[Self, Plan]:
         """Plan a stage and record the run; or take up the unfinished run recorded at `url`.
 
@@ -112,6 +120,7 @@ class Run(BaseModel):
             own_queue=own_queue,
             cells=len(stage.cells()),
             by=by,
+            origin=origin or {},
             created=time.time(),
         )
         run._write(_RECORD, run)

@@ -11,6 +11,7 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from igneous_airflow.errors import IgneousError, TransientError
+from igneous_airflow.operators.links import NeuroglancerLink
 from igneous_airflow.operators.params import read_params, refuse_unknown
 from igneous_airflow.operators.settings import queue_url, run_url
 from igneous_airflow.run import Run
@@ -70,6 +71,11 @@ class PlanStage(BaseOperator):
                 url=url,
                 queue=queue_url(url),
                 by=dag_run.triggering_user_name or author(),
+                origin={
+                    "dag_id": dag_run.dag_id,
+                    "dag_run_id": dag_run.run_id,
+                    "group_id": self.group_id,
+                },
             )
         self.log.info("%s", plan.describe())
         self.log.info("The run is recorded in %s", run.url)
@@ -122,6 +128,8 @@ class EnqueueStage(RunOperator):
 
 class FinishStage(RunOperator):
     """Prove that the run is complete, record provenance, and return the summary."""
+
+    operator_extra_links = (NeuroglancerLink(),)
 
     def execute(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002
         """Audit the output; fails without retry, naming what is missing."""

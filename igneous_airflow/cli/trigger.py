@@ -23,6 +23,7 @@ _ENDED = ("success", "failed")
 _TIMEOUT = 60.0
 _PATIENCE = 300.0  # seconds that the server may be away, as for an upgrade
 _OURS = "igneous_airflow"  # in the names of loggers
+_DONE = "outcome=done"  # in a worker's line about a task
 
 
 @dataclass
@@ -161,10 +162,20 @@ class DagRun:
         entries = [json.loads(line) for line in text.splitlines() if line.strip()]
         seen = (task["task_id"], attempt)
         for entry in entries[self._lines.get(seen, 0) :]:
-            ours = _OURS in str(entry.get("logger", ""))
-            if ours or entry.get("level") in ("error", "critical"):
-                yield f"  {entry.get('event', '')}"
+            yield from (f"  {line}" for line in _told(entry))
         self._lines[seen] = len(entries)
+
+
+def _told(entry: dict[str, Any]) -> Iterator[str]:
+    """What an entry of a log says that is worth telling: progress and errors, not every task."""
+    text = str(entry.get("event", ""))
+    if entry.get("level") in ("error", "critical"):
+        errors = entry.get("error_detail") or []
+        yield from (f"{error['exc_type']}: {error['exc_value']}" for error in errors)
+        if not errors:
+            yield text
+    elif _OURS in str(entry.get("logger", "")) and _DONE not in text:
+        yield text
 
 
 def _reason(error: HTTPError) -> str:

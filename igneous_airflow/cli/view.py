@@ -37,5 +37,5 @@ def view(layer: tuple[str, ...], port: int) -> None:
     listener = socket.create_server(("127.0.0.1", port))
     click.echo(f"http://127.0.0.1:{listener.getsockname()[1]}/open/{_VIEW}")
     click.echo("Open this address in a browser; stop with Ctrl-C.")
-    config = uvicorn.Config(viewer_app(views.get), log_level="warning")
+    config = uvicorn.Config(viewer_app(lambda view, _request: views.get(view)), log_level="warning")
     uvicorn.Server(config).run(sockets=[listener])

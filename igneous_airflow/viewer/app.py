@@ -23,8 +23,8 @@ from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.local import leads_outside
 from igneous_airflow.viewer.state import BASE, Shown, viewer_state
 
-#: The layers of a view, by their names; None where there is no such view.
-FindView = Callable[[str], Mapping[str, str] | None]
+#: The layers of a view, by their names, for whoever asks; None where there is no such view.
+FindView = Callable[[str, Request], Mapping[str, str] | None]
 
 _HEARTBEAT_SECONDS = 30.0
 _OPEN_PAGE = """<!doctype html>
@@ -77,7 +77,7 @@ class _Viewer:
     def open(self, request: Request) -> Response:
         """A page that sends the browser to the client, with the state of the view."""
         view = request.path_params["view"]
-        self._layers(view)
+        self._layers(view, request)
         text = _OPEN_PAGE.format(title=html.escape(view), view=html.escape(view), placeholder=BASE)
         return HTMLResponse(text)
 
@@ -86,13 +86,13 @@ class _Viewer:
         view = request.path_params["view"]
         shown = [
             Shown(name, f"data/{view}/{name}", Layer.open(url))
-            for name, url in self._layers(view).items()
+            for name, url in self._layers(view, request).items()
         ]
         return JSONResponse(viewer_state(shown), headers={"Cache-Control": "no-store"})
 
     def data(self, request: Request) -> Response:
         """One file of a layer."""
-        layers = self._layers(request.path_params["view"])
+        layers = self._layers(request.path_params["view"], request)
         url, path = layers.get(request.path_params["layer"]), request.path_params["path"]
         if url is None or not _is_inside(path) or leads_outside(url, path):
             return Response("there is no such file in this view", 404)
@@ -101,8 +101,8 @@ class _Viewer:
             return Response("there is no such file", 404)
         return _answer(stored, request)
 
-    def _layers(self, view: str) -> Mapping[str, str]:
-        layers = self._find(view)
+    def _layers(self, view: str, request: Request) -> Mapping[str, str]:
+        layers = self._find(view, request)
         if layers is None:
             raise InvalidParameter("there is no such view")
         return layers

@@ -48,7 +48,8 @@ def serve():
 
     def start(views):
         listener = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(viewer_app(views.get), log_level="critical"))
+        app = viewer_app(lambda view, request: views.get(view))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         running.append((server, thread, listener))
