@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from statistics import mean
 from threading import RLock
 from typing import Any, Generic, Literal, TypeVar
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from igneous_airflow.errors import IgneousError, RunNotFound
 from igneous_airflow.fields import LAYER
-from igneous_airflow.ledger import Failure, WorkerNote
+from igneous_airflow.ledger import DoneTasks, Failure, WorkerNote
 from igneous_airflow.progress import Summary
 from igneous_airflow.run import Run
 from igneous_airflow.stage import field_schemas
@@ -56,6 +57,7 @@ class RunRow(BaseModel):
     state: RunState
     planned: int
     done: int
+    given_up: int = Field(description="tasks that are not done and will not be tried again")
     seconds: float | None = Field(description="that it took; None while it is not finished")
 
 
@@ -77,7 +79,6 @@ class RunDetail(RunRow):
 
     parameters: dict[str, Any]
     failed_attempts: int
-    given_up: int
     tasks_per_second: float | None
     voxels_per_second: float | None
     seconds_left: float | None
@@ -208,7 +209,8 @@ class Overview:
 
     def _look(self, run: Run) -> RunRow:
         summary = self._summary(run)
-        done = run.planned if summary else run.done().count
+        done = DoneTasks(0) if summary else run.done()
+        count = run.planned if summary else done.count
         return RunRow(
             name=run.id,
             url=run.url,
@@ -219,21 +221,21 @@ class Overview:
             origin=run.origin,
             state="done" if summary else self._state_of(run, done),
             planned=run.planned,
-            done=done,
+            done=count,
+            given_up=run.ledger.given_up(done) if summary is None else 0,
             seconds=summary.seconds if summary else None,
         )
 
-    def _state_of(self, run: Run, done: int) -> RunState:
+    def _state_of(self, run: Run, done: DoneTasks) -> RunState:
         """What the ledger alone can tell of an unfinished run."""
-        if run.ledger.workers(_WORKER_SECONDS) or done >= run.planned:
+        if run.ledger.workers(_WORKER_SECONDS) or done.count >= run.planned:
             return "working"
-        failed = run.ledger.failed()
-        if failed and run.ledger.given_up(run.done()):
+        if run.ledger.given_up(done):
             return "failed"
-        return "interrupted" if done or failed else "waiting"
+        return "interrupted" if done.count or run.ledger.failed() else "waiting"
 
     def _detail(self, run: Run) -> RunDetail:
-        row, ledger = self._look(run), run.ledger
+        row, ledger = self._row(run), run.ledger
         failed = ledger.failed()
         failures = [self._failure(run, *entry) for entry in failed[-_ERRORS_READ:]]
         finished = row.state == "done"
@@ -247,7 +249,6 @@ class Overview:
             **row.model_dump(),
             parameters=run.parameters,
             failed_attempts=len(failed),
-            given_up=0 if finished or not failed else ledger.given_up(run.done()),
             tasks_per_second=rate,
             voxels_per_second=rate * voxels if rate and voxels else None,
             seconds_left=left / rate if rate and not finished else None,
@@ -295,10 +296,15 @@ class Overview:
 
 def layers_of(run: Run) -> dict[str, str]:
     """The layers that a run names, by the field's name; the one that it makes comes last."""
-    schemas = field_schemas(stage_class(run.stage))
-    named = {name for name, schema in schemas.items() if schema.get("kind") == LAYER}
+    named = _layer_fields(run.stage)
     found = {name: url for name, url in run.parameters.items() if name in named and url}
     return dict(sorted(found.items(), key=lambda layer: layer[0] == "dest"))
+
+
+@cache
+def _layer_fields(stage: str) -> frozenset[str]:
+    schemas = field_schemas(stage_class(stage))
+    return frozenset(name for name, schema in schemas.items() if schema.get("kind") == LAYER)
 
 
 def layer_of(run: Run) -> str:

@@ -134,8 +134,9 @@ function showDetail(run) {
     find(".errors", place).replaceChildren(...(groups.length ? groups : [element("li", "none")]));
   }
   const workers = run.workers.map((worker) => {
-    const made = element("li", `${worker.name}: ${worker.task === null ? "no task in hand" : `task ${worker.task}`} `);
-    made.append(element("small", `seen ${duration(worker.seconds_ago)} ago`));
+    const hand = worker.task === null ? "no task in hand" : `task ${worker.task}`;
+    const made = element("li", `${worker.worker}: ${hand} `);
+    made.append(element("small", `seen ${duration(Math.max(0, Date.now() / 1000 - worker.at))} ago`));
     return made;
   });
   find(".workers", place).replaceChildren(...(workers.length ? workers : [element("li", "none is alive")]));
