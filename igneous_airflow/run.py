@@ -48,7 +48,7 @@ class Run(BaseModel):
     id: str
     url: str = Field(description="folder of the record and the ledger")
     launch_id: str = Field(
-        description="other at each launch, so that old workers count for nothing"
+        pattern=LAUNCH_ID, description="new at each launch: what older workers leave does not count"
     )
     stage: str
     parameters: dict[str, Any] = Field(description="as resolved when the run was launched")

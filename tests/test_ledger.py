@@ -10,7 +10,6 @@ from igneous_airflow.ledger import DoneTasks, Failure, Ledger, Receipt
 from igneous_airflow.stage import Work
 from igneous_airflow.storage.files import StoredFile, open_folder
 
-
 LAUNCH = "1a2b"
 
 

@@ -189,9 +189,7 @@ def test_a_start_afresh_that_was_interrupted_can_be_made_again(
     assert (again.planned, again.done().count) == (5, 0)
 
 
-def test_a_worker_that_outlives_a_start_afresh_leaves_nothing_that_counts(
-    many, launch: LaunchRun
-):
+def test_a_worker_that_outlives_a_start_afresh_leaves_nothing_that_counts(many, launch: LaunchRun):
     run = launch(many(count=3))
     run.enqueue()
     queue, lease = take(run)  # the old worker, which now sleeps

@@ -89,7 +89,9 @@ def test_a_task_with_a_wrong_value_is_refused(message, key, value):
         Task.decode(json.dumps({**message, key: value}))
 
 
-@pytest.mark.parametrize("key", ["run", "launch_id", "stage", "parameters", "index", "start", "stop"])
+@pytest.mark.parametrize(
+    "key", ["run", "launch_id", "stage", "parameters", "index", "start", "stop"]
+)
 def test_a_task_without_a_part_is_refused(message, key):
     del message[key]
     with pytest.raises(InvalidMessage, match=key):

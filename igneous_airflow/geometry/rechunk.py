@@ -4,7 +4,7 @@ Used by pyramids that write their finest scale as well.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from math import lcm
@@ -37,6 +37,21 @@ class RechunkGeometry:
     memory: int
     shape: Vec3 | None = None
     width: int = 1
+
+    def fitting(self) -> "RechunkGeometry":
+        """The same with fewer storage operations under way, where they would cost too much memory.
+
+        Too much is what does not fit, and what makes tiles so small that chunks are read more
+        often than they are with one operation at a time.
+        """
+        alone = replace(self, width=1)
+        width = self.width
+        while width > 1:
+            fewer = replace(self, width=width)
+            if fewer.bytes_in_memory <= self.memory and fewer.times_read <= alone.times_read:
+                return fewer
+            width //= 2
+        return alone
 
     @property
     def levels(self) -> int:
@@ -118,7 +133,9 @@ class RechunkGeometry:
         An open chunk counts twice, for its encoded form.
         """
         held = tile.minimum(self._padded).product * (4 if self.levels else 1)
-        chunks = self.read.minimum(self._padded).product + self.chunks[0].minimum(self.size).product
+        levels = enumerate(self.chunks)
+        sizes = (chunk.minimum(self.size.ceil_div(self.factor**n)) for n, chunk in levels)
+        chunks = self.read.minimum(self._padded).product + max(size.product for size in sizes)
         opened = sum(self._open_voxels(tile))
         return self.voxel_bytes * (held + (2 * self.width + 1) * chunks + 2 * opened)
 

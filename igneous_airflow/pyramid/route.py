@@ -73,7 +73,7 @@ class Route:
 
     @cached_property
     def width(self) -> int:
-        """How many storage operations to keep under way."""
+        """How many storage operations to keep under way where memory allows."""
         return max(self.source.overlap_width, self.dest.overlap_width)
 
     @cached_property
@@ -90,7 +90,7 @@ class Route:
             memory=self.limits.memory,
             shape=self.limits.shape,
             width=self.width,
-        )
+        ).fitting()
 
     @cached_property
     def copies(self) -> bool:
@@ -150,7 +150,7 @@ class Route:
 
         `missing` fills missing chunks; with None, one of them raises MissingChunk.
         """
-        with Overlap(self.width) as overlap:
+        with Overlap(self.geometry.width) as overlap:
             if self.copies:
                 copier = FileCopier(self, options, missing)
                 for chunk in self.place.scale.chunks.overlapping(cell):

@@ -78,7 +78,7 @@ class Transfer(Stage):
         Field(
             title="Destination voxel offset",
             description="Where the source's first voxel, or that of a cutout, comes to lie: x,y,z "
-            "in voxels of mip 0. Another way to say 'translate'.",
+            "in voxels of mip 0. Another way to say `translate`.",
             json_schema_extra=section(WHERE),
         ),
     ] = None
@@ -86,7 +86,7 @@ class Transfer(Stage):
         bool,
         Field(
             title="Cutout",
-            description="A new destination is as large as the bounds, not as the source.",
+            description="A new destination is as large as the `bounds`, not as the source.",
             json_schema_extra=section(WHERE),
         ),
     ] = False
@@ -114,7 +114,7 @@ class Transfer(Stage):
             le=20,
             title="Most mips",
             description="How many coarser mips to make on the way, at most; fewer are made where "
-            "nothing is left to pool, or the memory target does not allow more.",
+            "nothing is left to pool, or `memory_target` does not allow more.",
             json_schema_extra=section(WHAT),
         ),
     ] = 5

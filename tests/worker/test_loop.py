@@ -14,9 +14,9 @@ from igneous_airflow.errors import (
     TransientError,
 )
 from igneous_airflow.ledger import Ledger, Receipt
+from igneous_airflow.progress import State
 from igneous_airflow.queue.memory import MemoryQueue
 from igneous_airflow.queue.protocol import Lease
-from igneous_airflow.progress import State
 from igneous_airflow.run import Run
 from igneous_airflow.task import Task
 from igneous_airflow.worker.loop import GiveBack, Settled, Worker, WorkerOptions
