@@ -1,7 +1,8 @@
 """Parameters that several stages share, written once: type, default checks, help text.
 
 A field's description is its label's help in the Airflow form, the help of its command line option
-and its entry in the reference. `Section` orders the form.
+and its entry in the reference. It names other fields in backticks, so that each place can use its
+own words for them (`stage.with_words`). `section` orders the form.
 """
 
 import re
@@ -146,7 +147,8 @@ Mip = Annotated[
         ge=-1,
         le=64,
         title="Mip",
-        description="Mip level to read: 0 is the finest, -1 the coarsest that exists.",
+        description="Mip level to read, by its place in the info file: 0 is the first, the finest; "
+        "-1 is the coarsest, that with the largest voxels.",
         json_schema_extra=section(WHERE),
     ),
 ]
@@ -200,7 +202,7 @@ ChunkSize = Annotated[
     Field(
         title="Chunk size",
         description="Chunk size of new mips in voxels, x,y,z as 64,64,64. Empty: decided by "
-        "'preserve chunk size'.",
+        "`preserve_chunk_size`.",
         json_schema_extra=section(HOW),
     ),
 ]

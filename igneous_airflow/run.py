@@ -30,7 +30,7 @@ from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.storage.overlap import overlap_width
-from igneous_airflow.task import TaskEncoder
+from igneous_airflow.task import LAUNCH_ID, TaskEncoder
 
 _RECORD, _SUMMARY = "run.json", "summary.json"
 _ERRORS_NAMED = 5
@@ -48,7 +48,7 @@ class Run(BaseModel):
     id: str
     url: str = Field(description="folder of the record and the ledger")
     launch_id: str = Field(
-        description="other at each launch, so that old workers count for nothing"
+        pattern=LAUNCH_ID, description="new at each launch: what older workers leave does not count"
     )
     stage: str
     parameters: dict[str, Any] = Field(description="as resolved when the run was launched")

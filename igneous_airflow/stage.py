@@ -10,8 +10,9 @@ should have written it. The run then takes back the receipts of these cells' tas
 it does them, and only them, again.
 """
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -222,6 +223,14 @@ def _flat_schema(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     if "$ref" in rest or "allOf" in rest or "prefixItems" in rest or "type" not in rest:
         raise TypeError(f"field {name} cannot be shown in a form: {schema}")
     return rest
+
+
+def with_words(description: str, words: Mapping[str, str]) -> str:
+    """A description that names other fields in backticks, with the words that people see for them.
+
+    A form has titles, a command line has options.
+    """
+    return re.sub(r"`(\w+)`", lambda match: words.get(match[1], match[0]), description)
 
 
 def human_bytes(count: float) -> str:

@@ -133,7 +133,7 @@ class WritesLayer(PyramidOptions):
             le=20,
             title="Most mips",
             description="How many coarser mips to make on the way, at most; fewer are made where "
-            "nothing is left to pool, or the memory target does not allow more.",
+            "nothing is left to pool, or `memory_target` does not allow more.",
             json_schema_extra=section(WHAT),
         ),
     ] = 5

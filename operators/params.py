@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from igneous_airflow.fields import RUN, SECTIONS, section
-from igneous_airflow.stage import field_schemas
+from igneous_airflow.stage import field_schemas, with_words
 from igneous_airflow.worker.loop import WorkerOptions
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -71,6 +71,9 @@ def model_params(*models: type[BaseModel]) -> dict[str, Param]:
         if twice := fields.keys() & schemas.keys():
             raise TypeError(f"{model.__name__} repeats the fields {', '.join(sorted(twice))}")
         fields |= schemas
+    words = {name: f"'{schema['title']}'" for name, schema in fields.items() if "title" in schema}
+    for schema in fields.values():
+        schema["description"] = with_words(schema.get("description", ""), words)
     ordered = sorted(fields.items(), key=lambda field: SECTIONS.index(field[1]["section"]))
     return {name: Param(**_shown_as_text(schema)) for name, schema in ordered}
 

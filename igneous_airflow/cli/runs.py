@@ -61,10 +61,10 @@ def status(run: str, state: str) -> None:
         time.sleep(_SAMPLE_SECONDS)
         progress = loaded.progress()
         words = pace.describe(progress)
-    finished = loaded.is_finished
     judgement = progress.state
     if progress.undecided and progress.done > earlier.done:
         judgement = State.WORKING  # between two tasks a worker holds none
+    finished = loaded.is_finished
     click.echo(f"run      {loaded.id} ({loaded.stage})")
     click.echo(f"state    {'finished' if finished else judgement}")
     click.echo(f"planned  {progress.planned:,}")
@@ -76,36 +76,35 @@ def status(run: str, state: str) -> None:
         for failure in loaded.final_failures(_ERRORS_SHOWN):
             click.echo(f"  task {failure.task}, attempt {failure.attempt}: {failure.error}")
     if not finished:
-        click.echo(f"next     {_next_step(loaded, judgement)}")
+        click.echo(f"next     {_next_step(loaded, progress, judgement)}")
 
 
 def _waiting(progress: Progress) -> str:
     """What is in the queue, in words."""
     words = f"{progress.waiting:,}, and {progress.leased:,} held by workers"
     if progress.expired:
-        words += f"; of those that wait, {progress.expired:,} were held by workers that fell silent"
+        words += f"; {progress.expired:,} were held by workers that fell silent"
     if progress.delayed:
-        words += f"; {progress.delayed:,} wait for the time of their next attempt"
+        words += f"; {progress.delayed:,} failed before and wait for their next attempt"
     if progress.shared:
-        words += "; tasks of other runs in the same queue included"
+        words += "; those of other runs in this queue included"
     return words
 
 
-def _next_step(run: Run, judgement: State) -> str:
+def _next_step(run: Run, progress: Progress, judgement: State) -> str:
     """What to do about an unfinished run, in words."""
     path = shown(run.url)
-    go_on = f"igneous-airflow resume {path}"
+    resume = f"igneous-airflow resume {path}"
     worker = f"igneous-airflow worker {run.queue} --until-done"
+    if judgement is State.WAITING and progress.delayed:
+        return f"wait for the next attempts, if there are workers; if not: {worker}"
     return {
-        State.WAITING: f"nobody works on it; work with: {worker}, or here with: {go_on}",
-        State.WORKING: (
-            "wait; a worker that was killed still counts until its lease runs out, after two "
-            "minutes unless it was given another time"
-        ),
-        State.INTERRUPTED: f"nobody works on it any more; go on with: {go_on}",
-        State.STALLED: f"tasks are neither done nor in the queue; send them again with: {go_on}",
-        State.FAILED: f"mend the cause, then try again what was given up with: {go_on}",
-        State.DONE: f"prove it and record it with: igneous-airflow finish {path}",
+        State.WAITING: f"no worker has come yet; start one: {worker}",
+        State.WORKING: "wait; a worker that was killed is noticed when its lease has run out",
+        State.INTERRUPTED: f"nobody works on it any more; go on: {resume}",
+        State.STALLED: f"tasks are neither done nor in the queue; send them again: {resume}",
+        State.FAILED: f"mend the cause and try again what was given up: {resume}",
+        State.DONE: f"prove it and record it: igneous-airflow finish {path}",
     }[judgement]
 
 

@@ -1,7 +1,7 @@
 """A command per stage, derived from the stage's fields."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import click
@@ -11,7 +11,7 @@ from igneous_airflow.cli.addresses import embedded_queue, folder_url, queue_url,
 from igneous_airflow.cli.runs import state_option, work_on
 from igneous_airflow.fields import LAYER
 from igneous_airflow.run import Run, new_run_name
-from igneous_airflow.stage import Stage, field_schemas
+from igneous_airflow.stage import Stage, field_schemas, with_words
 from igneous_airflow.stages import registered_stages
 from igneous_airflow.storage.provenance import author
 
@@ -53,19 +53,24 @@ def _summary(stage: type[Stage]) -> str:
 
 def _parameters(stage: type[Stage]) -> Iterator[click.Parameter]:
     """Required fields become arguments, all others options; help and types are the fields'."""
-    for name, schema in field_schemas(stage).items():
+    schemas = field_schemas(stage)
+    words = {name: _word(name, schema) for name, schema in schemas.items()}
+    for name, schema in schemas.items():
         if "default" not in schema:
-            yield click.Argument([name], metavar=name.upper())
+            yield click.Argument([name], metavar=words[name])
             continue
-        flag = f"--{name.replace('_', '-')}"
+        flag = words[name]
         kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        help_text = schema["description"]
+        help_text = with_words(schema["description"], words)
         if "flag" in schema:
-            yield click.Option([schema["flag"], name], is_flag=True, help=help_text)
+            yield click.Option([flag, name], is_flag=True, help=help_text)
             continue
         if "boolean" in kinds:
             yield click.Option(
-                [f"{flag}/--no-{flag[2:]}", name], default=schema["default"], help=help_text
+                [f"{flag}/--no-{flag[2:]}", name],
+                default=schema["default"],
+                show_default=True,
+                help=help_text,
             )
             continue
         choices = [choice for choice in schema.get("enum", []) if choice is not None]
@@ -77,6 +82,14 @@ def _parameters(stage: type[Stage]) -> Iterator[click.Parameter]:
             help=help_text,
             metavar="X,Y,Z" if "array" in kinds else None,
         )
+
+
+def _word(name: str, schema: Mapping[str, Any]) -> str:
+    """What a field is called on the command line."""
+    if "default" not in schema:
+        return name.upper()
+    flag: str = schema.get("flag") or f"--{name.replace('_', '-')}"
+    return flag
 
 
 def _common_options() -> Iterator[click.Parameter]:

@@ -78,8 +78,36 @@ class PyramidGeometry:
 
         An open chunk counts twice, for its encoded form.
         """
-        tile = self.tile.minimum(self._whole_windows).product
-        return 4 * tile + 2 * sum(self._open_voxels(level) for level in range(1, self.levels + 1))
+        levels = range(1, self.levels + 1)
+        return 4 * self._tile_voxels + 2 * sum(self._open_voxels(level) for level in levels)
+
+    def voxels_with(self, width: int) -> int:
+        """The most voxels that one task holds while `width` storage operations are under way.
+
+        So many tiles are read ahead, and so many chunks wait to be written, if a cell has as many;
+        each counts twice, for its encoded form. A width of 1 means that nothing is done ahead.
+        """
+        if width == 1:
+            return self.voxels_in_memory
+        cell = self.cell.minimum(self._whole_windows)
+        ahead = min(width, cell.ceil_div(self.tile).product) * self._tile_voxels
+        chunks = written = 0
+        for level in range(1, self.levels + 1):
+            window = self.factor**level
+            largest = self.chunks[level].minimum(self.size.ceil_div(window)).product
+            chunks += cell.ceil_div(self.chunks[level] * window).product
+            written = max(written, largest)
+        return self.voxels_in_memory + 2 * (ahead + min(width, chunks) * written)
+
+    def fitting_width(self, width: int, voxel_bytes: int, memory: int) -> int:
+        """How many storage operations to keep under way within `memory` bytes, `width` at most."""
+        while width > 1 and self.voxels_with(width) * voxel_bytes > memory:
+            width -= 1
+        return width
+
+    @property
+    def _tile_voxels(self) -> int:
+        return self.tile.minimum(self._whole_windows).product
 
     def _open_voxels(self, level: int) -> int:
         """Voxels of a level's unfinished chunks: one chunk when levels nest, else all of a cell."""

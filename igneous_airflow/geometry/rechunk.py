@@ -4,7 +4,7 @@ Used by pyramids that write their finest scale as well.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from math import lcm
@@ -40,6 +40,21 @@ class RechunkGeometry:
     keeps_both: bool = False
     shape: Vec3 | None = None
     width: int = 1
+
+    def fitting(self) -> "RechunkGeometry":
+        """The same with fewer storage operations under way, where they would cost too much memory.
+
+        Too much is what does not fit, and what makes tiles so small that chunks are read more
+        often than they are with one operation at a time.
+        """
+        alone = replace(self, width=1)
+        width = self.width
+        while width > 1:
+            fewer = replace(self, width=width)
+            if fewer.bytes_in_memory <= self.memory and fewer.times_read <= alone.times_read:
+                return fewer
+            width //= 2
+        return alone
 
     @property
     def levels(self) -> int:
@@ -123,9 +138,11 @@ class RechunkGeometry:
         """
         read, written = self.read_voxel_bytes, self.voxel_bytes
         held = written * (4 if self.levels else 1) + (read if self.keeps_both else 0)
+        levels = enumerate(self.chunks)
+        sizes = (chunk.minimum(self.size.ceil_div(self.factor**n)) for n, chunk in levels)
         chunks = (
             self.read.minimum(self._padded).product * read
-            + self.chunks[0].minimum(self.size).product * written
+            + max(size.product for size in sizes) * written
         )
         return (
             tile.minimum(self._padded).product * held

@@ -184,8 +184,9 @@ def memory_problems(
         )
         return
     needed = geometry.voxels_in_memory * voxel_bytes
-    reached = pyramid.levels[fitting - 1]  # a new scale comes last, so that it is mip -1
-    mip = info.scales.index(reached) if reached in info.scales else -1
+    made = pyramid.levels[:fitting]
+    mips = [*info.scales, *(scale for scale in made if scale not in info.scales)]
+    mip = mips.index(made[-1])
     yield (
         f"memory_target: {wanted} mips at once need {needed:,} bytes a task, {memory_target:,} are "
         f"allowed; {fitting} fit. Set num_mips to {fitting}, and start again with mip {mip} and "

@@ -52,7 +52,7 @@ class Route:
 
     @cached_property
     def width(self) -> int:
-        """How many storage operations to keep under way."""
+        """How many storage operations to keep under way where memory allows."""
         return max(self.source.overlap_width, self.place.layer.overlap_width)
 
     @cached_property
@@ -71,7 +71,7 @@ class Route:
             memory=self.limits.memory,
             shape=self.limits.shape,
             width=self.width,
-        )
+        ).fitting()
 
     @property
     def cells(self) -> Grid:
@@ -113,7 +113,7 @@ class Route:
 
     def carry(self, cell: BoundingBox, options: WriteOptions) -> PyramidWriter | FileCopier:
         """Do one piece; the answer counts what was written."""
-        with Overlap(self.width) as overlap:
+        with Overlap(self.geometry.width) as overlap:
             if self.copies and isinstance(self.source, LayerSource):
                 copier = FileCopier(self.source, self.place, options)
                 for chunk in self.place.scale.chunks.overlapping(cell):

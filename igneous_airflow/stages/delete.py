@@ -117,7 +117,7 @@ class Delete(Stage):
         Field(
             title="Scales",
             description="Keys of the scales to delete, as 8_8_40,16_16_40, finest first, in place "
-            "of mip and number of mips. A run notes them here, since mips are renumbered when "
+            "of `mip` and `num_mips`. A run notes them here, since mips are renumbered when "
             "scales go.",
             json_schema_extra=section(WHERE),
         ),

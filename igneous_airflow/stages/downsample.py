@@ -56,7 +56,7 @@ class Downsample(PyramidOptions):
         Literal["z", "x", "y"],
         Field(
             title="Axis kept",
-            description="The axis that is not pooled, when no factor is given: z pools 2,2,1.",
+            description="The axis that is not pooled, when no `factor` is given: z pools 2,2,1.",
             json_schema_extra=section(WHAT),
         ),
     ] = "z"
@@ -64,7 +64,7 @@ class Downsample(PyramidOptions):
         Factor,
         Field(
             description="How many voxels are pooled on x,y,z from mip to mip: powers of two, as "
-            "2,2,2 for isotropic data. Empty: 2,2,1, or as 'axis kept' says.",
+            "2,2,2 for isotropic data. Empty: 2,2,1, or as `axis` says.",
         ),
     ] = None
     fill_missing: FillMissing = False
@@ -129,7 +129,7 @@ class Downsample(PyramidOptions):
             voxels=region.voxels,
             bytes_read=region.voxels * voxel_bytes,
             bytes_written=sum(pooled) * voxel_bytes,
-            memory=pyramid.geometry.voxels_in_memory * voxel_bytes,
+            memory=pyramid.geometry.voxels_with(self._width(layer, pyramid)) * voxel_bytes,
             memory_target=self.memory_target,
             outputs=tuple(map(describe_scale, pyramid.levels)),
             notes=tuple(self._notes(pyramid)),
@@ -161,7 +161,7 @@ class Downsample(PyramidOptions):
         missing = self.background_color if self.fill_missing else None
         read = partial(layer.read, pyramid.source, missing=missing)
         options = self._write_options(layer.info.layer_type)
-        with Overlap(layer.overlap_width) as overlap:
+        with Overlap(self._width(layer, pyramid)) as overlap:
             writer = PyramidWriter(layer, pyramid, options, overlap)
             for tile, voxels in overlap.map(read, pyramid.tiles(cell)):
                 writer.push(tile, voxels)
@@ -216,6 +216,11 @@ class Downsample(PyramidOptions):
         count = count_levels(source.size, factor, self.num_mips)
         scales, conflicts = coarser_scales(layer.info, source, factor, count, wishes)
         return Pyramid(source, scales, factor), conflicts
+
+    def _width(self, layer: "Layer", pyramid: "Pyramid") -> int:
+        """How many storage operations a task keeps under way."""
+        voxel_bytes = layer.dtype.itemsize * layer.info.channels
+        return pyramid.geometry.fitting_width(layer.overlap_width, voxel_bytes, self.memory_target)
 
     def _accepted_pyramid(self, layer: "Layer") -> "Pyramid":
         pyramid, conflicts = self._pyramid(layer)

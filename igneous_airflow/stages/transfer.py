@@ -29,7 +29,7 @@ class Transfer(Conversion):
         Field(
             title="Destination voxel offset",
             description="Where the source's first voxel, or that of a cutout, comes to lie: x,y,z "
-            "in voxels of mip 0. Another way to say 'translate'.",
+            "in voxels of mip 0. Another way to say `translate`.",
             json_schema_extra=section(WHERE),
         ),
     ] = None
@@ -37,7 +37,7 @@ class Transfer(Conversion):
         bool,
         Field(
             title="Cutout",
-            description="A new destination is as large as the bounds, not as the source.",
+            description="A new destination is as large as the `bounds`, not as the source.",
             json_schema_extra=section(WHERE),
         ),
     ] = False

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf
+from math import inf, prod
 from posixpath import normpath
 from typing import Any
 
@@ -203,8 +203,18 @@ class Info:
 
     @cached_property
     def scales(self) -> tuple[Scale, ...]:
-        """The mips, finest first."""
+        """The mips, in the order of the file: mip 0 is the first, and should be the finest."""
         return tuple(Scale.parse(entry) for entry in self.data["scales"])
+
+    @property
+    def coarsest(self) -> Scale | None:
+        """The scale whose voxels have the largest volume in nm, of several alike the last.
+
+        As a rule that is the last scale of the file; not where scales were added out of order, or
+        pooled by different factors.
+        """
+        by_volume = sorted(self.scales, key=lambda scale: prod(scale.resolution))
+        return by_volume[-1] if by_volume else None
 
     def scale_at(self, resolution: Sequence[float]) -> Scale | None:
         """The scale of a resolution in nm, where there is one."""

@@ -70,15 +70,15 @@ class Layer:
         return overlap_width(self.folder.url)
 
     def scale(self, mip: int) -> Scale:
-        """The scale of a mip, -1 being the coarsest; raises InvalidParameter."""
-        scales = self.info.scales
-        if not scales:
+        """The scale of a mip, -1 being the coarsest there is; raises InvalidParameter."""
+        scales, coarsest = self.info.scales, self.info.coarsest
+        if coarsest is None:
             raise InvalidParameter(f"the layer {self.folder.url} has no scales")
         if not -1 <= mip < len(scales):
             raise InvalidParameter(
                 f"mip {mip} does not exist: the layer has mips 0 to {len(scales) - 1}"
             )
-        return scales[mip]
+        return coarsest if mip == -1 else scales[mip]
 
     def read_chunk(self, scale: Scale, box: BoundingBox) -> "NDArray[Any] | None":
         """Read one chunk file; None when it is missing. The array may be read-only.

@@ -74,6 +74,14 @@ def test_wrong_options_of_a_worker_exit_2(cli, tmp_path: Path, options: list[str
     assert options[0] in answer.err
 
 
+@pytest.mark.parametrize("options", [[], ["--until-done"]])
+def test_a_queue_that_nobody_made_is_refused_and_not_made(cli, tmp_path: Path, options: list[str]):
+    answer = cli("worker", f"sqlite://{tmp_path}/misspelt/q.db", *options)
+    assert answer.code == 1
+    assert f"there is no queue sqlite://{tmp_path}/misspelt/q.db: nobody has made it" in answer.err
+    assert not (tmp_path / "misspelt").exists()
+
+
 def test_a_message_of_somebody_else_is_buried_with_exit_code_1(cli, tmp_path: Path):
     from igneous_airflow.queue.protocol import open_queue
 

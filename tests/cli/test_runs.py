@@ -1,11 +1,12 @@
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from igneous_airflow.cli import runs
 from igneous_airflow.cli.addresses import embedded_queue, folder_url
-from igneous_airflow.errors import CorruptChunk
+from igneous_airflow.errors import CorruptChunk, StorageUnavailable
 from igneous_airflow.ledger import Receipt
 from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
@@ -43,9 +44,67 @@ def test_status_of_a_run_that_is_worked_on(cli, run: Run):
         ["planned", "4"],
         ["done", "1"],
         ["failed", "0 given up, 0 failed attempts"],
-        ["waiting", "2, and 1 being worked on"],
+        ["waiting", "2, and 1 held by workers"],
         ["progress", "25.0 % done: 1 of 4 tasks"],
+        ["next", "wait; a worker that was killed is noticed when its lease has run out"],
     ]
+
+
+def test_status_of_a_run_that_nobody_has_begun(cli, run: Run):
+    answer = cli("status", "run-1")
+    assert "state    waiting" in answer.out
+    assert "waiting  4, and 0 held by workers" in answer.out
+    assert f"start one: igneous-airflow worker {run.queue} --until-done" in answer.out
+
+
+def test_status_of_a_run_whose_workers_were_stopped(cli, run: Run, state: Path):
+    queue = run.open_queue()
+    receive(run, 0)
+    queue.done(queue.lease(60))
+    queue.release(queue.lease(60))
+    answer = cli("status", "run-1")
+    assert "state    interrupted" in answer.out
+    assert "waiting  3, and 0 held by workers" in answer.out
+    assert f"go on: igneous-airflow resume {state}/run-1" in answer.out
+
+
+def test_status_of_a_run_whose_workers_were_killed(cli, run: Run):
+    run.open_queue().lease(0.01)
+    time.sleep(0.02)
+    answer = cli("status", "run-1")
+    assert "state    interrupted" in answer.out
+    assert "1 were held by workers that fell silent" in answer.out
+
+
+def test_status_of_a_run_all_of_whose_tasks_wait_for_another_attempt(cli, run: Run):
+    queue = run.open_queue()
+    while (lease := queue.lease(60)) is not None:
+        fail(queue, lease, Task.decode(lease.body), StorageUnavailable("later"), WorkerOptions())
+    answer = cli("status", "run-1")
+    assert "state    waiting" in answer.out
+    assert "waiting  4, and 0 held by workers; 4 failed before and wait for" in answer.out
+    assert "next     wait for the next attempts" in answer.out
+
+
+def test_status_of_workers_that_are_between_two_tasks(
+    cli, run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    receive(run, 0)
+    monkeypatch.setattr(runs.time, "sleep", lambda _: receive(run, 1))
+    assert "state    working" in cli("status", "run-1").out
+
+
+def test_status_counts_nothing_of_others_in_a_shared_queue_as_failed(cli, run: Run):
+    shared = run.model_copy(update={"own_queue": False})
+    shared._write("run.json", shared)
+    queue = run.open_queue()
+    queue.send(["nonsense of somebody else"])
+    while (lease := queue.lease(60)) is not None:
+        if "nonsense" in lease.body:
+            queue.bury(lease, "nonsense")
+    answer = cli("status", "run-1")
+    assert "failed   0 given up" in answer.out
+    assert "those of other runs in this queue included" in answer.out
 
 
 def test_status_shows_rate_and_time_left(cli, run: Run, monkeypatch: pytest.MonkeyPatch):
@@ -55,7 +114,9 @@ def test_status_shows_rate_and_time_left(cli, run: Run, monkeypatch: pytest.Monk
 
 def test_status_of_a_run_whose_messages_were_lost(cli, run: Run):
     run.open_queue().purge()
-    assert "state    stalled" in cli("status", "run-1").out
+    answer = cli("status", "run-1")
+    assert "state    stalled" in answer.out
+    assert "send them again: igneous-airflow resume" in answer.out
 
 
 def test_status_of_a_run_with_tasks_given_up_names_their_errors(cli, run: Run):
@@ -69,13 +130,17 @@ def test_status_of_a_run_with_tasks_given_up_names_their_errors(cli, run: Run):
     assert "state    failed" in answer.out
     assert "failed   4 given up, 4 failed attempts" in answer.out
     assert "task 3, attempt 1: CorruptChunk: chunk 3 is broken" in answer.out
+    assert "mend the cause and try again what was given up: igneous-airflow resume" in answer.out
 
 
 def test_status_of_done_and_finished_runs(cli, run: Run):
     assert cli("worker", run.queue, "--until-done").code == 0
-    assert "state    done" in cli("status", "run-1").out
+    answer = cli("status", "run-1")
+    assert "state    done" in answer.out
+    assert "prove it and record it: igneous-airflow finish" in answer.out
     assert cli("finish", "run-1").code == 0
     answer = cli("status", "run-1")
+    assert "next" not in answer.out
     assert "state    finished" in answer.out
     assert "progress 100.0 % done: 4 of 4 tasks" in answer.out
 
@@ -135,6 +200,26 @@ def test_output_that_is_missing_at_the_end_exits_1(cli, run: Run, layer: Path):
     assert answer.code == 1
     assert "1 chunks" in answer.err
     assert "16_16_40/" in answer.err
+
+
+def test_output_that_is_missing_is_made_again_by_resuming(cli, run: Run, layer: Path):
+    assert cli("worker", run.queue, "--until-done").code == 0
+    chunk = next((layer / "16_16_40").iterdir())
+    content = chunk.read_bytes()
+    chunk.unlink()
+    assert "1 of 4" in cli("finish", "run-1").err
+    answer = cli("resume", "run-1", "--processes", "1")
+    assert answer.code == 0, answer.err
+    assert chunk.read_bytes() == content
+
+
+def test_missing_tasks_can_be_sent_only(cli, run: Run):
+    run.open_queue().purge()
+    receive(run, 2)
+    answer = cli("resume", "run-1", "--send-only")
+    assert (answer.code, answer.out) == (0, f"sent 3 tasks to {run.queue}\n")
+    assert (run.progress().waiting, run.progress().done) == (3, 1)
+    assert cli("resume", "run-1", "--send-only").out.startswith("sent 0 tasks")
 
 
 def test_messages_lost_on_the_way_are_sent_again_by_themselves(

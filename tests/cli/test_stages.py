@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,19 +29,23 @@ def test_every_stage_is_a_command(cli):
 
 def test_help_shows_every_field_with_description_and_default(cli):
     answer = cli("downsample", "--help")
-    words = " ".join(answer.out.split())
+    words = "".join(answer.out.split())  # lines are broken at hyphens too
     for name, schema in field_schemas(Downsample).items():
         if name == "layer":
-            assert "[OPTIONS] LAYER" in words
+            assert "[OPTIONS]LAYER" in words
             continue
         flag = f"--{name.replace('_', '-')}"
         assert flag in words
-        assert " ".join(schema["description"].split()) in words, name
+        seen = re.sub("`(.*?)`", lambda m: f"--{m[1].replace('_', '-')}", schema["description"])
+        help_text, _, rest = words.partition("".join(seen.split()))
+        assert rest, name
+        assert "`" not in seen
         if schema["type"] == "boolean":
-            assert f"{flag} / --no-{flag[2:]}" in words
+            assert f"{flag}/--no-{flag[2:]}" in help_text
+            default = flag[2:] if schema["default"] else f"no-{flag[2:]}"
+            assert rest.startswith(f"[default:{default}]"), name
         elif schema["default"] is not None:
-            entry = words.partition(f"{flag} ")[2].partition(" --")[0]
-            assert f"[default: {schema['default']}" in entry, name
+            assert rest.startswith(f"[default:{schema['default']}"), name
         for choice in schema.get("enum", []):
             assert choice is None or choice in words
 

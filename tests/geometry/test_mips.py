@@ -138,6 +138,17 @@ def test_the_levels_that_fit_are_as_many_as_possible(pyramid, voxel_bytes):
         assert levels_that_fit(pyramid, voxel_bytes, need) >= levels
 
 
+@given(pyramids(), st.integers(1, 20), st.integers(1, 8), st.integers(1, 10**7))
+@settings(deadline=None)
+def test_as_much_is_under_way_as_memory_allows(pyramid, most, voxel_bytes, memory):
+    width = pyramid.fitting_width(most, voxel_bytes, memory)
+    assert 1 <= width <= most
+    assert pyramid.voxels_with(1) == pyramid.voxels_in_memory
+    fits = [pyramid.voxels_with(w) * voxel_bytes <= memory for w in range(1, most + 1)]
+    assert fits == sorted(fits, reverse=True)
+    assert width == max(1, sum(fits))
+
+
 def test_the_memory_of_usual_work_is_moderate():
     image = PyramidGeometry(Vec3(10**5, 10**5, 10**4), PLANE, (Vec3.full(64),) * 6)
     assert image.cell == Vec3(2048, 2048, 64)

@@ -1,6 +1,7 @@
 """How the work of a transfer is cut: aligned writes, chunks read once, memory as named."""
 
 from collections import Counter
+from dataclasses import replace
 from math import prod
 
 from hypothesis import given, settings
@@ -80,6 +81,27 @@ def test_chunks_are_read_as_often_as_is_said(geometry):
         for chunk in grid.overlapping(tile)
     )
     assert abs(decoded - geometry.times_read * volume.voxels) < 1e-6 * decoded
+
+
+@given(geometries(), st.integers(1, 16))
+@settings(deadline=None)
+def test_what_is_under_way_is_neither_refused_nor_paid_with_reading_twice(geometry, width):
+    alone = replace(geometry, width=1)
+    fitting = replace(geometry, width=width).fitting()
+    assert 1 <= fitting.width <= width
+    assert fitting.cell == alone.cell
+    assert fitting.times_read <= alone.times_read
+    assert fitting.bytes_in_memory <= max(geometry.memory, alone.bytes_in_memory)
+    if geometry.memory == PLENTY:
+        assert fitting.width == width
+
+
+def test_huge_sections_are_read_from_a_bucket_few_at_a_time():
+    sections = replace(geometry_of(64, Vec3(16_384, 16_384, 1), 0), width=16)
+    assert sections.bytes_in_memory > sections.memory
+    fitting = sections.fitting()
+    assert fitting.bytes_in_memory <= fitting.memory
+    assert fitting.times_read == replace(sections, width=1).times_read
 
 
 def geometry_of(chunk, read, levels, voxel_bytes=1, factor=PLANE, memory=3_500_000_000):

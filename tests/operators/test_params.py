@@ -61,6 +61,14 @@ def test_a_field_keeps_its_words_its_default_and_its_limits() -> None:
     }
 
 
+def test_a_description_names_other_fields_by_the_titles_that_the_form_shows() -> None:
+    class Pair(BaseModel):
+        one: Annotated[int, Field(title="The first")] = 1
+        two: Annotated[int, Field(description="More than `one`, never `three`.")] = 2
+
+    assert model_params(Pair)["two"].description == "More than 'The first', never `three`."
+
+
 def test_an_optional_field_is_a_type_with_null_and_a_choice_of_none() -> None:
     params = model_params(Shapes)
     assert params["kind"].schema["type"] == ["string", "null"]

@@ -226,6 +226,19 @@ def test_the_advice_is_right_when_coarser_mips_exist_already(tmp_path):
     assert f"mip {fitting} and num_mips {4 - fitting}" in refusal
 
 
+def test_the_advice_and_mip_minus_1_are_right_when_scales_are_out_of_order(tmp_path):
+    voxels = random_voxels(Vec3(512, 512, 9), "uint64")
+    url = write_layer(tmp_path, voxels, LayerSpec("segmentation", (96, 80, 9)))
+    run_all(Downsample(layer=url, num_mips=1, factor="8,8,1", memory_target=10**9))
+    stage = Downsample(layer=url, num_mips=4, memory_target=4_500_000)
+    (refusal,) = stage.plan().refusals
+    fitting = int(refusal.split("Set num_mips to ")[1].split(",")[0])
+    assert fitting < 3
+    assert f"mip {fitting + 1} and num_mips {4 - fitting}" in refusal
+    run_all(stage.model_copy(update={"num_mips": fitting}))
+    assert Downsample(layer=url, mip=-1).resolved().mip == 1  # 64,64,40 nm, not the last one
+
+
 def test_memory_for_not_even_one_mip_is_refused_with_what_is_needed(tmp_path):
     url = write_layer(
         tmp_path, random_voxels(Vec3(512, 512, 32)), LayerSpec(chunk_size=(512, 512, 32))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,6 +57,33 @@ def test_a_layer_has_the_dtype_of_its_voxels(whole):
     assert layer.dtype == voxels.dtype
     assert layer.info.channels == 2
     assert layer.scale(0) == layer.scale(-1)
+
+
+@pytest.mark.parametrize(
+    ("resolutions", "coarsest"),
+    [
+        ([(8, 8, 40), (16, 16, 40), (32, 32, 40)], 2),
+        ([(32, 32, 40), (8, 8, 40), (16, 16, 40)], 0),
+        ([(8, 8, 40), (32, 32, 40), (16, 16, 80), (16, 16, 40)], 1),  # of 2,2,1 and of 2,2,2
+        ([(8, 8, 40), (16, 16, 80), (16, 16, 40)], 1),
+        ([(8, 8, 40), (16, 8, 40), (8, 16, 40)], 2),  # none is coarser: the last
+        ([(8, 8, 0.5), (4.5, 4.5, 1)], 0),
+    ],
+    ids=str,
+)
+def test_mip_minus_1_is_that_with_the_largest_voxels_wherever_it_stands(
+    whole, tmp_path, resolutions, coarsest
+):
+    info = whole[0].info
+    (scale,) = info.scales
+    entries = [
+        replace(scale, key=f"s{number}", resolution=tuple(map(float, resolution))).entry()
+        for number, resolution in enumerate(resolutions)
+    ]
+    (tmp_path / "info").write_text(json.dumps({**info.data, "scales": entries}))
+    layer = Layer.open(f"file://{tmp_path}")
+    assert layer.scale(-1) == layer.scale(coarsest)
+    assert layer.scale(-1).key == f"s{coarsest}"
 
 
 @pytest.mark.parametrize("mip", [-2, 1, 99])
