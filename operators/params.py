@@ -79,7 +79,7 @@ def model_params(*models: type[BaseModel]) -> dict[str, Param]:
 
 
 def _shown_as_text(schema: dict[str, Any]) -> dict[str, Any]:
-    """Let the form show a line of text for what may be written as text or as a list.
+    """Let the form show a line of text for what may be written as text or as a list or mapping.
 
     Airflow's form decides by `type`: with a list among the types it shows an editor, without any
     type a line of text. What `type` says then stands in `anyOf`, which only the check reads.

@@ -11,7 +11,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -116,6 +116,14 @@ class LocalFolder:
         folder = self._root / prefix
         with _disk_errors("list", folder), suppress(FileNotFoundError), os.scandir(folder) as found:
             yield from (entry.name for entry in found if entry.is_dir())
+
+    def names_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[str]:
+        wanted, lengths = set(starts), {len(start) for start in starts}
+        return (
+            name
+            for name in self.names(prefix)
+            if any(name[:length] in wanted for length in lengths)
+        )
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         for entry in self._files(prefix):
