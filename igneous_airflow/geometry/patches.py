@@ -14,21 +14,20 @@ from typing import overload
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Slab
 
-_EDGE = 2048  # voxels of a patch in x and y, at most; unless a chunk is larger
-
 
 @dataclass(frozen=True, slots=True)
 class Patches(Sequence[BoundingBox]):
     """A box cut in x and y into patches of nearly equal size; x runs fastest.
 
     They are cut between chunks of `chunk` voxels, one of which starts at `origin`, so that no
-    chunk reaches into two patches. In z each patch is as deep as the box.
+    chunk reaches into two patches, and are at most `edge` voxels long unless a chunk is longer. In
+    z each patch is as deep as the box.
     """
 
     box: BoundingBox
     chunk: Vec3
     origin: Vec3
-    edge: int = _EDGE
+    edge: int
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from igneous_airflow.storage.levels import LevelsFolder
     from igneous_airflow.storage.overlap import Overlap
 
+_PATCH_EDGE = 2048  # voxels, as Igneous has it
 _TASK_BYTES = 1 << 26  # of sampled voxels, where the number of sections of a task is not given
 _TEXT_BYTES = 64  # for each number on its way into a file
 
@@ -226,7 +227,7 @@ class _Image:
         if stage.shape is not None:
             high = Vec3(*(low + stage.shape).minimum(high))
         box = BoundingBox(low, Vec3(high.x, high.y, self.region.max.z))
-        patches = Patches(box, self.scale.chunk_size, self.scale.voxel_offset)
+        patches = Patches(box, self.scale.chunk_size, self.scale.voxel_offset, _PATCH_EDGE)
         return Sample(patches, stage.coverage_factor, f"{stage.seed}/{stage.mip}")
 
     @property

@@ -53,7 +53,7 @@ def test_the_right_and_the_bottom_can_be_reached():
     """Igneous counts patches by area: of these it never reaches the last ones."""
     for size in (Vec3(3000, 3000, 1), Vec3(300, 10_000, 1)):
         whole = BoundingBox.at(Vec3(0, 0, 0), size)
-        sample = Sample(Patches(whole, Vec3(64, 64, 64), whole.min), 0.01, "")
+        sample = Sample(Patches(whole, Vec3(64, 64, 64), whole.min, 2048), 0.01, "")
         reached = {
             str(Sample(sample.patches, 0.01, str(lot)).of(Slab(0, 1))[0]) for lot in range(100)
         }
@@ -62,8 +62,8 @@ def test_the_right_and_the_bottom_can_be_reached():
 
 
 def test_small_sections_are_one_patch():
-    cut = Patches(BoundingBox.at(Vec3(5, -7, 0), Vec3(300, 200, 9)), Vec3.full(64), Vec3(5, -7, 0))
-    assert list(cut) == [cut.box]
+    box = BoundingBox.at(Vec3(5, -7, 0), Vec3(300, 200, 9))
+    assert list(Patches(box, Vec3.full(64), box.min, 2048)) == [box]
 
 
 def test_each_patch_is_drawn_as_often_as_any_other():
