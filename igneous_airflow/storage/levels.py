@@ -128,11 +128,10 @@ class LevelsFolder:
         """
         sizes = self.sizes()
         if missing := [z for z in sections if z not in sizes]:
-            some = (
-                "no section has" if len(missing) == len(sections) else f"{named(missing)} have no"
-            )
+            all_of_them = len(missing) == len(sections)
+            lacking = "there are none" if all_of_them else f"those of {named(missing)} are missing"
             yield (
-                f"levels: {some} levels in {self.place}: run luminance_levels on the layer at this "
+                f"levels: {lacking} in {self.place}: run luminance_levels on the layer at this "
                 "mip first, or set levels_path to where they are"
             )
         unlikely = [z for z in sections if z in sizes and not self._is_likely(sizes[z])]
