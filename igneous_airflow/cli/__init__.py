@@ -6,6 +6,7 @@ import click
 
 from igneous_airflow.cli.demo import demo
 from igneous_airflow.cli.embedded import airflow
+from igneous_airflow.cli.levels import levels
 from igneous_airflow.cli.picture import picture
 from igneous_airflow.cli.runs import finish, resume, status
 from igneous_airflow.cli.stages import stage_commands, stages
@@ -19,7 +20,8 @@ def _group() -> None:
     """Work on Neuroglancer Precomputed layers, in steps that are proved done."""
 
 
-for _command in (worker, status, resume, finish, stages, picture, demo, airflow, dags_folder):
+_COMMANDS = (worker, status, resume, finish, stages, picture, levels, demo, airflow, dags_folder)
+for _command in _COMMANDS:
     _group.add_command(_command)
 for _command in stage_commands():
     _group.add_command(_command)
