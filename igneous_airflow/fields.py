@@ -225,6 +225,16 @@ LayerUrl = Annotated[
         json_schema_extra={**section(WHERE), "kind": LAYER},
     ),
 ]
+LevelsPath = Annotated[
+    str | None,
+    AfterValidator(lambda text: None if text is None else _layer_url(text)),
+    Field(
+        title="Levels path",
+        description="Address of the folder in which levels/MIP/Z are the histograms of the "
+        "sections: gs://BUCKET/PATH, or a path as /data/folder. Empty: the layer that is read.",
+        json_schema_extra={**section(WHERE), "kind": LAYER},
+    ),
+]
 Mip = Annotated[
     int,
     Field(

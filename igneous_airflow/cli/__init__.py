@@ -6,6 +6,7 @@ import click
 
 from igneous_airflow.cli.demo import demo
 from igneous_airflow.cli.embedded import airflow
+from igneous_airflow.cli.levels import levels
 from igneous_airflow.cli.picture import picture
 from igneous_airflow.cli.runs import finish, resume, status
 from igneous_airflow.cli.stages import stage_commands, stages
@@ -29,6 +30,7 @@ for _command in (
     stages,
     trigger,
     picture,
+    levels,
     view,
     demo,
     airflow,

@@ -95,7 +95,11 @@ def test_a_file_is_read_as_it_was_written(folder, compression):
     assert folder.exists("a/0-64_0-64_0-64")
 
 
-@pytest.mark.parametrize("content", [b"", bytearray(b"abc"), memoryview(b"abc")], ids=["bytes", "bytearray", "memoryview"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", bytearray(b"abc"), memoryview(b"abc")],
+    ids=["bytes", "bytearray", "memoryview"],
+)
 def test_any_buffer_can_be_written(folder, content):
     folder.write("name", StoredFile(content))
     assert folder.read("name") == StoredFile(bytes(content))
