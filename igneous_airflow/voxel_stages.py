@@ -335,7 +335,7 @@ class Conversion(WritesLayer, ReadsLayer):
             sharding_problems,
         )
 
-        source = _layer_source(route)
+        source = layer_source(route)
         yield from sharding_problems(source.scale)
         yield from encoding_problems(source.layer.info, [source.scale])
         for dtype in dict.fromkeys((source.layer.dtype, route.place.layer.dtype)):
@@ -346,7 +346,7 @@ class Conversion(WritesLayer, ReadsLayer):
             yield from route.conflicts
 
     def _notes(self, route: "Route") -> Iterator[str]:
-        source, place = _layer_source(route), route.place
+        source, place = layer_source(route), route.place
         if source.scale.encoding in _LOSSY and not route.copies:
             yield f"the source is stored as lossy {source.scale.encoding}; its losses go on"
         yield from super()._notes(route)
@@ -365,7 +365,8 @@ def describe_scale(scale: "Scale") -> str:
     return f"{scale.key}: {scale.size} voxels, chunks of {scale.chunk_size}, {scale.encoding}"
 
 
-def _layer_source(route: "Route") -> "LayerSource":
+def layer_source(route: "Route") -> "LayerSource":
+    """The layer that a conversion reads."""
     from igneous_airflow.pyramid.source import LayerSource
 
     assert isinstance(route.source, LayerSource)  # noqa: S101 - what `_route` gives

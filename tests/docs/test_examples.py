@@ -28,6 +28,8 @@ def folder_with_a_layer(tmp_path: Path) -> Path:
     info = Info.new(data_type="uint8", layer_type="image", scale=scale)
     voxels = np.random.default_rng(1).integers(0, 255, tuple(size), dtype=np.uint8)
     Layer.create(f"file://{tmp_path}/layer", info).write(scale, voxels)
+    labels = Info.new(data_type="uint8", layer_type="segmentation", scale=scale)
+    Layer.create(f"file://{tmp_path}/labels", labels).write(scale, voxels)
     return tmp_path
 
 
