@@ -5,6 +5,7 @@ provenance entry and the conformance tests.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
@@ -72,11 +73,15 @@ class Work(BaseModel):
     chunks_written: int = 0
     chunks_skipped: int = Field(default=0, description="all-background chunks left out on request")
     bytes_written: int = Field(default=0, description="stored bytes")
+    counts: dict[str, int] = Field(
+        default_factory=dict, description="what else was met, and how often, in words"
+    )
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(
-            **{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields}
-        )
+        names = type(self).model_fields.keys() - {"counts"}
+        counts = Counter(self.counts) + Counter(other.counts)
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return Work(**sums, counts=dict(counts))
 
 
 class Audit(BaseModel):

@@ -30,6 +30,9 @@ def folder_with_a_layer(tmp_path: Path) -> Path:
     Layer.create(f"file://{tmp_path}/layer", info).write(scale, voxels)
     labels = Info.new(data_type="uint8", layer_type="segmentation", scale=scale)
     Layer.create(f"file://{tmp_path}/labels", labels).write(scale, voxels)
+    floats = Info.new(data_type="float32", layer_type="image", scale=scale, channels=3)
+    affinities = np.zeros((*size, 3), np.float32)
+    Layer.create(f"file://{tmp_path}/affinities", floats).write(scale, affinities)
     return tmp_path
 
 
