@@ -84,7 +84,8 @@ class LabelMap:
         else:
             path = str(cached_file(f"label map {self.url} {self.version}", self._copy))
         place = self.values_at or 0
-        return np.memmap(path, self.dtype, "r", offset=place, shape=(self.length,))
+        mapped = np.memmap(path, self.dtype, "r", offset=place, shape=(self.length,))
+        return np.asarray(mapped)  # whose indexing is not in Python
 
     def _copy(self, copy: BinaryIO) -> None:
         stream = self.folder.stream(self.name)

@@ -197,7 +197,7 @@ def test_a_map_that_is_stored_compressed_is_refused():
 def test_a_local_npy_file_is_not_copied(tmp_path, cache):
     np.save(tmp_path / "map.npy", VALUES)
     values = LabelMap.open(f"file://{tmp_path}/map.npy").values
-    assert isinstance(values, np.memmap)
+    assert isinstance(values.base, np.memmap)
     assert not values.flags.writeable
     assert list(cache.iterdir()) == []
 
