@@ -21,7 +21,7 @@ from pydantic import (
 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 
-LAYER = "layer"  # the `kind` of fields that hold a layer's address
+LAYER = "layer"  # the `kind` of fields that hold an address; on a command line also a path
 WHERE, WHAT, HOW, LIMITS, RUN = "Where", "What", "How", "Limits", "Run"
 SECTIONS = (WHERE, WHAT, HOW, LIMITS, RUN)  # in the order in which people think
 
@@ -233,6 +233,26 @@ LevelsPath = Annotated[
         description="Address of the folder in which levels/MIP/Z are the histograms of the "
         "sections: gs://BUCKET/PATH, or a path as /data/folder. Empty: the layer that is read.",
         json_schema_extra={**section(WHERE), "kind": LAYER},
+    ),
+]
+FileUrl = Annotated[
+    str,
+    AfterValidator(_layer_url),
+    Field(
+        min_length=1,
+        title="File",
+        description="Address of a file: gs://BUCKET/PATH, s3://BUCKET/PATH, or an absolute path on "
+        "this machine as /data/file.",
+        json_schema_extra={**section(WHERE), "kind": LAYER},
+    ),
+]
+Fingerprint = Annotated[
+    str | None,
+    Field(
+        title="Fingerprint",
+        description="What the content of the files read beside the layers must be, as a "
+        "provenance names it; another is refused. Empty: as it is when the run is launched.",
+        json_schema_extra=section(LIMITS),
     ),
 ]
 Mip = Annotated[

@@ -127,6 +127,8 @@ class Summary(BaseModel):
                 f"  {self.work.voxels:,} voxels in {self.seconds:.1f} s ({rate:.1f} million a "
                 f"second), {human_bytes(self.work.bytes_written)} stored"
             )
+        if self.work is not None:
+            lines += [f"  {count:,} {what}" for what, count in self.work.counts.items()]
         if self.failed_attempts:
             lines.append(f"  {self.failed_attempts:,} attempts failed and were repeated")
         return "\n".join(lines)

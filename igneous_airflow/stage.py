@@ -12,6 +12,7 @@ it does them, and only them, again.
 
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
@@ -84,11 +85,15 @@ class Work(BaseModel):
     left_out: tuple[str, ...] = Field(
         default=(), description="names of the files that are not there, and rightly so"
     )
+    counts: dict[str, int] = Field(
+        default_factory=dict, description="what else was met, and how often, in words"
+    )
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(
-            **{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields}
-        )
+        names = type(self).model_fields.keys() - {"counts"}
+        counts = Counter(self.counts) + Counter(other.counts)
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return Work(**sums, counts=dict(counts))
 
 
 class Audit(BaseModel):

@@ -181,6 +181,10 @@ class WritesLayer(PyramidOptions):
                 "its chunks reach into several blocks: a larger shape or memory_target helps"
             )
 
+    def _counts(self, route: "Route") -> dict[str, int]:  # noqa: ARG002
+        """What was met in the voxels of a piece that a summary should count."""
+        return {}
+
     def _sources(self) -> Sequence[str]:
         """The layers that the voxels come from, for the provenance."""
         return ()
@@ -236,6 +240,7 @@ class WritesLayer(PyramidOptions):
             chunks_skipped=done.chunks_skipped,
             bytes_written=done.bytes_written,
             left_out=tuple(done.left_out),
+            counts=self._counts(route),
         )
 
     def finish(self, by: str, account: Account | None = None) -> Audit:
@@ -299,6 +304,10 @@ class Conversion(WritesLayer, ReadsLayer):
             translate=self.translate,
         )
 
+    def _channel(self) -> int | None:
+        """The only channel that is read; None reads all of them."""
+        return None
+
     def _change(self, layer: "Layer") -> "Change | None":  # noqa: ARG002
         """What becomes of the voxels of the source; None leaves them as they are.
 
@@ -321,6 +330,7 @@ class Conversion(WritesLayer, ReadsLayer):
             shift,
             missing=self.background_color if self.fill_missing else None,
             change=self._change(layer),
+            channel=self._channel(),
         )
         route = find_route(source, place, request.wishes, self._limits())
         as_they_are = not route.pyramid.levels and self.skip_empty == "write"

@@ -38,7 +38,7 @@ class VoxelKind:
         return cls(info.data_type, info.channels, info.layer_type)
 
     def conflict(self, present: Info) -> str | None:
-        """The reason why a layer that exists cannot take such voxels."""
+        """The reason why a layer that exists cannot take such voxels; its type is its own."""
         if (present.data_type, present.channels) == (self.data_type, self.channels):
             return None
         return (
@@ -115,6 +115,12 @@ def find_destination(
         conflicts = list(_conflicts(present, there, scale, request.wishes))
         if problem := kind.conflict(present):
             conflicts.insert(0, problem)
+        if request.kind is not None and present.layer_type != kind.layer_type:
+            conflicts.insert(
+                0,
+                f"the destination is of type {present.layer_type}, but its voxels would be those "
+                f"of type {kind.layer_type}: choose another destination",
+            )
     if _same_place(source.folder, folder):
         conflicts.append(f"src and dest are the same layer, {source.folder.url}")
     place = Destination(

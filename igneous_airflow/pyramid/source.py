@@ -50,8 +50,9 @@ class VoxelSource(Protocol):
 class LayerSource:
     """A scale of another layer, whose voxels move by `shift`.
 
-    `missing` fills missing chunks; with None, one of them raises MissingChunk. `change` makes the
-    voxels that are written of those that are read.
+    `missing` fills missing chunks; with None, one of them raises MissingChunk. `channel`, where
+    given, is the only one that is read. `change` makes the voxels that are written of those that
+    are read.
     """
 
     layer: Layer
@@ -59,6 +60,7 @@ class LayerSource:
     shift: Vec3
     missing: float | None = None
     change: Change | None = None
+    channel: int | None = None
 
     @property
     def chunk_size(self) -> Vec3:
@@ -67,8 +69,11 @@ class LayerSource:
 
     @property
     def voxel_bytes(self) -> int:
-        """Bytes of a voxel with all channels."""
-        return self.layer.dtype.itemsize * self.layer.info.channels
+        """Bytes of a voxel with all channels that are decoded."""
+        channels = self.layer.info.channels
+        if self.channel is not None and self.scale.encoding == "raw":  # those after it are skipped
+            channels = self.channel + 1
+        return self.layer.dtype.itemsize * channels
 
     @property
     def changes_voxels(self) -> bool:
@@ -91,7 +96,9 @@ class LayerSource:
     def read(self, box: BoundingBox, overlap: Overlap) -> Array:
         """Read a box and change its voxels."""
         origin = self.at_source(box)
-        voxels = self.layer.read(self.scale, origin, missing=self.missing, overlap=overlap)
+        voxels = self.layer.read(
+            self.scale, origin, missing=self.missing, overlap=overlap, channel=self.channel
+        )
         return voxels if self.change is None else self.change(origin, voxels)
 
     def has_the_files_of(self, scale: Scale, region: BoundingBox) -> bool:
@@ -99,6 +106,7 @@ class LayerSource:
         here = self.scale
         return (
             self.change is None
+            and self.channel is None
             and (here.chunk_size, here.encoding, here.block_size)
             == (scale.chunk_size, scale.encoding, scale.block_size)
             and here.chunks.is_aligned(self.at_source(region))

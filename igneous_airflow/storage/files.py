@@ -4,8 +4,10 @@ Both kinds keep a file's compression the way every reader of the format expects 
 the name on disk (`.gz`, `.br`, `.zstd`), as `Content-Encoding` in a bucket.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
@@ -43,6 +45,12 @@ class Folder(Protocol):
     def exists(self, name: str) -> bool:
         """Whether a file is there in any compression."""
 
+    def stream(self, name: str) -> BufferedReader | None:
+        """Open an uncompressed file, to be read in parts; None when there is none."""
+
+    def version(self, name: str) -> str | None:
+        """A text that changes when the file's content does; None when there is no file."""
+
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the files directly in the folder `prefix/`, without compression suffixes."""
 
@@ -77,6 +85,11 @@ def open_folder(url: str) -> Folder:
     if url.startswith("file://"):
         return LocalFolder(Path(url.removeprefix("file://")))
     return BucketFolder(url)
+
+
+def content_version(stream: BufferedReader) -> str:
+    """The version of a file that only its content tells."""
+    return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
 
 def plain_name(name: str) -> str:

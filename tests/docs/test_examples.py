@@ -28,6 +28,11 @@ def folder_with_a_layer(tmp_path: Path) -> Path:
     info = Info.new(data_type="uint8", layer_type="image", scale=scale)
     voxels = np.random.default_rng(1).integers(0, 255, tuple(size), dtype=np.uint8)
     Layer.create(f"file://{tmp_path}/layer", info).write(scale, voxels)
+    labels = Info.new(data_type="uint8", layer_type="segmentation", scale=scale)
+    Layer.create(f"file://{tmp_path}/labels", labels).write(scale, voxels)
+    floats = Info.new(data_type="float32", layer_type="image", scale=scale, channels=3)
+    affinities = np.zeros((*size, 3), np.float32)
+    Layer.create(f"file://{tmp_path}/affinities", floats).write(scale, affinities)
     return tmp_path
 
 

@@ -133,6 +133,30 @@ def test_names_are_those_directly_in_a_folder_without_suffixes(folder):
     assert list(folder.sizes("nothing")) == []
 
 
+def test_a_file_can_be_read_in_parts(folder):
+    content = bytes(range(256)) * 10_000
+    assert folder.stream("a/b") is None
+    folder.write("a/b", StoredFile(content))
+    assert folder.stream("a") is None
+    with folder.stream("a/b") as stream:
+        assert stream.read(3) == content[:3]
+        stream.seek(-5, os.SEEK_END)
+        assert stream.read() == content[-5:]
+        assert stream.read(1) == b""
+        stream.seek(1_234_567)
+        assert stream.read(1_000_000) == content[1_234_567:2_234_567]
+        assert stream.tell() == 2_234_567
+
+
+def test_the_version_of_a_file_goes_by_its_content(folder):
+    assert folder.version("a") is None
+    versions = []
+    for content in (b"1", b"2", b"1"):
+        folder.write("a", StoredFile(content))
+        versions.append(folder.version("a"))
+    assert versions[0] == versions[2] != versions[1]
+
+
 def test_deleting_what_is_absent_does_nothing(folder):
     folder.delete("a/b")
     folder.delete_folder("a")
