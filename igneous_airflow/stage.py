@@ -47,7 +47,7 @@ class Plan(BaseModel):
     def describe(self) -> str:
         """The plan in words, for logs and terminals."""
         lines = [f"{self.stage}: {self.tasks:,} task{'s' if self.tasks != 1 else ''} ({self.grid})"]
-        if self.voxels or not self.deletions:
+        if self.voxels:
             lines += [
                 f"  reads  {self.voxels:,} voxels, {human_bytes(self.bytes_read)} uncompressed",
                 f"  writes {human_bytes(self.bytes_written)} uncompressed",
@@ -84,6 +84,7 @@ class Audit(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     outputs: dict[str, int] = Field(description="what was made, and how many files of it there are")
+    files: str = Field(default="chunks", description="what these files are")
     absent: int = Field(default=0, description="files that may be absent: all background")
 
 

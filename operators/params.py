@@ -70,7 +70,7 @@ def make_params(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Param]:
 
 
 def _shown_as_text(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Let the form show a line of text for what may be written as text or as a list.
+    """Let the form show a line of text for what may be written as text or as a list or mapping.
 
     Airflow's form decides by `type`: with a list among the types it shows an editor, without any
     type a line of text. What `type` says then stands in `anyOf`, which only the check reads.

@@ -75,7 +75,7 @@ def _parameters(stage: type[Stage]) -> Iterator[click.Parameter]:
             default=schema["default"],
             show_default=schema["default"] is not None,
             help=help_text,
-            metavar="X,Y,Z" if "array" in kinds else None,
+            metavar=schema.get("metavar", "X,Y,Z" if "array" in kinds else None),
         )
 
 

@@ -1,7 +1,7 @@
 """Folders in buckets, or in memory, through cloud-files."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,6 +74,15 @@ class BucketFolder:
             for name in self._files.list(prefix=f"{prefix}/" if prefix else "", flat=True):
                 if not name.endswith("/"):
                     yield plain_name(name.rpartition("/")[2])
+
+    def names_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[str]:
+        with self._errors("list", prefix):
+            for start in starts:
+                for name in self._files.list(
+                    prefix=f"{prefix}/{start}" if prefix else start, flat=True
+                ):
+                    if not name.endswith("/"):
+                        yield plain_name(name.rpartition("/")[2])
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         with self._errors("list", prefix):

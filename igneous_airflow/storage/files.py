@@ -4,7 +4,7 @@ Both kinds keep a file's compression the way every reader of the format expects 
 the name on disk (`.gz`, `.br`, `.zstd`), as `Content-Encoding` in a bucket.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -45,6 +45,13 @@ class Folder(Protocol):
 
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the files directly in the folder `prefix/`, without compression suffixes."""
+
+    def names_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[str]:
+        """Names as `names` gives them, of the files whose names start in one of these ways.
+
+        No start may be the beginning of another. A bucket is asked once for each of them, a folder
+        on disk is read once.
+        """
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Files directly in the folder `prefix/`: names as `names` gives them, and stored bytes."""

@@ -11,7 +11,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -111,6 +111,14 @@ class LocalFolder:
 
     def names(self, prefix: str) -> Iterator[str]:
         return (plain_name(entry.name) for entry in self._files(prefix))
+
+    def names_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[str]:
+        wanted, lengths = set(starts), {len(start) for start in starts}
+        return (
+            name
+            for name in self.names(prefix)
+            if any(name[:length] in wanted for length in lengths)
+        )
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         for entry in self._files(prefix):
