@@ -10,7 +10,7 @@ from typing import Any
 from igneous_airflow.stage import Stage, field_schemas
 
 #: What may differ between the fields that a chain shares: the first step's words are shown.
-_WORDS = frozenset({"title", "description", "section"})
+_WORDS = frozenset({"title", "description", "section", "first"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,14 +84,12 @@ class Form:
                 yield _switch(step), schema
 
     def _own(self) -> Iterator[tuple[str, Schema]]:
-        heading = len(self.chain.steps) > 1
         for step in self.chain.steps:
-            fields = {n: schema for n, schema in step.schemas() if n not in self.chain.shared}
-            sections = [schema["section"] for schema in fields.values()]
-            for name in sorted(fields, key=lambda name: sections.index(fields[name]["section"])):
-                schema = fields[name] if step.always_runs else _may_be_empty(fields[name])
-                section = _title(step) if heading else schema["section"]
-                yield self._names[step.name, name], schema | {"section": section}
+            heading = {"section": _title(step)} if len(self.chain.steps) > 1 else {}
+            for name, schema in step.schemas():
+                if name not in self.chain.shared:
+                    shown = schema if step.always_runs else _may_be_empty(schema)
+                    yield self._names[step.name, name], shown | heading
 
     def read(self, values: Mapping[str, Any]) -> dict[str, Stage | Skipped]:
         """Make the stage of every step from a DAG run's params, or say why it does not run.

@@ -12,12 +12,11 @@ from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowFailException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from igneous_airflow.fields import section
+from igneous_airflow.fields import RUN, section
 from igneous_airflow.worker.loop import WorkerOptions
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_RUN = "Run"
 _DEFAULTS = WorkerOptions()
 
 
@@ -33,7 +32,7 @@ class RunOptions(BaseModel):
             le=64,
             title="Workers",
             description="Worker processes on the machine that runs the Airflow task.",
-            json_schema_extra=section(_RUN),
+            json_schema_extra=section(RUN),
         ),
     ] = 2
     max_attempts: Annotated[
@@ -43,7 +42,7 @@ class RunOptions(BaseModel):
             le=100,
             title="Attempts",
             description="Attempts at a task before it is given up.",
-            json_schema_extra=section(_RUN),
+            json_schema_extra=section(RUN),
         ),
     ] = _DEFAULTS.max_attempts
     lease_seconds: Annotated[
@@ -54,19 +53,17 @@ class RunOptions(BaseModel):
             title="Lease",
             description="Seconds after which the task of a worker that fell silent is given to "
             "another.",
-            json_schema_extra=section(_RUN),
+            json_schema_extra=section(RUN),
         ),
     ] = _DEFAULTS.lease_seconds
 
 
 def make_params(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Param]:
-    """The Params of fields' schemas, those of a section together, otherwise in their order.
+    """The Params of fields' schemas, in their order.
 
     A field without default becomes a Param without value, which the form demands.
     """
-    sections = list(dict.fromkeys(schema.get("section") for schema in fields.values()))
-    ordered = sorted(fields.items(), key=lambda field: sections.index(field[1].get("section")))
-    return {name: Param(**_shown_as_text(schema)) for name, schema in ordered}
+    return {name: Param(**_shown_as_text(schema)) for name, schema in fields.items()}
 
 
 def _shown_as_text(schema: Mapping[str, Any]) -> Mapping[str, Any]:
