@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from igneous_airflow.errors import UnsupportedLayer
-from igneous_airflow.kernels.manifold import mended, unreached, without_folds
+from igneous_airflow.kernels.manifold import mended
 
 if TYPE_CHECKING:
     import numpy as np
@@ -173,7 +173,7 @@ def surfaces(block: LabelBlock, place: Placement, error: float | None) -> Iterat
             continue
         if error is not None and len(faces) > _FEW_FACES:
             kept = simplified(vertices * np.array(place.resolution, np.float32), faces, error)
-            vertices, faces = mended(*without_unused(vertices, kept), ends)
+            vertices, faces = mended(vertices, faces, kept, ends)
         yield Mesh(int(labels[number]), place.in_nm(vertices), faces)
 
 
@@ -198,19 +198,4 @@ def simplified(
         target_error=error * _MEAN_OF_FARTHEST,
         options=_LOCK_BORDER | _ERROR_ABSOLUTE,
     )
-    few = without_folds(kept[:count].reshape(-1, 3), len(vertices))
-    lost = unreached(faces, few, len(vertices))
-    return np.concatenate((few, lost)) if len(lost) else few
-
-
-def without_unused(
-    vertices: "NDArray[Any]", faces: "NDArray[np.uint32]"
-) -> "tuple[NDArray[Any], NDArray[np.uint32]]":
-    """Leave out the vertices that belong to no face."""
-    import numpy as np
-
-    used = np.zeros(len(vertices), bool)
-    used[faces.reshape(-1)] = True
-    places = np.cumsum(used, dtype=np.uint32)
-    places -= 1
-    return vertices[used], places[faces]
+    return kept[:count].reshape(-1, 3)
