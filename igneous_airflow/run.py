@@ -167,6 +167,14 @@ class Run(BaseModel):
         """Whether the run was proved complete."""
         return open_folder(self.url).exists(_SUMMARY)
 
+    def require_finished(self) -> None:
+        """Raise RunFailed unless the run was proved complete."""
+        if not self.is_finished:
+            raise RunFailed(
+                f"the {self.stage} run {self.url} was not proved done, and what comes after relies "
+                "on it: clear its failed tasks and let it finish, or start again without that step"
+            )
+
     def prepare(self) -> None:
         """Write what the tasks rely on; may run again."""
         self.make_stage().prepare()

@@ -107,6 +107,39 @@ class MeshFolder:
         names = [f"{label}:0:{cell}" for cell in cells]
         return self._write_json(f"{label}:0", {"fragments": names})
 
+    def read_mesh(self, label: int) -> "tuple[NDArray[Any], NDArray[Any]] | None":
+        """Read the fragments of a label as its manifest names them, one after the other.
+
+        Vertices are (n, 3) float32 in nm, faces (m, 3) int64; None when there is no manifest.
+        Raises InvalidInfo for a fragment that is missing or cut short.
+        """
+        import numpy as np
+
+        manifest = self._read(f"{label}:0")
+        if manifest is None:
+            return None
+        vertices, faces = [np.empty((0, 3), "<f4")], [np.empty((0, 3), np.int64)]
+        count = 0
+        for name in json.loads(manifest)["fragments"]:
+            content = self._read(name) or b""
+            length = int.from_bytes(content[:4], "little")
+            if len(content) < 4 + 12 * length or len(content) % 4:
+                raise InvalidInfo(f"{self.url}/{name} is missing or no fragment: mesh it again")
+            vertices.append(np.frombuffer(content, "<f4", 3 * length, 4).reshape(-1, 3))
+            triangles = np.frombuffer(content, "<u4", offset=4 + 12 * length).reshape(-1, 3)
+            faces.append(triangles.astype(np.int64) + count)
+            count += length
+        return np.concatenate(vertices), np.concatenate(faces)
+
+    def stored_bytes(self) -> dict[int, int]:
+        """The size of each label's fragments."""
+        sizes: dict[int, int] = {}
+        for name, size in self.layer.sizes(self.directory):
+            label, cell = read_name(name)
+            if cell:
+                sizes[label] = sizes.get(label, 0) + size
+        return sizes
+
     def write_spatial_index(
         self, name: str, boxes: Mapping[int, Sequence[float]], compress: str
     ) -> int:

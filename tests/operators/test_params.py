@@ -1,24 +1,22 @@
 """Fields to params and back: no stage is named here."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import pytest
+from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowFailException, ParamValidationError
 from pydantic import BaseModel, Field, model_validator
 
 from igneous_airflow.fields import section
 from igneous_airflow.operators.params import (
     RunOptions,
-    model_params,
+    make_params,
     read_params,
     refuse_unknown,
 )
-from igneous_airflow.stage import Stage
-from igneous_airflow.stages import registered_stages
+from igneous_airflow.stage import field_schemas
 
 pytestmark = pytest.mark.airflow
-
-STAGES = pytest.mark.parametrize("stage", registered_stages().values(), ids=lambda s: s.name)
 
 
 class Shapes(BaseModel):
@@ -46,6 +44,10 @@ class Shapes(BaseModel):
         if self.kind == "a" and self.count == 8:
             raise ValueError("kind: a and count: 8 do not go together")
         return self
+
+
+def model_params(*models: type[BaseModel]) -> dict[str, Param]:
+    return make_params({n: s for model in models for n, s in field_schemas(model).items()})
 
 
 def test_a_field_keeps_its_words_its_default_and_its_limits() -> None:
@@ -110,11 +112,6 @@ def test_a_field_that_no_form_can_show_is_an_error_for_the_developer() -> None:
         model_params(Nested)
 
 
-def test_two_models_with_a_field_of_one_name_are_an_error_for_the_developer() -> None:
-    with pytest.raises(TypeError, match="RunOptions repeats the fields lease_seconds"):
-        model_params(RunOptions, RunOptions)
-
-
 def test_params_become_a_model_again_and_other_params_are_left_alone() -> None:
     values = {"place": "x", "sizes": [1, 2, 3], "workers": 5}
     assert read_params(Shapes, values) == Shapes(place="x", sizes=[1, 2, 3])
@@ -140,43 +137,3 @@ def test_a_misspelt_parameter_is_refused_with_the_one_that_was_meant() -> None:
     with pytest.raises(AirflowFailException, match=r"numm: .* did you mean num\?"):
         refuse_unknown({"numm": 1, "mip": 0}, {"num": 1, "mip": 0})
     refuse_unknown({"mip": 0}, {"num": 1, "mip": 0})
-
-
-def _example(schema: dict[str, Any]) -> Any:
-    """A value for a required field."""
-    return {"string": "file:///data/example", "integer": schema.get("minimum", 1)}[schema["type"]]
-
-
-@STAGES
-def test_the_form_can_show_every_field(stage: type[Stage]) -> None:
-    for name, param in model_params(stage, RunOptions).items():
-        words = f"{name}: {param.schema}"
-        assert not {"$ref", "allOf", "oneOf", "prefixItems"} & set(param.schema), words
-        assert all(set(option) == {"type"} for option in param.schema.get("anyOf", [])), words
-        assert param.schema["title"], words
-        assert param.description, words
-        assert param.schema["section"], words
-
-
-@STAGES
-def test_the_form_as_it_opens_is_a_valid_stage(stage: type[Stage]) -> None:
-    params = model_params(stage)
-    required = {
-        n: _example(params[n].schema) for n, f in stage.model_fields.items() if f.is_required()
-    }
-    values = {
-        name: param.resolve(required.get(name, param.value)) for name, param in params.items()
-    }
-    assert read_params(stage, values) == stage.model_validate(required)
-    assert values.keys() == stage.model_fields.keys()
-
-
-@STAGES
-def test_airflow_itself_refuses_values_outside_the_limits(stage: type[Stage]) -> None:
-    for name, param in model_params(stage, RunOptions).items():
-        if "maximum" in param.schema:
-            with pytest.raises(ParamValidationError, match="maximum"):
-                param.resolve(param.schema["maximum"] + 1)
-        if "enum" in param.schema:
-            with pytest.raises(ParamValidationError, match="is not one of"):
-                param.resolve(f"no {name}")
