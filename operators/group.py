@@ -3,7 +3,7 @@
 A stage is plan, enqueue, workers, drained, finish; a chain is one such group after the other.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -69,7 +69,7 @@ def pipeline(
     with DAG(
         f"igneous_{name}",
         description=words.partition("\n")[0],
-        doc_md=words,
+        doc_md=_documentation(words, steps),
         schedule=None,
         params=form.params(),
         tags=["igneous"],
@@ -89,6 +89,13 @@ def pipeline(
             groups.append(_step_group(step, make, workers, patience))
         chain(*groups)
     return dag
+
+
+def _documentation(words: str, steps: Sequence[Step]) -> str:
+    """What a DAG is for, and what each step of a chain does, in Markdown."""
+    if len(steps) == 1:
+        return words
+    return "\n".join([words, "", *(f"1. **{step.name}**: {step.summary}" for step in steps)])
 
 
 def _run_url_of(group: TaskGroup) -> str:

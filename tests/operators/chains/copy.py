@@ -1,4 +1,4 @@
-"""The DAG `igneous_copy` of the tests copies a layer, makes its coarser mips, drops the source."""
+"""Copy a mip, make coarser ones of the copy, and delete the source: a chain for the tests."""
 
 from igneous_airflow.operators.chain import Step
 from igneous_airflow.operators.group import pipeline
