@@ -101,3 +101,42 @@ def test_a_mistake_in_the_last_step_is_found_before_the_first_one_starts(
     assert "  - object_ids: 0 is the background, which is no object" in words
     assert "  - mesh_bounds: " in words
     assert len(Layer.open(f"file://{segmentation}").info.scales) == 1
+
+
+@pytest.fixture
+def dim_image(tmp_path: Path) -> Path:
+    """Sections of few grey values, each brighter than the one before."""
+    path = tmp_path / "image"
+    random = np.random.default_rng(5)
+    sections = [random.integers(20 + z, 60 + z, (40, 33), dtype=np.uint8) for z in range(6)]
+    voxels = np.stack(sections, axis=2)[..., np.newaxis]
+    write_layer(path, voxels, LayerSpec(chunk_size=(16, 16, 4), voxel_offset=(2, 0, 9)))
+    return path
+
+
+def test_an_image_gets_levels_contrast_and_mips(
+    dags: dict[str, DAG], dim_image: Path, tmp_path: Path
+) -> None:
+    bright = tmp_path / "bright"
+    conf = {"layer": str(dim_image), "dest": str(bright), "clip_fraction": 0.05, "num_mips": 1}
+    done = dags["igneous_contrast"].test(run_conf=conf)
+    assert states(done) == {name: {"success"} for name in ("levels", "contrast", "downsample")}
+    assert sorted(path.name for path in (dim_image / "levels" / "0").iterdir()) == sorted(
+        map(str, range(9, 15))
+    )
+    voxels = CloudVolume(f"file://{bright}", progress=False, parallel=1)[:]
+    assert all(voxels[:, :, z].min() == 0 and voxels[:, :, z].max() == 255 for z in range(6))
+    assert len(Layer.open(f"file://{bright}").info.scales) == 2
+    assert CloudVolume(f"file://{bright}", mip=1, progress=False, parallel=1)[:].shape[0] == 20
+
+
+def test_contrast_without_levels_is_refused_with_the_sections(
+    dags: dict[str, DAG], dim_image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf = {"layer": str(dim_image), "dest": f"{tmp_path}/bright", "run_levels": False}
+    done = dags["igneous_contrast"].test(run_conf=conf)
+    assert states(done)["levels"] == {"skipped"}
+    assert done.state == "failed"
+    assert "9" in (words := capsys.readouterr().out)
+    assert "levels" in words
+    assert not (tmp_path / "bright").exists()
