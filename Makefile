@@ -21,7 +21,7 @@ install: .venv/installed ## make .venv with the igneous-airflow command in it
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: install ## make a sample dataset and downsample it by a real Airflow DAG run (DATA=path: your layer)
+demo: install ## give a sample dataset mips and meshes by real Airflow DAG runs (DATA=path: your layer)
 	$(BIN)/igneous-airflow demo $(DATA)
 
 airflow: install ## start Airflow with the project's DAGs and print its address
@@ -44,7 +44,7 @@ bench: install ## measure against Igneous, side by side
 	$(BIN)/python -m benchmarks
 
 picture: install ## draw the README's picture from the demo's layers
-	$(BIN)/igneous-airflow picture .demo/layers/image .demo/layers/segmentation --out docs/mips.png
+	$(BIN)/igneous-airflow picture .demo/layers/image .demo/layers/segmentation --mips 4 --out docs/layers.png
 
 lock: ## resolve the dependencies anew
 	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \

@@ -1,23 +1,16 @@
-"""One DAG for every registered stage; its form is the stage's fields."""
+"""One DAG for every registered stage; its form is the stage's fields.
+
+Except for stages whose DAG is a chain: a DAG file of the stage's name.
+"""
 
 import inspect
+from pathlib import Path
 
-from airflow.sdk import DAG
-
-from igneous_airflow.operators.group import stage_group
-from igneous_airflow.operators.params import RunOptions, model_params
+from igneous_airflow.operators.chain import Step
+from igneous_airflow.operators.group import pipeline
 from igneous_airflow.stages import registered_stages
 
-for stage in registered_stages().values():
-    words = inspect.getdoc(stage) or ""
-    with DAG(
-        f"igneous_{stage.name}",
-        description=words.partition("\n")[0],
-        doc_md=words,
-        schedule=None,
-        params=model_params(stage, RunOptions),
-        tags=["igneous"],
-        render_template_as_native_obj=True,
-        max_active_runs=16,
-    ):
-        stage_group(stage)
+chains = {path.stem for path in Path(__file__).parent.glob("*.py")}
+for name, stage in registered_stages().items():
+    if name not in chains:
+        pipeline(name, inspect.getdoc(stage) or "", Step(stage))

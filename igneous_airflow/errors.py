@@ -9,6 +9,7 @@
     │   ├── UnsupportedLayer        (ValueError)         a layer of a kind we do not work on
     │   ├── MissingChunk            (FileNotFoundError)  a chunk file that should exist does not
     │   ├── CorruptChunk            (ValueError)         a chunk file that cannot be decoded
+    │   ├── InvalidLevels           (ValueError)         a levels file that is missing or broken
     │   ├── AlignmentError          (ValueError)         a write that does not fill whole chunks
     │   ├── AccessDenied            (PermissionError)    the storage refuses the operation
     │   └── InvalidMessage          (ValueError)         a queue message that is not a task
@@ -74,6 +75,10 @@ class MissingChunk(PermanentError, FileNotFoundError):
 
 class CorruptChunk(PermanentError, ValueError):
     """A chunk file exists but cannot be decoded."""
+
+
+class InvalidLevels(PermanentError, ValueError):
+    """The levels of a section, its histogram, are missing or broken."""
 
 
 class AlignmentError(PermanentError, ValueError):

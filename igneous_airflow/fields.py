@@ -6,7 +6,8 @@ own words for them (`stage.with_words`). `section` orders the form.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,19 +21,27 @@ from pydantic import (
 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 
-LAYER = "layer"  # the `kind` of fields that hold a layer's address
-WHERE, WHAT, HOW, LIMITS = "Where", "What", "How", "Limits"
+LAYER = "layer"  # the `kind` of fields that hold an address; on a command line also a path
+WHERE, WHAT, HOW, LIMITS, RUN = "Where", "What", "How", "Limits", "Run"
+SECTIONS = (WHERE, WHAT, HOW, LIMITS, RUN)  # in the order in which people think
 
 _OTHER_FORMATS = ("graphene", "boss", "n5", "zarr", "zarr2", "zarr3", "nifti", "dvid", "brainmaps")
+_LABELS_AT_MOST = 10_000  # each message of a task holds them all
+_LABEL = r"\s*\d+\s*"
 _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-def section(name: str, *, flag: str | None = None) -> dict[str, Any]:
-    """The `json_schema_extra` that puts a field in a section of the form.
+def section(name: str, *, first: bool = False, flag: str | None = None) -> dict[str, Any]:
+    """The `json_schema_extra` that puts a field in a section of the form, `first` before others.
 
     `flag` is the name that a yes-or-no field has on the command line, where it can only be set.
     """
-    return {"section": name} if flag is None else {"section": name, "flag": flag}
+    extra: dict[str, Any] = {"section": name}
+    if first:
+        extra["first"] = True
+    if flag is not None:
+        extra["flag"] = flag
+    return extra
 
 
 def _layer_url(text: str) -> str:
@@ -91,6 +100,56 @@ def _powers_of_two(vector: Vec3) -> Vec3:
     return vector
 
 
+def _label(value: object) -> int:
+    """Read a label; text is as good as a number, and safer in JSON, which cuts numbers at 2^53."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**64:
+        return value
+    raise ValueError(f"{value!r} is not a label: write a whole number from 0 to {2**64 - 1}")
+
+
+def _parts(value: object, what: str) -> Sequence[object]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, Sequence) or not 0 < len(parts) <= _LABELS_AT_MOST:
+        raise ValueError(f"write 1 to {_LABELS_AT_MOST:,} {what}; got {value!r:.200}")
+    return parts
+
+
+def _labels(value: object) -> tuple[int, ...]:
+    labels = sorted(set(map(_label, _parts(value, "labels, as 17,42"))))
+    if labels[0] == 0:
+        raise ValueError("0 is the background, which is no object")
+    return tuple(labels)
+
+
+def _label_table(value: object) -> tuple[tuple[int, int], ...]:
+    if isinstance(value, Mapping):
+        value = [f"{old}:{new}" for old, new in value.items()]
+    table: dict[int, int] = {}
+    for pair in _parts(value, "pairs OLD:NEW, as 17:1,42:1"):
+        old, colon, new = pair.partition(":") if isinstance(pair, str) else ("", "", "")
+        if not colon and isinstance(pair, Sequence) and len(pair) == 2:
+            old, new = pair
+        key, label = _label(old), _label(new)
+        if key == 0 or table.setdefault(key, label) != label:
+            why = "0 is the background" if key == 0 else f"{key} is given twice"
+            raise ValueError(f"{pair!r}: {why}")
+    return tuple(sorted(table.items()))
+
+
+def _pair_texts(table: Iterable[tuple[int, int]]) -> list[str]:
+    return [f"{old}:{new}" for old, new in table]
+
+
+def folder_in_layer(name: str) -> str:
+    """The name of a folder inside the layer; raises ValueError for any other place."""
+    path = PurePosixPath(name.strip())
+    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in name:
+        raise ValueError(f"{name!r} is not the name of a folder inside the layer")
+    return str(path)
+
+
 def _box_text(value: object) -> object:
     if isinstance(value, str):
         box = BoundingBox.parse(value.strip())
@@ -124,6 +183,37 @@ PoolingFactor = Annotated[
     Vec3, PlainValidator(_vec3), AfterValidator(_powers_of_two), _AsList, _Vec3Schema
 ]
 
+LabelList = Annotated[
+    tuple[int, ...],
+    PlainValidator(_labels),
+    PlainSerializer(lambda labels: list(map(str, labels)), return_type=list[str]),
+    WithJsonSchema(
+        {
+            "type": ["string", "array"],
+            "pattern": f"^{_LABEL}(,{_LABEL})*$",
+            "items": {"type": ["string", "integer"]},
+            "minItems": 1,
+            "metavar": "LABEL,LABEL,...",
+        }
+    ),
+]
+LabelTable = Annotated[
+    tuple[tuple[int, int], ...],
+    PlainValidator(_label_table),
+    PlainSerializer(_pair_texts, return_type=list[str]),
+    WithJsonSchema(
+        {
+            "type": ["string", "array", "object"],
+            "pattern": f"^{_LABEL}:{_LABEL}(,{_LABEL}:{_LABEL})*$",
+            "items": {"type": "string"},
+            "minItems": 1,
+            "metavar": "OLD:NEW,OLD:NEW,...",
+        }
+    ),
+]
+
+FolderInLayer = Annotated[str, AfterValidator(folder_in_layer)]
+
 LayerUrl = Annotated[
     str,
     AfterValidator(_layer_url),
@@ -133,6 +223,36 @@ LayerUrl = Annotated[
         description="Address of the Precomputed layer: gs://BUCKET/PATH, s3://BUCKET/PATH, or an "
         "absolute path on this machine as /data/layer.",
         json_schema_extra={**section(WHERE), "kind": LAYER},
+    ),
+]
+LevelsPath = Annotated[
+    str | None,
+    AfterValidator(lambda text: None if text is None else _layer_url(text)),
+    Field(
+        title="Levels path",
+        description="Address of the folder in which levels/MIP/Z are the histograms of the "
+        "sections: gs://BUCKET/PATH, or a path as /data/folder. Empty: the layer that is read.",
+        json_schema_extra={**section(WHERE), "kind": LAYER},
+    ),
+]
+FileUrl = Annotated[
+    str,
+    AfterValidator(_layer_url),
+    Field(
+        min_length=1,
+        title="File",
+        description="Address of a file: gs://BUCKET/PATH, s3://BUCKET/PATH, or an absolute path on "
+        "this machine as /data/file.",
+        json_schema_extra={**section(WHERE), "kind": LAYER},
+    ),
+]
+Fingerprint = Annotated[
+    str | None,
+    Field(
+        title="Fingerprint",
+        description="What the content of the files read beside the layers must be, as a "
+        "provenance names it; another is refused. Empty: as it is when the run is launched.",
+        json_schema_extra=section(LIMITS),
     ),
 ]
 Mip = Annotated[

@@ -7,6 +7,7 @@ files that a task rightly left out. Every name ends in the id of the launch that
 what a worker of an earlier launch leaves does not count.
 """
 
+import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from hashlib import blake2b
@@ -18,11 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from igneous_airflow.stage import Absent, Work
 from igneous_airflow.storage.codecs import compress_bytes, decompress_bytes
-from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.storage.overlap import Overlap, overlap_width
 
 _DONE, _LEFT_OUT = "done", "left_out"
 _FAILED, _GIVEN_UP, _GIVEN_BACK = "failed", "given_up", "given_back"
+_WORKERS = "workers"
 _LARGE = 1_000  # bytes of an entry that are worth to be compressed
 
 
@@ -50,6 +52,16 @@ class Failure(BaseModel):
     final: bool = Field(description="whether the task was given up")
     worker: str
     at: str = Field(description="time in UTC, ISO 8601")
+
+
+class WorkerNote(BaseModel):
+    """What a worker process was last seen doing."""
+
+    model_config = ConfigDict(frozen=True)
+
+    worker: str = Field(description="host and process")
+    task: int | None = Field(description="the task in hand")
+    at: float = Field(description="seconds since the epoch")
 
 
 class Ledger:
@@ -115,6 +127,17 @@ class Ledger:
         if failure.final:
             self._write(_GIVEN_UP, failure.task)
 
+    def failure(self, task: int, attempt: int) -> Failure | None:
+        """Read how an attempt failed; None when it did not."""
+        stored = self._folder.read(self._name(_FAILED, task, f"{attempt:04d}"))
+        if stored is None:
+            return None
+        return Failure.model_validate_json(bytes(decompress_bytes(stored)))
+
+    def failed(self) -> list[tuple[int, int]]:
+        """Task and number of each attempt that has failed."""
+        return sorted((task, int(attempt)) for task, attempt in self._entries(_FAILED))
+
     def failed_attempts(self) -> int:
         """How many attempts have failed, those that later succeeded included."""
         return sum(1 for _ in self._entries(_FAILED))
@@ -153,6 +176,24 @@ class Ledger:
         """How often a task was given back; a look at each."""
         return self._numbered(_GIVEN_BACK, task)
 
+    def note_worker(self, worker: str, task: int | None) -> None:
+        """Leave a note that a worker is alive, for people who look."""
+        note = WorkerNote(worker=worker, task=task, at=time.time())
+        self._folder.write(_note_name(worker), StoredFile(note.model_dump_json().encode()))
+
+    def forget_worker(self, worker: str) -> None:
+        """Remove the note of a worker that has ended."""
+        self._folder.delete(_note_name(worker))
+
+    def workers(self, seconds: float) -> list[WorkerNote]:
+        """The workers that were seen in the last seconds."""
+        stored = (self._folder.read(f"{_WORKERS}/{name}") for name in self._folder.names(_WORKERS))
+        notes = [
+            WorkerNote.model_validate_json(bytes(decompress_bytes(file))) for file in stored if file
+        ]
+        since = time.time() - seconds
+        return sorted((note for note in notes if note.at > since), key=lambda note: note.worker)
+
     def forget_failures(self) -> None:
         """Remove what went wrong in any launch, before the tasks are tried anew."""
         for kind in (_FAILED, _GIVEN_UP, _GIVEN_BACK):
@@ -161,7 +202,7 @@ class Ledger:
     def forget_everything(self) -> None:
         """Remove what any launch has left; a worker of it may write more, which does not count."""
         self.forget_failures()
-        for kind in (_DONE, _LEFT_OUT):
+        for kind in (_DONE, _LEFT_OUT, _WORKERS):
             self._folder.delete_folder(kind)
 
     def account(self, batch: int) -> "LedgerAccount":
@@ -238,6 +279,10 @@ class LedgerAccount:
 def _fingerprint(names: Iterable[str]) -> str:
     """Eight bytes that stand for a set of names."""
     return blake2b("\n".join(sorted(names)).encode(), digest_size=8).hexdigest()
+
+
+def _note_name(worker: str) -> str:
+    return f"{_WORKERS}/{worker.replace(':', '-')}"
 
 
 class DoneTasks:

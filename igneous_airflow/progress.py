@@ -133,8 +133,9 @@ class Summary(BaseModel):
     def describe(self) -> str:
         """The summary in words."""
         files = sum(self.audit.outputs.values())
-        lines = [f"{self.stage}: all {self.tasks:,} tasks are done and {files:,} chunks were found"]
-        lines += [f"  {name}: {count:,} chunks" for name, count in self.audit.outputs.items()]
+        kind = self.audit.files
+        lines = [f"{self.stage}: all {self.tasks:,} tasks are done and {files:,} {kind} were found"]
+        lines += [f"  {name}: {count:,} {kind}" for name, count in self.audit.outputs.items()]
         if self.audit.absent:
             lines.append(f"  left out, all background: {self.audit.absent:,} chunks")
         if self.work is not None and self.work.voxels:
@@ -143,6 +144,8 @@ class Summary(BaseModel):
                 f"  {self.work.voxels:,} voxels in {self.seconds:.1f} s ({rate:.1f} million a "
                 f"second), {human_bytes(self.work.bytes_written)} stored"
             )
+        if self.work is not None:
+            lines += [f"  {count:,} {what}" for what, count in self.work.counts.items()]
         if self.failed_attempts:
             lines.append(f"  {self.failed_attempts:,} attempts failed and were repeated")
         return "\n".join(lines)

@@ -58,6 +58,7 @@ class Run(BaseModel):
     cells: int
     batch: int = Field(default=1, ge=1, description="cells per task")
     by: str
+    origin: dict[str, str] = Field(default={}, description="what launched it, in its own words")
     created: float = Field(description="seconds since the epoch")
 
     @property
@@ -83,7 +84,14 @@ class Run(BaseModel):
 
     @classmethod
     def launch(
-        cls, stage: Stage, *, url: str, queue: str, by: str, own_queue: bool = True
+        cls,
+        stage: Stage,
+        *,
+        url: str,
+        queue: str,
+        by: str,
+        own_queue: bool = True,
+        origin: dict[str, str] | None = None,
     ) -> tuple[Self, Plan]:
         """Plan a stage and record the run; or take up the unfinished run recorded at `url`.
 
@@ -112,6 +120,7 @@ class Run(BaseModel):
             own_queue=own_queue,
             cells=len(stage.cells()),
             by=by,
+            origin=origin or {},
             created=time.time(),
         )
         run._write(_RECORD, run)
@@ -157,6 +166,14 @@ class Run(BaseModel):
     def is_finished(self) -> bool:
         """Whether the run was proved complete."""
         return open_folder(self.url).exists(_SUMMARY)
+
+    def require_finished(self) -> None:
+        """Raise RunFailed unless the run was proved complete."""
+        if not self.is_finished:
+            raise RunFailed(
+                f"the {self.stage} run {self.url} was not proved done, and what comes after relies "
+                "on it: clear its failed tasks and let it finish, or start again without that step"
+            )
 
     def prepare(self) -> None:
         """Write what the tasks rely on; may run again."""

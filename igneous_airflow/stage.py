@@ -12,12 +12,14 @@ it does them, and only them, again.
 
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from igneous_airflow.errors import AuditFailed, PlanRefused
+from igneous_airflow.fields import SECTIONS
 
 _NAMED_AT_MOST = 10
 
@@ -56,7 +58,7 @@ class Plan(BaseModel):
     def describe(self) -> str:
         """The plan in words, for logs and terminals."""
         lines = [f"{self.stage}: {self.tasks:,} task{'s' if self.tasks != 1 else ''} ({self.grid})"]
-        if self.voxels or not self.deletions:
+        if self.voxels:
             lines += [
                 f"  reads  {self.voxels:,} voxels, {human_bytes(self.bytes_read)} uncompressed",
                 f"  writes {human_bytes(self.bytes_written)} uncompressed",
@@ -83,11 +85,15 @@ class Work(BaseModel):
     left_out: tuple[str, ...] = Field(
         default=(), description="names of the files that are not there, and rightly so"
     )
+    counts: dict[str, int] = Field(
+        default_factory=dict, description="what else was met, and how often, in words"
+    )
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(
-            **{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields}
-        )
+        names = type(self).model_fields.keys() - {"counts"}
+        counts = Counter(self.counts) + Counter(other.counts)
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return Work(**sums, counts=dict(counts))
 
 
 class Audit(BaseModel):
@@ -96,6 +102,7 @@ class Audit(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     outputs: dict[str, int] = Field(description="what was made, and how many files of it there are")
+    files: str = Field(default="chunks", description="what these files are")
     absent: int = Field(default=0, description="files that were left out: all background")
 
 
@@ -188,15 +195,25 @@ class Stage(BaseModel, ABC):
         """Every parameter as JSON data, defaults included."""
         return self.model_dump(mode="json")
 
+    def provenance(self) -> dict[str, Any]:
+        """The `method` of the stage's entry in a layer's provenance."""
+        return {"task": f"{type(self).__name__}Task", **self.parameters()}
+
 
 def field_schemas(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
-    """The JSON schema of each field, in order, as flat as forms and command lines read it.
+    """The JSON schema of each field, as flat as forms and command lines read it.
 
-    `X | None` becomes `type: [X, "null"]`, with None in the `enum` where there is one. Raises
-    TypeError for a field of any other composition, which no form could show.
+    They come section by section, the first ones of each section before the others. `X | None`
+    becomes `type: [X, "null"]`, with None in the `enum` where there is one. Raises TypeError for a
+    field of any other composition, which no form could show.
     """
     properties = model.model_json_schema(mode="validation")["properties"]
-    return {name: _flat_schema(name, schema) for name, schema in properties.items()}
+    schemas = {name: _flat_schema(name, schema) for name, schema in properties.items()}
+    return dict(sorted(schemas.items(), key=lambda field: _place_in_form(field[1])))
+
+
+def _place_in_form(schema: dict[str, Any]) -> tuple[int, bool]:
+    return SECTIONS.index(schema["section"]), not schema.get("first", False)
 
 
 def _flat_schema(name: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,17 @@
-"""The TaskGroup of one stage: plan, enqueue, workers, drained, finish; used by the DAG files."""
+"""TaskGroups of stages, and DAGs of chains of them; used by the DAG files.
 
-from collections.abc import Callable, Mapping
+A stage is plan, enqueue, workers, drained, finish; a chain is one such group after the other.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
-from airflow.sdk import BaseOperator, TaskGroup, TriggerRule, chain
+from airflow.sdk import DAG, BaseOperator, TaskGroup, TriggerRule, chain
 
+from igneous_airflow.operators.chain import Chain, Step
+from igneous_airflow.operators.form import Form
 from igneous_airflow.operators.sensor import StageDrainedSensor
 from igneous_airflow.operators.stage import (
     RUN_URL,
@@ -40,13 +46,71 @@ def stage_group(
     `parameters` may be templates; without them the DAG's params are used. `patience` is how long,
     in seconds, tasks may wait in the queue after the workers have ended.
     """
+    step = Step(stage, name=group_id)
+    form = Form(Chain((step,)))
+    make = partial(PlanStage, form=form, step=step, parameters=parameters)
+    return _step_group(step, make, workers, patience)
+
+
+def pipeline(
+    name: str,
+    words: str,
+    *steps: Step,
+    shared: tuple[str, ...] = (),
+    workers: MakeWorkers = local_workers,
+    patience: float = 60,
+) -> DAG:
+    """The DAG `igneous_NAME` of a chain of steps, with the form that they have together.
+
+    `words` say what it is for, in Markdown, the first line by itself. A step begins when the run of
+    the one before it was proved done; one that fails stops the chain, a skipped one does not.
+    """
+    form = Form(Chain(steps, shared))
+    with DAG(
+        f"igneous_{name}",
+        description=words.partition("\n")[0],
+        doc_md=_documentation(words, steps),
+        schedule=None,
+        params=form.params(),
+        tags=["igneous"],
+        render_template_as_native_obj=True,
+        max_active_runs=16,
+    ) as dag:
+        groups: list[TaskGroup] = []
+        for step in steps:
+            # a skipped step has no failed task; whether an earlier one was proved, its run tells
+            make = partial(
+                PlanStage,
+                form=form,
+                step=step,
+                after=[_run_url_of(group) for group in groups],
+                trigger_rule=TriggerRule.NONE_FAILED,
+            )
+            groups.append(_step_group(step, make, workers, patience))
+        chain(*groups)
+    return dag
+
+
+def _documentation(words: str, steps: Sequence[Step]) -> str:
+    """What a DAG is for, and what each step of a chain does, in Markdown."""
+    if len(steps) == 1:
+        return words
+    return "\n".join([words, "", *(f"1. **{step.name}**: {step.summary}" for step in steps)])
+
+
+def _run_url_of(group: TaskGroup) -> str:
+    """The template of the URL of a step's run; renders to None when the step was skipped."""
+    return f"{{{{ ti.xcom_pull(task_ids='{group.group_id}.plan', key='{RUN_URL}') }}}}"
+
+
+def _step_group(
+    step: Step, make_plan: Callable[..., PlanStage], workers: MakeWorkers, patience: float
+) -> TaskGroup:
+    """The tasks of a step, the first of which `make_plan` makes."""
     retrying: dict[str, Any] = {"retries": 2, "retry_delay": timedelta(seconds=10)}
-    words = (stage.__doc__ or "").partition("\n")[0]
-    with TaskGroup(group_id or stage.name, tooltip=words, default_args=retrying) as group:  # type: ignore[arg-type]
-        plan = PlanStage(
-            task_id="plan", stage=stage, group_id=group.group_id or "", parameters=parameters
-        )
-        run_url = f"{{{{ ti.xcom_pull(task_ids='{plan.task_id}', key='{RUN_URL}') }}}}"
+    with TaskGroup(step.name, tooltip=step.summary, default_args=retrying) as group:  # type: ignore[arg-type]
+        plan = make_plan(task_id="plan", group_id=group.group_id or "")
+        run_url = _run_url_of(group)
         queue = MakeQueue(task_id="queue", run_url=run_url)
         enqueue = EnqueueStage(task_id="enqueue", run_url=run_url)
         working = workers(run_url)

@@ -12,13 +12,12 @@ from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowFailException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from igneous_airflow.fields import section
+from igneous_airflow.fields import RUN, section
 from igneous_airflow.stage import field_schemas, with_words
 from igneous_airflow.worker.loop import WorkerOptions
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_RUN = "Run"
 _DEFAULTS = WorkerOptions()
 
 
@@ -34,7 +33,7 @@ class RunOptions(BaseModel):
             le=64,
             title="Workers",
             description="Worker processes on the machine that runs the Airflow task.",
-            json_schema_extra=section(_RUN),
+            json_schema_extra=section(RUN),
         ),
     ] = 2
     max_attempts: Annotated[
@@ -44,7 +43,7 @@ class RunOptions(BaseModel):
             le=100,
             title="Attempts",
             description="Attempts at a task before it is given up.",
-            json_schema_extra=section(_RUN),
+            json_schema_extra=section(RUN),
         ),
     ] = _DEFAULTS.max_attempts
     lease_seconds: Annotated[
@@ -55,33 +54,30 @@ class RunOptions(BaseModel):
             title="Lease",
             description="Seconds after which the task of a worker that fell silent is given to "
             "another.",
-            json_schema_extra=section(_RUN),
+            json_schema_extra=section(RUN),
         ),
     ] = _DEFAULTS.lease_seconds
 
 
-def model_params(*models: type[BaseModel]) -> dict[str, Param]:
-    """The Params of the models' fields, those of a section together, otherwise in their order.
+def make_params(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Param]:
+    """The Params of fields' schemas, in their order.
 
-    A field without default becomes a Param without value, which the form demands. Raises
-    TypeError for a field that no form can show, or that two of the models have.
+    A field without default becomes a Param without value, which the form demands.
     """
-    fields: dict[str, dict[str, Any]] = {}
-    for model in models:
-        schemas = field_schemas(model)
-        if twice := fields.keys() & schemas.keys():
-            raise TypeError(f"{model.__name__} repeats the fields {', '.join(sorted(twice))}")
-        fields |= schemas
-    words = {name: f"'{schema['title']}'" for name, schema in fields.items() if "title" in schema}
-    for schema in fields.values():
+    return {name: Param(**_shown_as_text(schema)) for name, schema in fields.items()}
+
+
+def titled_schemas(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """The fields' schemas of a model, whose words name other fields by their titles in the form."""
+    schemas = field_schemas(model)
+    words = {name: f"'{schema['title']}'" for name, schema in schemas.items()}
+    for schema in schemas.values():
         schema["description"] = with_words(schema.get("description", ""), words)
-    sections = list(dict.fromkeys(schema.get("section") for schema in fields.values()))
-    ordered = sorted(fields.items(), key=lambda field: sections.index(field[1].get("section")))
-    return {name: Param(**_shown_as_text(schema)) for name, schema in ordered}
+    return schemas
 
 
-def _shown_as_text(schema: dict[str, Any]) -> dict[str, Any]:
-    """Let the form show a line of text for what may be written as text or as a list.
+def _shown_as_text(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Let the form show a line of text for what may be written as text or as a list or mapping.
 
     Airflow's form decides by `type`: with a list among the types it shows an editor, without any
     type a line of text. What `type` says then stands in `anyOf`, which only the check reads.
@@ -97,11 +93,16 @@ def read_params(model: type[Model], values: Mapping[str, Any]) -> Model:
 
     Raises AirflowFailException, after which Airflow does not retry, naming each wrong field.
     """
-    known = {name: values[name] for name in model.model_fields if name in values}
     try:
-        return model.model_validate(known)
+        return model.model_validate({n: values[n] for n in model.model_fields if n in values})
     except ValidationError as error:
-        raise AirflowFailException(_problems(model, error)) from None
+        raise refusal(wrong_fields(error)) from None
+
+
+def refusal(problems: Iterable[str]) -> AirflowFailException:
+    """The error, after which Airflow does not retry, that names problems with parameters."""
+    lines = [f"  - {problem}" for problem in problems]
+    return AirflowFailException("\n".join(["Nothing was started:", *lines]))
 
 
 def refuse_unknown(given: Iterable[str], known: Collection[str]) -> None:
@@ -110,17 +111,17 @@ def refuse_unknown(given: Iterable[str], known: Collection[str]) -> None:
     for name in sorted(set(given) - set(known)):
         similar = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {similar[0]}?" if similar else f"choose from {', '.join(known)}"
-        problems.append(f"  - {name}: there is no such parameter; {hint}")
+        problems.append(f"{name}: there is no such parameter; {hint}")
     if problems:
-        raise AirflowFailException("\n".join(["Nothing was started:", *problems]))
+        raise refusal(problems)
 
 
-def _problems(model: type[BaseModel], error: ValidationError) -> str:
-    """Each wrong field with its value and what is wrong, a line each."""
-    lines = [f"Nothing was started, the parameters of {model.__name__} do not fit:"]
+def wrong_fields(error: ValidationError) -> list[str]:
+    """Each wrong field, what is wrong and its value; no field where several do not go together."""
+    problems = []
     for problem in error.errors(include_url=False):
         field = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         got = "" if problem["type"] in ("value_error", "missing") else f"; got {problem['input']!r}"
-        lines.append(f"  - {field + ': ' if field else ''}{message}{got}")
-    return "\n".join(lines)
+        problems.append(f"{field + ': ' if field else ''}{message}{got}")
+    return problems

@@ -16,6 +16,7 @@ def get_provider_info() -> dict[str, Any]:
         "name": "Igneous",
         "description": "Stages of work on Neuroglancer Precomputed volumes, proved done.",
         "versions": [version(_PACKAGE)],
+        "extra-links": ["igneous_airflow.operators.links.NeuroglancerLink"],
         "config": {
             "igneous": {
                 "description": "Work on Neuroglancer Precomputed volumes.",

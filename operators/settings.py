@@ -12,7 +12,7 @@ _FILE = "file://"
 
 def run_url(dag_id: str, run_id: str, group_id: str) -> str:
     """The folder of a stage's run: the same whenever a task of this DAG run asks, or is cleared."""
-    return f"{_state_folder()}/{run_folder_name(dag_id, run_id, group_id)}"
+    return f"{state_url()}/{run_folder_name(dag_id, run_id, group_id)}"
 
 
 def queue_url(run: str) -> str:
@@ -25,7 +25,7 @@ def queue_url(run: str) -> str:
     return f"sqlite://{Path(AIRFLOW_HOME).absolute()}/igneous/queues/{name}.db"
 
 
-def _state_folder() -> str:
+def state_url() -> str:
     """The option `[igneous] state`; raises InvalidParameter when it is no address."""
     text: str = conf.get("igneous", "state")
     if "://" in text:

@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from igneous_airflow.errors import IgneousError, TransientError
-from igneous_airflow.operators.params import read_params, refuse_unknown
+from igneous_airflow.errors import IgneousError, PlanRefused, TransientError
+from igneous_airflow.operators.chain import Step
+from igneous_airflow.operators.form import Form, Skipped
+from igneous_airflow.operators.links import NeuroglancerLink
+from igneous_airflow.operators.params import refuse_unknown
 from igneous_airflow.operators.settings import queue_url, run_url
 from igneous_airflow.run import Run
-from igneous_airflow.stage import Stage
 from igneous_airflow.storage.provenance import author
 
 if TYPE_CHECKING:
@@ -36,41 +38,63 @@ def explained() -> Iterator[None]:
 
 
 class PlanStage(BaseOperator):
-    """Check a stage's parameters, plan it, and record the run; writes nothing to the layer.
+    """Check the parameters of a chain, plan one step of it, and record the run.
 
-    The parameters are the DAG run's params, or those given here, which may be templates. Returns
-    `run_url` and the `plan`. Fails without retry, with every reason, when the plan is refused.
+    Writes nothing to the layer. The parameters are the DAG run's params, or those given here, which
+    may be templates; those of all steps are checked, so that the first plan refuses what a late
+    step could not work with. `after` are the runs of earlier steps, none where one was skipped.
+    Returns `run_url` and the `plan`. Fails without retry, with every reason, when the plan is
+    refused or an earlier run was not proved done; is skipped when the step is not to run.
     """
 
-    template_fields: Sequence[str] = ("parameters",)
+    template_fields: Sequence[str] = ("parameters", "after")
 
     def __init__(
         self,
         *,
-        stage: type[Stage],
+        form: Form,
+        step: Step,
         group_id: str = "",
         parameters: Mapping[str, Any] | None = None,
+        after: Sequence[str | None] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(multiple_outputs=True, **kwargs)
-        self.stage = stage
-        self.group_id = group_id or stage.name
+        self.form = form
+        self.step = step
+        self.group_id = group_id or step.name
         self.parameters = parameters
+        self.after = after
 
     def execute(self, context: "Context") -> dict[str, Any]:
         """Launch the run, or take up the unfinished one of this DAG run."""
         dag_run = context["dag_run"]
         refuse_unknown(dag_run.conf or {}, context["dag"].params)
         values = context["params"] if self.parameters is None else self.parameters
-        stage = read_params(self.stage, values)
+        stage = self.form.read(values)[self.step.name]
+        if isinstance(stage, Skipped):
+            raise AirflowSkipException(stage.reason)
         with explained():
+            for earlier in filter(None, self.after):
+                Run.load(earlier).require_finished()
             url = run_url(dag_run.dag_id, dag_run.run_id, self.group_id)
-            run, plan = Run.launch(
-                stage,
-                url=url,
-                queue=queue_url(url),
-                by=dag_run.triggering_user_name or author(),
-            )
+            try:
+                run, plan = Run.launch(
+                    stage,
+                    url=url,
+                    queue=queue_url(url),
+                    by=dag_run.triggering_user_name or author(),
+                    origin={
+                        "dag_id": dag_run.dag_id,
+                        "dag_run_id": dag_run.run_id,
+                        "group_id": self.group_id,
+                    },
+                )
+            except PlanRefused as refused:
+                reasons = [
+                    self.form.in_its_words(self.step, reason, values) for reason in refused.refusals
+                ]
+                raise PlanRefused(refused.stage, reasons) from None
         self.log.info("%s", plan.describe())
         self.log.info("The run is recorded in %s", run.url)
         return {RUN_URL: run.url, "plan": plan.model_dump(mode="json")}
@@ -122,6 +146,8 @@ class EnqueueStage(RunOperator):
 
 class FinishStage(RunOperator):
     """Prove that the run is complete, record provenance, and return the summary."""
+
+    operator_extra_links = (NeuroglancerLink(),)
 
     def execute(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002
         """Audit the output; fails without retry, naming what is missing."""

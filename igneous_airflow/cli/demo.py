@@ -3,25 +3,30 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from tqdm import tqdm
 
-from igneous_airflow.cli.addresses import folder_url
+from igneous_airflow.cli.addresses import folder_url, shown
 from igneous_airflow.cli.embedded import EmbeddedAirflow, stop
 from igneous_airflow.cli.picture import draw_picture
+from igneous_airflow.cli.stages import make_stage
 from igneous_airflow.errors import RunFailed
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.progress import Summary
 from igneous_airflow.run import Run
+from igneous_airflow.stage import Work, human_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_DAG = "igneous_downsample"
 _POLL = 0.3
+_MESHED_VOXELS = 10_000_000  # at most, of the mip that is meshed: seconds of work
+_MESHED_CELL = "144,144,144"  # small, so that every worker gets some
 
 
 @click.command
@@ -33,45 +38,83 @@ _POLL = 0.3
     help="Where the sample dataset and the embedded Airflow live.",
 )
 def demo(data: str | None, folder: str) -> None:
-    """Make a sample dataset, or take the layer DATA, and downsample it by a real Airflow DAG run.
+    """Make a sample dataset, or take the layer DATA, and work on it by real Airflow DAG runs.
 
-    Two worker processes work on an embedded queue. Running it again works.
+    An image gets coarser mips, a segmentation meshes as well, from two worker processes on an
+    embedded queue. Running it again works.
     """
+    started = time.monotonic()
     root = Path(folder).absolute()
-    layers = (
-        [Path(folder_url(data).removeprefix("file://"))]
-        if data
-        else _sample_layers(root / "layers")
-    )
+    urls = [folder_url(data)] if data else _sample_layers(root / "layers")
+    jobs = [_plan(url) for url in urls]
     airflow = EmbeddedAirflow(root / "airflow")
     click.echo(f"Setting up Airflow in {airflow.home} ...")
     airflow.set_up()
-    summaries = [_downsample(airflow, layer) for layer in layers]
-    out = root / "mips.png"
-    draw_picture(tuple(map(str, layers)), out)
-    click.echo("\nDone, and proved: every promised chunk was found.\n")
-    for layer, summary in zip(layers, summaries, strict=True):
-        click.echo(f"{layer}\n{summary.describe()}\n")
+    summaries = [_run(airflow, job) for job in jobs]
+    out = root / "layers.png"
+    draw_picture(tuple(urls), out)
+    seconds = time.monotonic() - started
+    click.echo(
+        f"\nDone in {seconds:.0f} s, and proved: every task has its receipt, and every promised "
+        "file was found.\n"
+    )
+    for job, of_stages in zip(jobs, summaries, strict=True):
+        click.echo(f"{shown(job.layer)}, by {job.dag}\n{_table(of_stages)}\n")
+    last = jobs[-1]
     click.echo(
         f"Look at it:\n"
-        f"  the mips side by side   {out}\n"
-        f"  the Airflow UI          make airflow, then trigger {_DAG} with the form\n"
-        f"  the voxels, in Python   from cloudvolume import CloudVolume\n"
-        f"                          CloudVolume('file://{layers[0]}', mip=1).viewer()"
+        f"  a picture         {out}\n"
+        f"  the Airflow UI    make airflow, then trigger {last.dag} with the form\n"
+        f"  in Neuroglancer   open precomputed://http://localhost:1337, served from Python by\n"
+        f"                    from cloudvolume import CloudVolume\n"
+        f"                    CloudVolume('{last.layer}').viewer()"
     )
 
 
-def _sample_layers(root: Path) -> list[Path]:
-    """Write the sample layers, unless they are there already."""
+@dataclass(frozen=True)
+class _Job:
+    """A DAG run on a layer."""
+
+    layer: str
+    dag: str
+    conf: dict[str, Any]
+
+
+def _plan(url: str) -> _Job:
+    """Say what there is to do for a layer; raises PlanRefused with every reason not to start."""
+    from igneous_airflow.stages.downsample import Downsample
+    from igneous_airflow.stages.mesh import Mesh
+    from igneous_airflow.storage.layer import Layer
+
+    downsample = make_stage(Downsample, {"layer": url})
+    click.echo(downsample.plan().require_accepted().describe())
+    info = Layer.open(url).info
+    if info.layer_type != "segmentation":
+        return _Job(url, "igneous_downsample", {"layer": url})
+    finest, *_ = sizes = [scale.size.product for scale in info.scales]
+    sizes += [finest // 4**mip for mip in range(len(sizes), 6)]
+    mip = next((m for m, voxels in enumerate(sizes) if voxels <= _MESHED_VOXELS), len(sizes) - 1)
+    there = min(mip, len(info.scales) - 1)
+    mesh = make_stage(Mesh, {"layer": url, "mip": there, "shape": _MESHED_CELL})
+    refusals = mesh.plan().refusals
+    for refusal in refusals:
+        click.echo(f"  no meshes are made: {refusal}")
+    conf = {"layer": url, "mesh_mip": mip, "shape": _MESHED_CELL}
+    without = {"run_mesh": False, "run_mesh_manifest": False} if refusals else {}
+    return _Job(url, "igneous_segmentation", conf | without)
+
+
+def _sample_layers(root: Path) -> list[str]:
+    """Write the sample layers, unless they are there already, and return their addresses."""
     from igneous_airflow.storage.info import Info, Scale, resolution_key
     from igneous_airflow.storage.layer import Layer
     from igneous_airflow.testing.sample import DEFAULT
 
-    layers = [root / "image", root / "segmentation"]
+    urls = [f"file://{root}/{name}" for name in ("image", "segmentation")]
     finished = root / "sample.json"
     if finished.exists():
         click.echo(f"The sample dataset is in {root} already.")
-        return layers
+        return urls
     started = time.monotonic()
     click.echo(f"Making a sample dataset of {DEFAULT.size} voxels in {root} ...")
     x, y, z = DEFAULT.resolution
@@ -84,39 +127,76 @@ def _sample_layers(root: Path) -> list[Path]:
         encoding="raw",
     )
     volumes: tuple[NDArray[Any], ...] = DEFAULT.volumes()
-    for layer, voxels in zip(layers, volumes, strict=True):
-        info = Info.new(data_type=voxels.dtype.name, layer_type=layer.name, scale=scale)
-        Layer.create(f"file://{layer}", info).write(scale, voxels)
+    for url, voxels in zip(urls, volumes, strict=True):
+        kind = url.rpartition("/")[2]
+        info = Info.new(data_type=voxels.dtype.name, layer_type=kind, scale=scale)
+        Layer.create(url, info).write(scale, voxels)
     finished.write_text(json.dumps({"seed": DEFAULT.seed}))
     click.echo(f"  image and segmentation written in {time.monotonic() - started:.1f} s")
-    return layers
+    return urls
 
 
-def _downsample(airflow: EmbeddedAirflow, layer: Path) -> Summary:
-    """Run the DAG on a layer and show its progress; raises RunFailed with the log's place."""
-    log = airflow.home / f"{layer.name}.log"
-    click.echo(f"Airflow runs {_DAG} on {layer} (log: {log})")
+def _run(airflow: EmbeddedAirflow, job: _Job) -> list[Summary]:
+    """Run a DAG, a progress bar for each stage; raises RunFailed with the place of the log."""
+    log = airflow.home / f"{job.dag}.log"
+    click.echo(f"Airflow runs {job.dag} on {shown(job.layer)} (log: {log})")
     before = _records(airflow)
-    conf = json.dumps({"layer": str(layer)})
-    call = airflow.start(["dags", "test", _DAG, "--conf", conf], log)
-    run: Run | None = None
+    call = airflow.start(["dags", "test", job.dag, "--conf", json.dumps(job.conf)], log)
+    bars: dict[Path, tqdm[Any]] = {}
     try:
-        with tqdm(total=0, unit="task", file=sys.stderr) as bar:
-            while call.poll() is None:
-                time.sleep(_POLL)
-                new = _records(airflow) - before
-                if run is None and new:
-                    run = Run.load(f"file://{new.pop().parent}")
-                    bar.reset(total=run.planned)
-                if run is not None:
-                    bar.update(run.done().count - bar.n)
+        while call.poll() is None:
+            time.sleep(_POLL)
+            _show_progress(_records(airflow) - before, bars)
     finally:
         stop([call])
-    summary = run.summary() if run is not None else None
-    if call.returncode != 0 or summary is None:
-        raise RunFailed(f"the DAG run on {layer} failed: read {log}")
-    return summary
+        for bar in bars.values():
+            bar.close()
+    runs = [_load(record) for record in sorted(_records(airflow) - before, key=_written)]
+    summaries = [summary for run in runs if (summary := run.summary()) is not None]
+    if call.returncode != 0 or not runs or len(summaries) < len(runs):
+        raise RunFailed(f"the DAG run on {shown(job.layer)} failed: read {log}")
+    return summaries
+
+
+def _show_progress(records: set[Path], bars: "dict[Path, tqdm[Any]]") -> None:
+    """Bring the bars of runs up to date; a new run has the last bar, and those before it end."""
+    for record in sorted(records, key=_written):
+        run = _load(record)
+        if record not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars[record] = tqdm(total=run.planned, unit="task", desc=run.stage, file=sys.stderr)
+        bars[record].update(run.done().count - bars[record].n)
 
 
 def _records(airflow: EmbeddedAirflow) -> set[Path]:
     return set(airflow.state.glob("*/run.json"))
+
+
+def _written(record: Path) -> float:
+    return record.stat().st_mtime
+
+
+def _load(record: Path) -> Run:
+    return Run.load(f"file://{record.parent}")
+
+
+def _table(summaries: Sequence[Summary]) -> str:
+    """What each stage made and how fast, a line for each kind of output."""
+    rows = [["stage", "made", "", "stored", "seconds", "voxels read", "a second"]]
+    for summary in summaries:
+        work = summary.work or Work()
+        about = [human_bytes(work.bytes_written), f"{summary.seconds:.1f}"]
+        if work.voxels:
+            about += [f"{work.voxels:,}", f"{work.voxels / summary.seconds:,.0f}"]
+        stage = summary.stage
+        for name, count in summary.audit.outputs.items():
+            rows.append([stage, name, f"{count:,} {summary.audit.files}", *about, "", ""][:7])
+            stage, about = "", [""] * 4
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for stage, name, *numbers in rows:
+        words = [stage.ljust(widths[0]), name.ljust(widths[1])]
+        words += [number.rjust(w) for number, w in zip(numbers, widths[2:], strict=True)]
+        lines.append(f"  {'  '.join(words)}".rstrip())
+    return "\n".join(lines)

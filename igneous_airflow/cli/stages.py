@@ -80,7 +80,7 @@ def _parameters(stage: type[Stage]) -> Iterator[click.Parameter]:
             default=schema["default"],
             show_default=schema["default"] is not None,
             help=help_text,
-            metavar="X,Y,Z" if "array" in kinds else None,
+            metavar=schema.get("metavar", "X,Y,Z" if "array" in kinds else None),
         )
 
 
@@ -114,7 +114,7 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
     def run_stage(
         *, dry_run: bool, queue: str | None, processes: int, state: str, **values: Any
     ) -> None:
-        launched = _make(stage, values)
+        launched = make_stage(stage, values)
         if dry_run:
             click.echo(launched.resolved().plan().require_possible().describe())
             return
@@ -144,10 +144,10 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
     return run_stage
 
 
-def _make(stage: type[Stage], values: dict[str, Any]) -> Stage:
+def make_stage(stage: type[Stage], values: dict[str, Any]) -> Stage:
     """Build the stage from the command line's values; a usage error names each wrong option."""
     for name, schema in field_schemas(stage).items():
-        if schema.get("kind") == LAYER and values[name]:
+        if schema.get("kind") == LAYER and values.get(name):
             values[name] = folder_url(values[name])
     try:
         return stage.model_validate(values)

@@ -1,4 +1,4 @@
-"""A box cut into cells, in the order that tasks are numbered; used by stages and storage."""
+"""Boxes cut into cells, sections into slabs, as tasks are numbered; used by stages and storage."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,3 +78,49 @@ class Grid(Sequence[BoundingBox]):
         """Whether a box inside the grid is made of whole cells."""
         grown = box.expanded_to_grid(self.cell, self.box.min).intersection(self.box)
         return self.box.contains(box) and grown == box
+
+
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """The sections from `start` up to, and not including, `stop`."""
+
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        return f"{self.start}-{self.stop}"
+
+    def __len__(self) -> int:
+        return max(self.stop - self.start, 0)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.stop))
+
+
+@dataclass(frozen=True, slots=True)
+class Slabs(Sequence[Slab]):
+    """Sections cut where a grid of `depth` sections that starts at `origin` is cut.
+
+    The first and the last slab are clipped. Like a grid, it makes them when asked.
+    """
+
+    whole: Slab
+    depth: int
+    origin: int
+
+    def __len__(self) -> int:
+        return -((self.origin - self.whole.stop) // self.depth) - self._first if self.whole else 0
+
+    @property
+    def _first(self) -> int:
+        return (self.whole.start - self.origin) // self.depth
+
+    @overload
+    def __getitem__(self, index: int) -> Slab: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Slab]: ...
+    def __getitem__(self, index: int | slice) -> Slab | Sequence[Slab]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start = self.origin + (self._first + range(len(self))[index]) * self.depth
+        return Slab(max(start, self.whole.start), min(start + self.depth, self.whole.stop))

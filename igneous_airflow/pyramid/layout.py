@@ -143,6 +143,12 @@ def sharding_problems(scale: Scale) -> Iterator[str]:
         yield f"scale {scale.key} is sharded; only unsharded layers can be read"
 
 
+def label_problems(info: Info) -> Iterator[str]:
+    """The reason why the voxels of a layer cannot be labels."""
+    if not info.data_type.startswith("uint"):
+        yield f"the source holds {info.data_type}, but labels are unsigned integers"
+
+
 def encoding_problems(info: Info, scales: Iterable[Scale]) -> Iterator[str]:
     """Reasons why the voxels cannot be stored as the scales say."""
     problems = [

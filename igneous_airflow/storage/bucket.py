@@ -1,7 +1,8 @@
 """Folders in buckets, or in memory, through cloud-files."""
 
+import io
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,8 +13,9 @@ from igneous_airflow.errors import (
     PermanentError,
     StorageUnavailable,
 )
-from igneous_airflow.storage.files import StoredFile, plain_name
+from igneous_airflow.storage.files import StoredFile, content_version, plain_name
 
+_PART = 1 << 20  # bytes of a file that are fetched ahead
 _READ_ONLY = ("http://", "https://", "middleauth+https://", "ngauth+https://")
 
 
@@ -69,11 +71,54 @@ class BucketFolder:
         with self._errors("look for", name):
             return bool(self._files.exists(name))
 
+    def stream(self, name: str) -> io.BufferedReader | None:
+        with self._errors("read", name):
+            if not self._files.exists(name):
+                return None
+            size = int(self._files.size(name))
+        return io.BufferedReader(_FileInBucket(self, name, size), _PART)
+
+    def part(self, name: str, start: int, stop: int) -> bytes:
+        """Read some bytes of a file that is there; raises InvalidParameter for a compressed one."""
+        with self._errors("read", name):
+            (answer,) = self._files.get([{"path": name, "start": start, "end": stop}], raw=True)
+            if answer["compress"]:
+                raise InvalidParameter(
+                    f"{self._url}/{name} is stored with {answer['compress']} compression, so that "
+                    "parts of it cannot be read: store it as it is"
+                )
+            return bytes(answer["content"])
+
+    def version(self, name: str) -> str | None:
+        with self._errors("read", name):
+            if not self._files.exists(name):
+                return None
+            head = self._files.head(name)
+        if head["ETag"]:
+            return f"etag:{head['ETag']}"
+        stream = self.stream(name)
+        return content_version(stream) if stream else None
+
     def names(self, prefix: str) -> Iterator[str]:
         with self._errors("list", prefix):
             for name in self._files.list(prefix=f"{prefix}/" if prefix else "", flat=True):
                 if not name.endswith("/"):
                     yield plain_name(name.rpartition("/")[2])
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        with self._errors("list", prefix):
+            listed = self._files.list(prefix=f"{prefix}/" if prefix else "", flat=True)
+            found = (name.rstrip("/").rpartition("/")[2] for name in listed if name.endswith("/"))
+            yield from dict.fromkeys(found)
+
+    def names_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[str]:
+        with self._errors("list", prefix):
+            for start in starts:
+                for name in self._files.list(
+                    prefix=f"{prefix}/{start}" if prefix else start, flat=True
+                ):
+                    if not name.endswith("/"):
+                        yield plain_name(name.rpartition("/")[2])
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         with self._errors("list", prefix):
@@ -103,6 +148,37 @@ class BucketFolder:
             raise
         except Exception as error:
             raise _storage_error(action, place, error) from error
+
+
+class _FileInBucket(io.RawIOBase):
+    """A file that is fetched part by part, wherever its reader seeks to."""
+
+    def __init__(self, folder: BucketFolder, name: str, size: int) -> None:
+        super().__init__()
+        self._folder = folder
+        self._name = name
+        self._size = size
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = start + offset
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._place + len(buffer), self._size)
+        if stop <= self._place:
+            return 0
+        content = self._folder.part(self._name, self._place, stop)
+        buffer[: len(content)] = content
+        self._place += len(content)
+        return len(content)
 
 
 def _protocols() -> frozenset[str]:

@@ -4,8 +4,10 @@ Both kinds keep a file's compression the way every reader of the format expects 
 the name on disk (`.gz`, `.br`, `.zstd`), as `Content-Encoding` in a bucket.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
@@ -43,8 +45,24 @@ class Folder(Protocol):
     def exists(self, name: str) -> bool:
         """Whether a file is there in any compression."""
 
+    def stream(self, name: str) -> BufferedReader | None:
+        """Open an uncompressed file, to be read in parts; None when there is none."""
+
+    def version(self, name: str) -> str | None:
+        """A text that changes when the file's content does; None when there is no file."""
+
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the files directly in the folder `prefix/`, without compression suffixes."""
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Names of the folders directly in `prefix/`, or in this folder when it is empty."""
+
+    def names_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[str]:
+        """Names as `names` gives them, of the files whose names start in one of these ways.
+
+        No start may be the beginning of another. A bucket is asked once for each of them, a folder
+        on disk is read once.
+        """
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Files directly in the folder `prefix/`: names as `names` gives them, and stored bytes."""
@@ -67,6 +85,11 @@ def open_folder(url: str) -> Folder:
     if url.startswith("file://"):
         return LocalFolder(Path(url.removeprefix("file://")))
     return BucketFolder(url)
+
+
+def content_version(stream: BufferedReader) -> str:
+    """The version of a file that only its content tells."""
+    return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
 
 def plain_name(name: str) -> str:

@@ -4,7 +4,7 @@ Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precom
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf, prod
@@ -242,6 +242,23 @@ class Info:
                 )
         return Info({**self.data, "scales": [*self.data["scales"], *added]})
 
+    def without_scales(self, keys: Sequence[str]) -> "Info":
+        """Leave out the scales of these keys."""
+        left = [entry for entry in self.data["scales"] if entry["key"] not in keys]
+        return Info({**self.data, "scales": left})
+
+    @property
+    def mesh_directory(self) -> str | None:
+        """The folder of the layer's meshes, where the info names one."""
+        return str(self.data["mesh"]).rstrip("/") if self.data.get("mesh") else None
+
+    def with_mesh_directory(self, directory: str) -> "Info":
+        """Name the folder of the layer's meshes; raises InvalidInfo when it has another one."""
+        present = self.mesh_directory
+        if present not in (None, directory):
+            raise InvalidInfo(f"the meshes of the layer are in {present}, not in {directory}")
+        return self if present else Info({**self.data, "mesh": directory})
+
 
 def read_info(folder: Folder) -> Info:
     """Read a layer's info file; raises LayerNotFound and InvalidInfo."""
@@ -265,21 +282,9 @@ def write_info(folder: Folder, info: Info) -> None:
 def add_scales(folder: Folder, scales: Sequence[Scale]) -> Info:
     """Add scales to a layer's info, keeping whatever others add meanwhile.
 
-    The file is read anew, merged, written and read back; where somebody else's write came between,
-    this is repeated. On disk a lock keeps our own processes apart.
     Raises InvalidInfo on a conflict, StorageUnavailable when the merge never holds.
     """
-    read_info(folder)  # before the lock, which needs the folder to be there
-    with locked(folder):
-        for _ in range(_COMMIT_ATTEMPTS):
-            current = read_info(folder)
-            merged = current.with_scales(scales)
-            if merged.data == current.data:
-                return current
-            write_info(folder, merged)
-    raise StorageUnavailable(
-        f"{folder.url}/info keeps being overwritten by somebody else: try again"
-    )
+    return _changed(folder, lambda info: info.with_scales(scales))
 
 
 def remove_scales(folder: Folder, keys: Sequence[str]) -> Info:
@@ -287,14 +292,31 @@ def remove_scales(folder: Folder, keys: Sequence[str]) -> Info:
 
     Raises StorageUnavailable when the change never holds.
     """
+    return _changed(folder, lambda info: info.without_scales(keys))
+
+
+def name_mesh_directory(folder: Folder, directory: str) -> Info:
+    """Say in a layer's info where its meshes are, keeping whatever others add meanwhile.
+
+    Raises InvalidInfo when it says something else, StorageUnavailable when the change never holds.
+    """
+    return _changed(folder, lambda info: info.with_mesh_directory(directory))
+
+
+def _changed(folder: Folder, change: Callable[[Info], Info]) -> Info:
+    """Change a layer's info.
+
+    The file is read anew, merged, written and read back; where somebody else's write came between,
+    this is repeated. On disk a lock keeps our own processes apart.
+    """
     read_info(folder)  # before the lock, which needs the folder to be there
     with locked(folder):
         for _ in range(_COMMIT_ATTEMPTS):
             current = read_info(folder)
-            left = [entry for entry in current.data["scales"] if entry["key"] not in keys]
-            if left == current.data["scales"]:
+            changed = change(current)
+            if changed.data == current.data:
                 return current
-            write_info(folder, Info({**current.data, "scales": left}))
+            write_info(folder, changed)
     raise StorageUnavailable(
         f"{folder.url}/info keeps being overwritten by somebody else: try again"
     )

@@ -17,6 +17,7 @@ from igneous_airflow.storage.codecs import (
     compression_for,
     decode,
     decompress_bytes,
+    decompress_first,
     encode,
 )
 from igneous_airflow.storage.files import Folder, StoredFile, open_folder
@@ -80,26 +81,40 @@ class Layer:
             )
         return coarsest if mip == -1 else scales[mip]
 
-    def read_chunk(self, scale: Scale, box: BoundingBox) -> "NDArray[Any] | None":
+    def read_chunk(
+        self, scale: Scale, box: BoundingBox, channel: int | None = None
+    ) -> "NDArray[Any] | None":
         """Read one chunk file; None when it is missing. The array may be read-only.
 
-        Raises CorruptChunk naming the file.
+        With `channel`, the array has that one alone. Raises CorruptChunk naming the file.
         """
         name = f"{scale.key}/{box}"
         stored = self.folder.read(name)
         if stored is None:
             return None
-        size = box.size
         try:
-            return decode(
-                decompress_bytes(stored),
-                scale.encoding,
-                shape=(size.x, size.y, size.z, self.info.channels),
-                dtype=self.dtype,
-                block_size=scale.block_size,
-            )
+            return self._decoded(scale, box, stored, channel)
         except CorruptChunk as error:
             raise CorruptChunk(f"chunk {self.folder.url}/{name}: {error}") from error
+
+    def _decoded(
+        self, scale: Scale, box: BoundingBox, stored: StoredFile, channel: int | None
+    ) -> "NDArray[Any]":
+        channels = self.info.channels
+        if channel is not None and channel + 1 < channels and scale.encoding == "raw":
+            channels = channel + 1  # one follows the other, so that the later ones are not needed
+            count = box.voxels * channels * self.dtype.itemsize
+            content = decompress_first(stored, count)
+        else:
+            content = decompress_bytes(stored)
+        voxels = decode(
+            content,
+            scale.encoding,
+            shape=(*box.size, channels),
+            dtype=self.dtype,
+            block_size=scale.block_size,
+        )
+        return voxels if channel is None else voxels[..., channel : channel + 1]
 
     def read(
         self,
@@ -108,33 +123,35 @@ class Layer:
         *,
         missing: float | None = None,
         overlap: Overlap | None = None,
+        channel: int | None = None,
     ) -> "NDArray[Any]":
         """Read a box inside the scale's bounds, of any alignment; the array may be read-only.
 
         `missing` is the value of the voxels of missing chunks; with None, one of them raises
-        MissingChunk with its name. `overlap` reads several chunks at once. Raises InvalidParameter
-        for a box outside of the bounds.
+        MissingChunk with its name. `overlap` reads several chunks at once; `channel` one channel
+        alone. Raises InvalidParameter for a box outside of the bounds.
         """
         import numpy as np
 
         chunks = list(scale.chunks.overlapping(box))
         if len(chunks) == 1 and chunks[0] == box:
-            return self._chunk_or_fill(scale, box, missing)
+            return self._chunk_or_fill(scale, box, missing, channel)
         if not scale.bounds.contains(box):
             raise InvalidParameter(f"{box} reaches out of scale {scale.key}, {scale.bounds}")
-        array = np.empty((*box.size, self.info.channels), dtype=self.dtype, order="F")
-        read = partial(self._chunk_or_fill, scale, missing=missing)
+        channels = self.info.channels if channel is None else 1
+        array = np.empty((*box.size, channels), dtype=self.dtype, order="F")
+        read = partial(self._chunk_or_fill, scale, missing=missing, channel=channel)
         for chunk, voxels in (overlap or Overlap(1)).map(read, chunks):
             common = chunk.intersection(box)
             array[common.slices_within(box)] = voxels[common.slices_within(chunk)]
         return array
 
     def _chunk_or_fill(
-        self, scale: Scale, box: BoundingBox, missing: float | None
+        self, scale: Scale, box: BoundingBox, missing: float | None, channel: int | None
     ) -> "NDArray[Any]":
         import numpy as np
 
-        voxels = self.read_chunk(scale, box)
+        voxels = self.read_chunk(scale, box, channel)
         if voxels is not None:
             return voxels
         if missing is None:
@@ -142,7 +159,8 @@ class Layer:
                 f"chunk {box} of {self.folder.url}/{scale.key} is missing: restore it, or set "
                 "fill_missing to read missing chunks as background"
             )
-        return np.full((*box.size, self.info.channels), missing, dtype=self.dtype, order="F")
+        channels = self.info.channels if channel is None else 1
+        return np.full((*box.size, channels), missing, dtype=self.dtype, order="F")
 
     def write_chunk(
         self,

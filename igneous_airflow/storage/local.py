@@ -11,13 +11,19 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from igneous_airflow.errors import AccessDenied, InvalidParameter, StorageUnavailable
-from igneous_airflow.storage.files import SUFFIXES, Folder, StoredFile, plain_name
+from igneous_airflow.errors import (
+    AccessDenied,
+    IgneousError,
+    InvalidParameter,
+    StorageUnavailable,
+)
+from igneous_airflow.storage.files import SUFFIXES, Folder, StoredFile, content_version, plain_name
 
 _PARTIAL = ".partial"
 _PARTIAL_NAME = re.compile(r"\..+\.([^.]+)-([0-9]{1,9})-[0-9a-f]+\.partial", re.DOTALL)
@@ -25,10 +31,12 @@ _PARTIAL_LIFETIME = 24 * 3600.0  # seconds; for partial files of other machines
 
 
 @contextmanager
-def _disk_errors(action: str, path: Path | str) -> Iterator[None]:
+def disk_errors(action: str, path: Path | str) -> Iterator[None]:
     """Turn the operating system's errors into ours, naming the path."""
     try:
         yield
+    except IgneousError:
+        raise
     except PermissionError as error:
         raise AccessDenied(f"cannot {action} {path}: permission denied") from error
     except OSError as error:
@@ -55,7 +63,7 @@ class LocalFolder:
 
     def read(self, name: str) -> StoredFile | None:
         path = f"{self._root}/{name}"
-        with _disk_errors("read", path):
+        with disk_errors("read", path):
             for compression, suffix in (
                 ("gzip", ".gz"),
                 ("", ""),
@@ -76,7 +84,7 @@ class LocalFolder:
         folder, _, base = path.rpartition("/")
         final = path + SUFFIXES.get(file.compression, "")
         partial = f"{folder}/.{base}.{_owner()}-{threading.get_ident():x}{_PARTIAL}"
-        with _disk_errors("write", final):
+        with disk_errors("write", final):
             try:
                 with self._create(folder, partial) as stream:
                     stream.write(file.content)
@@ -103,14 +111,42 @@ class LocalFolder:
 
     def delete(self, name: str) -> None:
         for path in self._variants(f"{self._root}/{name}"):
-            with _disk_errors("delete", path), suppress(FileNotFoundError, NotADirectoryError):
+            with disk_errors("delete", path), suppress(FileNotFoundError, NotADirectoryError):
                 os.unlink(path)  # noqa: PTH108
 
     def exists(self, name: str) -> bool:
         return any(map(os.path.isfile, self._variants(f"{self._root}/{name}")))
 
+    def stream(self, name: str) -> BufferedReader | None:
+        path = self._root / name
+        with disk_errors("read", path):
+            try:
+                return path.open("rb")
+            except (FileNotFoundError, IsADirectoryError):
+                return None
+
+    def version(self, name: str) -> str | None:
+        stream = self.stream(name)
+        if stream is None:
+            return None
+        with stream, disk_errors("read", self._root / name):
+            return content_version(stream)
+
     def names(self, prefix: str) -> Iterator[str]:
         return (plain_name(entry.name) for entry in self._files(prefix))
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        folder = self._root / prefix
+        with disk_errors("list", folder), suppress(FileNotFoundError), os.scandir(folder) as found:
+            yield from (entry.name for entry in found if entry.is_dir())
+
+    def names_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[str]:
+        wanted, lengths = set(starts), {len(start) for start in starts}
+        return (
+            name
+            for name in self.names(prefix)
+            if any(name[:length] in wanted for length in lengths)
+        )
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         for entry in self._files(prefix):
@@ -119,7 +155,7 @@ class LocalFolder:
 
     def _files(self, prefix: str) -> Iterator["os.DirEntry[str]"]:
         folder = self._root / prefix
-        with _disk_errors("list", folder):
+        with disk_errors("list", folder):
             try:
                 entries = os.scandir(folder)
             except FileNotFoundError:
@@ -133,7 +169,7 @@ class LocalFolder:
 
     def delete_folder(self, prefix: str) -> None:
         folder = self._root / prefix
-        with _disk_errors("delete", folder):
+        with disk_errors("delete", folder):
             for parent, _, files in os.walk(folder, topdown=False):
                 for file in files:
                     (Path(parent) / file).unlink(missing_ok=True)
@@ -145,13 +181,22 @@ class LocalFolder:
         return self._root.is_dir()
 
     def check_writable(self) -> None:
-        with _disk_errors("write to", self._root):
+        with disk_errors("write to", self._root):
             existing = next(p for p in (self._root, *self._root.parents) if p.exists())
             if not existing.is_dir():
                 raise AccessDenied(f"cannot write below {existing}: it is not a folder")
             probe = existing / f".probe.{_owner()}-0{_PARTIAL}"
             probe.touch()
             probe.unlink()
+
+
+def leads_outside(url: str, name: str) -> bool:
+    """Whether a name leads out of a folder on disk, through links that lie in it."""
+    if not url.startswith("file://"):
+        return False
+    root = Path(url.removeprefix("file://")).resolve()
+    variants = LocalFolder._variants(str(root / name))  # noqa: SLF001
+    return not all(Path(path).resolve().is_relative_to(root) for path in variants)
 
 
 def _owner() -> str:

@@ -201,7 +201,8 @@ def _assert_shown(name: str, field: Mapping[str, Any]) -> None:
     (kind,) = kinds
     types = [kind["type"]] if isinstance(kind.get("type"), str) else kind.get("type", [])
     assert types, f"{name}: no type, so a model or an enum of its own"
-    assert set(types) <= _SHOWN | {"array"}, name
+    assert set(types) <= _SHOWN | {"array"} | ({"object"} if "string" in types else set()), name
     if "array" in types:
-        assert kind["items"]["type"] in _SHOWN, name
+        items = kind["items"]["type"]
+        assert ({items} if isinstance(items, str) else set(items)) <= _SHOWN, name
         assert "prefixItems" not in kind, name

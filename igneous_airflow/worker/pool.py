@@ -22,6 +22,7 @@ from igneous_airflow.queue.protocol import Lease, open_queue
 from igneous_airflow.task import Task
 from igneous_airflow.worker.loop import Settled, Worker, WorkerOptions, fail
 from igneous_airflow.worker.memory import keep_freed_memory
+from igneous_airflow.worker.presence import Presence
 
 _TICK = 0.5  # seconds
 _EARLY_DEATHS = 3  # of children that never got a task: something is wrong with all of them
@@ -60,6 +61,7 @@ class WorkerPool:
         self._stops = 0  # how often this pool was asked to stop
         self._stop_with_parent: int | None = None
         self._early_deaths = 0
+        self._presence = Presence()
         self.failed = 0
 
     def stop_with(self, parent: int) -> None:
@@ -70,10 +72,11 @@ class WorkerPool:
         """Work; return 0 when every task went well, 1 when tasks or workers were given up."""
         previous = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
         try:
-            for _ in range(self._processes):
-                self._start()
-            while self._children:
-                self._wait()
+            with self._presence:
+                for _ in range(self._processes):
+                    self._start()
+                while self._children:
+                    self._wait()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -128,11 +131,14 @@ class WorkerPool:
 
     def _read(self, child: _Child) -> None:
         while (event := _next_event(child.connection)) is not None:
+            process = child.process.pid or 0
             if isinstance(event, Settled):
                 child.held = None
+                self._presence.rests(process)
                 self._settled(event)
             else:
                 child.held, child.ever_leased = event, True
+                self._presence.takes(process, event.body)
                 self._early_deaths = 0
 
     def _settled(self, event: Settled) -> None:
@@ -142,6 +148,7 @@ class WorkerPool:
     def _bury(self, child: _Child) -> None:
         """Account for a child that has ended, and replace it when it died."""
         code = child.process.exitcode or 0
+        self._presence.gone(child.process.pid or 0)
         child.process.join()
         child.connection.close()
         if code == 0 or (child.told and code == -signal.SIGTERM and not child.ever_leased):

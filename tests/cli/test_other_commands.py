@@ -146,3 +146,58 @@ def test_a_picture_of_nothing_or_to_nowhere_exits_1(cli, layer: Path, tmp_path: 
     answer = cli("picture", str(layer), "--out", str(tmp_path / "no" / "where.png"))
     assert answer.code == 1
     assert f"cannot write {tmp_path}/no/where.png" in answer.err
+
+
+@pytest.fixture
+def meshed(cli, tmp_path: Path) -> Path:
+    """Two labels, of which the larger one has the smaller number, with meshes and manifests."""
+    labels = tmp_path / "meshed"
+    voxels = np.zeros((40, 40, 12, 1), "uint64", order="F")
+    voxels[4:36, 4:20], voxels[10:16, 26:32, 3:9] = 3, 2**60 + 1
+    write_layer(labels, voxels, LayerSpec("segmentation"))
+    assert cli("mesh", str(labels), "--shape", "20,20,12", "--processes", "1").code == 0
+    assert cli("mesh-manifest", str(labels), "--processes", "1").code == 0
+    return labels
+
+
+def test_a_picture_of_a_layer_with_meshes_shows_them_beside_in_the_same_colours(
+    cli, layer: Path, meshed: Path, tmp_path: Path
+):
+    out = tmp_path / "out.png"
+    assert cli("picture", str(layer), str(meshed), "--out", str(out)).code == 0
+    pixels = np.asarray(Image.open(out))
+    side = 2 * 344 - 18 - 6
+    assert pixels.shape == (side + 18, 326 + side, 3)
+    section, meshes = pixels[362:, :320].astype(int), pixels[18:, 326:].astype(int)
+    colours = [c for c in np.unique(section.reshape(-1, 3), axis=0) if c.any()]
+    assert len(colours) == 2
+    shares = []
+    for colour in colours:
+        brightness = (meshes @ colour) / (colour @ colour)
+        off = np.abs(meshes - brightness[..., np.newaxis] * colour).max(axis=2)
+        shares.append(((off < 4) & (brightness > 0.3) & (brightness < 1.05)).mean())
+    assert max(shares) > 0.05
+    assert 0.001 < min(shares) < max(shares)
+
+
+def test_a_picture_shows_as_many_mips_and_meshes_as_are_asked_for(
+    cli, meshed: Path, tmp_path: Path
+):
+    assert cli("downsample", str(meshed), "--num-mips", "2", "--processes", "1").code == 0
+    out = tmp_path / "out.png"
+
+    def width(*options: str) -> int:
+        assert cli("picture", str(meshed), "--out", str(out), *options).code == 0
+        return np.asarray(Image.open(out)).shape[1]
+
+    assert width() == 3 * 326 + 320
+    assert width("--mips", "2") == 2 * 326 + 320
+    assert width("--meshes", "0") == 3 * 326 - 6
+
+
+def test_a_picture_names_a_fragment_that_is_missing(cli, meshed: Path, tmp_path: Path):
+    fragment = min(meshed.glob("mesh_mip_0_err_40/3:0:*"))
+    fragment.unlink()
+    answer = cli("picture", str(meshed), "--out", str(tmp_path / "out.png"))
+    assert answer.code == 1
+    assert fragment.name.removesuffix(".gz") in answer.err

@@ -52,19 +52,22 @@ def test_what_every_process_of_airflow_loads_is_light(module: str, tmp_path: Pat
     assert loaded(f"import igneous_airflow.operators.{module}", tmp_path) == []
 
 
-def test_every_stage_has_a_dag_that_is_only_triggered(tmp_path: Path) -> None:
+def test_every_stage_and_every_chain_has_a_dag_that_is_only_triggered(tmp_path: Path) -> None:
     script = (
         "import json, pathlib\n"
         "from airflow.dag_processing.dagbag import DagBag\n"
         f"folder = pathlib.Path({str(ROOT / 'dags')!r})\n"
         "bag = DagBag(dag_folder=folder, bundle_path=folder, bundle_name='igneous')\n"
         "assert bag.import_errors == {}\n"
-        "found = {d.dag_id: [d.schedule, d.doc_md, d.max_active_runs] for d in bag.dags.values()}\n"
-        "print(json.dumps(found))\n"
+        "said = lambda d: [d.schedule, d.doc_md, d.max_active_runs, pathlib.Path(d.fileloc).stem]\n"
+        "print(json.dumps({d.dag_id: said(d) for d in bag.dags.values()}))\n"
     )
     found = answer_of(script, tmp_path)
-    assert found.keys() == {f"igneous_{name}" for name in registered_stages()}
-    for schedule, words, active in found.values():
+    chains = {file.stem for file in FILES} - {"stages"}
+    assert found.keys() == {f"igneous_{name}" for name in chains | registered_stages().keys()}
+    for dag_id, (schedule, words, active, file) in found.items():
+        name = dag_id.removeprefix("igneous_")
+        assert file == (name if name in chains else "stages")
         assert schedule is None
         assert words
         assert active >= 2

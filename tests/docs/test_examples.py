@@ -28,6 +28,11 @@ def folder_with_a_layer(tmp_path: Path) -> Path:
     info = Info.new(data_type="uint8", layer_type="image", scale=scale)
     voxels = np.random.default_rng(1).integers(0, 255, tuple(size), dtype=np.uint8)
     Layer.create(f"file://{tmp_path}/layer", info).write(scale, voxels)
+    labels = Info.new(data_type="uint8", layer_type="segmentation", scale=scale)
+    Layer.create(f"file://{tmp_path}/labels", labels).write(scale, voxels)
+    floats = Info.new(data_type="float32", layer_type="image", scale=scale, channels=3)
+    affinities = np.zeros((*size, 3), np.float32)
+    Layer.create(f"file://{tmp_path}/affinities", floats).write(scale, affinities)
     return tmp_path
 
 
@@ -70,13 +75,25 @@ def test_the_stage_example_of_contributing_is_a_stage() -> None:
     from igneous_airflow.fields import LayerUrl
     from igneous_airflow.stage import Stage
 
-    (example,) = blocks("python", (ROOT / "CONTRIBUTING.md").read_text())
+    example, _ = blocks("python", (ROOT / "CONTRIBUTING.md").read_text())
     names = {"ClassVar": ClassVar, "LayerUrl": LayerUrl, "Stage": Stage}
     exec(example, names)
     made = names["Invert"]
     assert isinstance(made, type)
     assert issubclass(made, Stage)
     assert made.name == "invert"
+
+
+def test_the_chain_example_of_contributing_is_the_chain_of_the_tests() -> None:
+    _, example = blocks("python", (ROOT / "CONTRIBUTING.md").read_text())
+    assert example in (ROOT / "tests/operators/chains/copy.py").read_text()
+
+
+def test_every_chain_is_in_the_table_of_the_readme() -> None:
+    chains = {file.stem for file in (ROOT / "dags").glob("[!_]*.py")} - {"stages"}
+    assert chains
+    for name in chains:
+        assert f"| `igneous_{name}` |" in README
 
 
 def test_every_target_that_the_documents_name_is_in_the_makefile() -> None:

@@ -4,6 +4,7 @@ The four components of `airflow standalone` run as processes of their own: like 
 servers can be left out, which would listen on every address.
 """
 
+import copy
 import filecmp
 import json
 import os
@@ -50,6 +51,7 @@ class RealAirflow:
         self.base = f"http://127.0.0.1:{self.port}"
         self._token = ""
         self._processes: list[subprocess.Popen[bytes]] = []
+        self.dag = DAG
         # no proxy stands between processes of one machine
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -154,9 +156,15 @@ class RealAirflow:
             content = answer.read()
         return json.loads(content) if accept == "json" else content.decode()
 
+    def of(self, dag: str) -> "RealAirflow":
+        """The same Airflow, with calls about another DAG."""
+        other = copy.copy(self)
+        other.dag = dag
+        return other
+
     def trigger(self, run: str, conf: Conf) -> None:
         body = {"dag_run_id": run, "logical_date": None, "conf": conf}
-        self.call("POST", f"/api/v2/dags/{DAG}/dagRuns", body)
+        self.call("POST", f"/api/v2/dags/{self.dag}/dagRuns", body)
 
     def refusal(self, conf: Conf) -> str:
         """The words with which triggering is refused."""
@@ -167,18 +175,24 @@ class RealAirflow:
             return error.read().decode()
 
     def dag_run(self, run: str) -> Any:
-        return self.call("GET", f"/api/v2/dags/{DAG}/dagRuns/{run}")
+        return self.call("GET", f"/api/v2/dags/{self.dag}/dagRuns/{run}")
 
     def end_of(self, run: str) -> str:
         """Wait for the end of a DAG run and return its state."""
-        wait_until(lambda: self.dag_run(run)["state"] in ("success", "failed"), seconds=240)
+        wait_until(lambda: self.dag_run(run)["state"] in ("success", "failed"), seconds=480)
         return str(self.dag_run(run)["state"])
 
     def task(self, run: str, task: str) -> str:
-        return f"/api/v2/dags/{DAG}/dagRuns/{run}/taskInstances/downsample.{task}"
+        return f"/api/v2/dags/{self.dag}/dagRuns/{run}/taskInstances/{_full(task)}"
 
     def xcom(self, run: str, task: str) -> Any:
         return self.call("GET", self.task(run, task) + "/xcomEntries/return_value")["value"]
+
+    def states(self, run: str, step: str) -> set[str]:
+        """The states of the tasks of a chain's step."""
+        path = f"/api/v2/dags/{self.dag}/dagRuns/{run}/taskInstances?limit=100"
+        tasks = self.call("GET", path)["task_instances"]
+        return {task["state"] for task in tasks if task["task_id"].startswith(f"{step}.")}
 
     def log(self, run: str, task: str, attempt: int = 1) -> str:
         return str(self.call("GET", f"{self.task(run, task)}/logs/{attempt}", accept="x-ndjson"))
@@ -188,11 +202,11 @@ class RealAirflow:
         body = {
             "dry_run": False,
             "dag_run_id": run,
-            "task_ids": [f"downsample.{task}" for task in tasks],
+            "task_ids": [_full(task) for task in tasks],
             "include_downstream": True,
             "only_failed": False,
         }
-        self.call("POST", f"/api/v2/dags/{DAG}/clearTaskInstances", body)
+        self.call("POST", f"/api/v2/dags/{self.dag}/clearTaskInstances", body)
 
     def receipts(self, run: str) -> dict[Path, int]:
         """The receipts of a run, with the times when they were written."""
@@ -205,6 +219,11 @@ class RealAirflow:
             for folder in Path("/proc").glob("[0-9]*")
             if f"_{run}_".encode() in (command := _command(folder)) and b"\0worker\0" in command
         ]
+
+
+def _full(task: str) -> str:
+    """The id of a task; of a chain it is given in full."""
+    return task if "." in task else f"downsample.{task}"
 
 
 def _command(folder: Path) -> bytes:
@@ -340,28 +359,77 @@ def test_the_logs_tell_the_story(airflow: RealAirflow, tmp_path: Path) -> None:
     assert "all 4 tasks are done and 4 chunks were found" in airflow.log("story", "finish")
 
 
-def test_the_example_for_ci_in_the_readme_works(airflow: RealAirflow, tmp_path: Path) -> None:
-    (script,) = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    layer = make_layer(tmp_path / "layer", side=64)
-    variables = {
+def ci_job(airflow: RealAirflow, script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script as a CI job would, with the secrets in its environment."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "AIRFLOW_URL": airflow.base,
         "AIRFLOW_USER": "admin",
         "AIRFLOW_PASSWORD": "admin",
-        "RUN_ID": "from-ci",
-        "LAYER": str(layer),
         "no_proxy": "127.0.0.1",
+        **variables,
     }
-    done = subprocess.run(
+    return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
-        env={**os.environ, **variables},
+        env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
+
+
+def test_the_example_for_ci_in_the_readme_works(airflow: RealAirflow, tmp_path: Path) -> None:
+    (script,) = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    layer = make_layer(tmp_path / "layer", side=64)
+    done = ci_job(airflow, script, RUN_ID="from-ci", LAYER=str(layer))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert '"state":"success"' in done.stdout.replace(" ", "")
+    assert "downsample.finish: success" in done.stdout
+    assert "100.0 % done: 1 of 1 tasks" in done.stdout
+    assert "from-ci is done, and proved" in done.stdout
     assert airflow.xcom("from-ci", "finish")["audit"]["outputs"] == {"8_8_40": 1, "16_16_40": 1}
+
+    again = ci_job(airflow, script, RUN_ID="from-ci", LAYER=str(layer))
+    assert again.returncode == 0
+    assert "was started before" in again.stdout
+    other = ci_job(airflow, script, RUN_ID="from-ci", LAYER="/data/other")
+    assert other.returncode == 1
+    assert "other values for layer" in other.stderr
+
+
+def test_a_ci_job_fails_with_the_reason_and_may_resume(
+    airflow: RealAirflow, tmp_path: Path
+) -> None:
+    layer = make_layer(tmp_path / "layer", side=128)
+    chunk = layer / "4_4_40" / "0-64_64-128_0-64"
+    content = chunk.read_bytes()
+    chunk.unlink()
+    script = f"igneous-airflow trigger {DAG} layer=$LAYER num_mips=1 --run-id ci-mended --poll 1"
+    failed = ci_job(airflow, script, LAYER=str(layer))
+    assert failed.returncode == 1
+    assert "0-64_64-128_0-64" in failed.stdout
+    assert f"look at {airflow.base}/dags/{DAG}/runs/ci-mended" in failed.stderr
+    assert ci_job(airflow, script, LAYER=str(layer)).returncode == 1
+
+    chunk.write_bytes(content)
+    mended = ci_job(airflow, f"{script} --resume", LAYER=str(layer))
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert airflow.xcom("ci-mended", "finish")["audit"]["outputs"] == {"8_8_40": 1}
+
+
+def test_a_ci_job_hears_what_is_wrong_with_its_parameters_or_account(airflow: RealAirflow) -> None:
+    script = f"igneous-airflow trigger {DAG} layer=/data/layer mip=-9 --run-id ci-wrong"
+    wrong = ci_job(airflow, script)
+    assert wrong.returncode == 1
+    assert "param mip" in wrong.stderr
+    stranger = ci_job(airflow, script, AIRFLOW_PASSWORD="guessed")
+    assert stranger.returncode == 1
+    assert "check AIRFLOW_USER and AIRFLOW_PASSWORD" in stranger.stderr
+    assert "guessed" not in stranger.stdout + stranger.stderr
+    nobody = ci_job(airflow, script, AIRFLOW_USER="", AIRFLOW_PASSWORD="")
+    assert nobody.returncode == 1
+    assert "set AIRFLOW_USER and AIRFLOW_PASSWORD, or AIRFLOW_TOKEN" in nobody.stderr
 
 
 def test_clearing_a_failed_task_goes_on_where_it_stopped(
@@ -451,3 +519,91 @@ def test_work_that_others_finish_completes_a_dag_run_without_its_workers(
     assert airflow.end_of("helped") == "success"
     assert airflow.call("GET", airflow.task("helped", "workers"))["state"] == "failed"
     assert_same_bytes(undisturbed / "8_8_40", copied / "8_8_40")
+
+
+def make_labels(path: Path, seed: int) -> Path:
+    """Write a segmentation of blocks, one of which is labelled above what a double can hold."""
+    store = tensorstore.open(
+        {
+            "driver": "neuroglancer_precomputed",
+            "kvstore": {"driver": "file", "path": f"{path}/"},
+            "multiscale_metadata": {
+                "data_type": "uint64",
+                "num_channels": 1,
+                "type": "segmentation",
+            },
+            "scale_metadata": {
+                "size": [64, 64, 32],
+                "resolution": [16, 16, 40],
+                "chunk_size": [32, 32, 32],
+                "encoding": "raw",
+            },
+        },
+        create=True,
+    ).result()
+    labels = np.random.default_rng(seed).integers(1, 30, (4, 4, 2, 1), dtype=np.uint64)
+    labels[0, 0, 0] = 2**60 + 1
+    store[...] = labels.repeat(16, 0).repeat(16, 1).repeat(16, 2)
+    return path
+
+
+def labelled(layer: Path) -> set[str]:
+    """The names of the manifests that a layer should have."""
+    kvstore = {"driver": "file", "path": f"{layer}/"}
+    spec = {"driver": "neuroglancer_precomputed", "kvstore": kvstore, "scale_index": 0}
+    return {f"{label}:0" for label in np.unique(tensorstore.open(spec).result().read().result())}
+
+
+def manifests(layer: Path) -> set[str]:
+    return {path.name for path in layer.glob("mesh_mip_0_err_40/*:0")}
+
+
+STEPS = ("downsample", "mesh", "mesh_manifest")
+
+
+def test_two_chains_at_once_do_not_disturb_each_other_and_skip_what_is_off(
+    airflow: RealAirflow, tmp_path: Path
+) -> None:
+    chain = airflow.of("igneous_segmentation")
+    whole, part = (make_labels(tmp_path / name, seed) for seed, name in enumerate("ab"))
+    meshes = {"mesh_mip": 0, "shape": "32,32,32", "workers": 1}
+    chain.trigger("whole", {"layer": str(whole), "num_mips": 1, **meshes})
+    chain.trigger("part", {"layer": str(part), "run_downsample": False, **meshes})
+    assert [chain.end_of(run) for run in ("whole", "part")] == ["success", "success"]
+    assert [chain.states("whole", step) for step in STEPS] == [{"success"}] * 3
+    assert [chain.states("part", step) for step in STEPS] == [{"skipped"}, {"success"}, {"success"}]
+    assert len(json.loads((whole / "info").read_text())["scales"]) == 2
+    assert len(json.loads((part / "info").read_text())["scales"]) == 1
+    for layer in (whole, part):
+        assert manifests(layer) == labelled(layer)
+    assert chain.xcom("whole", "mesh.finish")["audit"]["files"] == "fragments"
+    assert not list(airflow.runs.glob("*/queue.db"))
+
+
+def test_a_failed_step_stops_a_chain_and_clearing_it_goes_on_to_the_end(
+    airflow: RealAirflow, tmp_path: Path
+) -> None:
+    chain = airflow.of("igneous_mesh")
+    layer = make_labels(tmp_path / "layer", seed=3)
+    chunk = layer / "16_16_40" / "32-64_32-64_0-32"
+    content = chunk.read_bytes()
+    chunk.unlink()
+    chain.trigger("stopped-chain", {"layer": str(layer), "shape": "32,32,32"})
+    assert chain.end_of("stopped-chain") == "failed"
+    assert chain.states("stopped-chain", "mesh_manifest") == {"upstream_failed"}
+    assert "32-64_32-64_0-32" in chain.log("stopped-chain", "mesh.workers")
+    assert manifests(layer) == set()
+    receipts = airflow.receipts("stopped-chain")
+
+    chunk.write_bytes(content)
+    chain.clear("stopped-chain", "mesh.workers")
+    assert chain.end_of("stopped-chain") == "success"
+    assert receipts.items() <= airflow.receipts("stopped-chain").items()
+    assert manifests(layer) == labelled(layer)
+
+
+def test_a_wrong_value_of_a_late_step_is_refused_when_a_chain_is_triggered(
+    airflow: RealAirflow,
+) -> None:
+    words = airflow.of("igneous_segmentation").refusal({"layer": "/data/layer", "magnitude": 77})
+    assert "Invalid input for param magnitude" in words

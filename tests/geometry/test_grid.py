@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
-from igneous_airflow.geometry.grid import Grid
+from igneous_airflow.geometry.grid import Grid, Slab, Slabs
 from igneous_airflow.testing.strategies import boxes, sizes
 
 grids = st.builds(Grid, boxes(12, 30), sizes(9))
@@ -82,3 +82,18 @@ def test_a_grid_of_a_petabyte_costs_nothing():
     grid = Grid(BoundingBox.at(Vec3.full(0), Vec3(10**6, 10**6, 10**5)), Vec3(64, 64, 64))
     assert len(grid) == 15625 * 15625 * 1563
     assert grid.index_of(grid[-1]) == len(grid) - 1
+
+
+@given(st.integers(-50, 50), st.integers(0, 60), st.integers(1, 20), st.integers(-50, 50))
+def test_slabs_hold_every_section_once_and_are_cut_where_the_grid_is(start, count, depth, origin):
+    slabs = Slabs(Slab(start, start + count), depth, origin)
+    assert [z for slab in slabs for z in slab] == list(range(start, start + count))
+    assert all(len({(z - origin) // depth for z in slab}) == 1 for slab in slabs)
+    assert len(slabs) == len({(z - origin) // depth for z in range(start, start + count)})
+    assert slabs[1:] == list(slabs)[1:]
+    with pytest.raises(IndexError):
+        slabs[len(slabs)]
+
+
+def test_a_slab_is_written_as_a_box_writes_an_axis():
+    assert str(Slab(-3, 5)) == "-3-5"

@@ -21,15 +21,20 @@ import tensorstore
 ROOT = Path(__file__).parents[2]
 HOME = tempfile.mkdtemp(prefix="igneous-airflow-tests-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
-_BUNDLE = {
-    "name": "igneous",
-    "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
-    "kwargs": {"path": str(ROOT / "dags")},
-}
+BUNDLES = {"igneous": ROOT / "dags", "chains": Path(__file__).parent / "chains"}
 os.environ.update(
     AIRFLOW_HOME=HOME,
     AIRFLOW__CORE__LOAD_EXAMPLES="False",
-    AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST=json.dumps([_BUNDLE]),
+    AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST=json.dumps(
+        [
+            {
+                "name": name,
+                "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+                "kwargs": {"path": str(folder)},
+            }
+            for name, folder in BUNDLES.items()
+        ]
+    ),
     AIRFLOW__API_AUTH__JWT_SECRET="a-secret-of-the-tests-" * 4,
 )
 
@@ -73,15 +78,17 @@ def airflow_database() -> None:
         initdb()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def dags(airflow_database: None) -> dict[str, Any]:
-    """The DAGs of this repository, by id."""
+    """The DAGs of this repository and of the tests, by id; new, since a run leaves its params."""
     from airflow.dag_processing.dagbag import DagBag
 
-    folder = ROOT / "dags"
-    bag = DagBag(dag_folder=str(folder), bundle_path=folder, bundle_name="igneous")
-    assert bag.import_errors == {}
-    return dict(bag.dags)
+    found: dict[str, Any] = {}
+    for name, folder in BUNDLES.items():
+        bag = DagBag(dag_folder=str(folder), bundle_path=folder, bundle_name=name)
+        assert bag.import_errors == {}
+        found |= bag.dags
+    return found
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from igneous_airflow.errors import StorageUnavailable
+from igneous_airflow.operators.chain import Chain, Step
+from igneous_airflow.operators.form import Form
 from igneous_airflow.operators.stage import (
     EnqueueStage,
     FinishStage,
@@ -27,8 +29,12 @@ pytestmark = pytest.mark.airflow
 Make = Callable[..., Any]
 
 
+STEP = Step(Downsample)
+FORM = Form(Chain((STEP,)))
+
+
 def plan(context: Any) -> dict[str, Any]:
-    return PlanStage(task_id="plan", stage=Downsample).execute(context)
+    return PlanStage(task_id="plan", form=FORM, step=STEP).execute(context)
 
 
 def test_the_steps_of_a_stage_leave_the_mips_and_take_the_queue_away(
@@ -86,7 +92,7 @@ def test_a_dag_run_has_one_run_per_group_and_two_dag_runs_have_two(
     url = plan(context(layer=layer))["run_url"]
     assert plan(context(layer=layer))["run_url"] == url
     assert plan(context(layer=layer, run_id="manual-2"))["run_url"] != url
-    other = PlanStage(task_id="plan", stage=Downsample, group_id="again")
+    other = PlanStage(task_id="plan", form=FORM, step=STEP, group_id="again")
     assert other.execute(context(layer=layer))["run_url"] != url
 
 
@@ -100,10 +106,9 @@ def test_other_values_for_an_unfinished_run_are_refused(make_layer: Make, contex
 def test_parameters_of_the_group_come_before_those_of_the_dag_run(
     make_layer: Make, context: Make
 ) -> None:
-    step = PlanStage(
-        task_id="plan", stage=Downsample, parameters={"layer": str(make_layer()), "num_mips": 1}
-    )
-    run = Run.load(step.execute(context(num_mips=7))["run_url"])
+    own = {"layer": str(make_layer()), "num_mips": 1}
+    planning = PlanStage(task_id="plan", form=FORM, step=STEP, parameters=own)
+    run = Run.load(planning.execute(context(num_mips=7))["run_url"])
     assert run.parameters["num_mips"] == 1
 
 

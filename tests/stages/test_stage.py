@@ -28,6 +28,8 @@ def test_work_adds_up():
     one = Work(voxels=1, chunks_written=2, chunks_skipped=3, bytes_written=4)
     assert one + one == Work(voxels=2, chunks_written=4, chunks_skipped=6, bytes_written=8)
     assert one + Work() == one
+    counted = Work(counts={"a": 1, "b": 2}) + Work(counts={"b": 3}) + Work()
+    assert counted.counts == {"a": 1, "b": 5}
 
 
 def test_a_plan_without_refusals_is_accepted():

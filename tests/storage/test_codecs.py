@@ -12,6 +12,7 @@ from igneous_airflow.storage.codecs import (
     compression_for,
     decode,
     decompress_bytes,
+    decompress_first,
     encode,
     encoding_problem,
 )
@@ -187,6 +188,15 @@ def test_compressions_read_back_what_was_written(compression, grey, level):
     assert stored.compression == compression
     assert bytes(decompress_bytes(stored)) == content
     assert bytes(decompress_bytes(compress_bytes(b"", compression, grey=grey, level=level))) == b""
+
+
+@pytest.mark.parametrize("compression", ["", "gzip", "br", "zstd"])
+def test_the_first_bytes_are_those_of_the_whole(compression):
+    content = bytes(range(256)) * 100
+    stored = compress_bytes(content, compression, grey=False)
+    for count in (1, 1000, 25_599, 25_600):
+        assert bytes(decompress_first(stored, count)) == content[:count]
+    assert bytes(decompress_first(stored, 30_000)) == content
 
 
 @pytest.mark.parametrize("compression", ["gzip", "br", "zstd"])

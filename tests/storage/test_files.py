@@ -95,7 +95,11 @@ def test_a_file_is_read_as_it_was_written(folder, compression):
     assert folder.exists("a/0-64_0-64_0-64")
 
 
-@pytest.mark.parametrize("content", [b"", bytearray(b"abc"), memoryview(b"abc")], ids=repr)
+@pytest.mark.parametrize(
+    "content",
+    [b"", bytearray(b"abc"), memoryview(b"abc")],
+    ids=["bytes", "bytearray", "memoryview"],
+)
 def test_any_buffer_can_be_written(folder, content):
     folder.write("name", StoredFile(content))
     assert folder.read("name") == StoredFile(bytes(content))
@@ -127,6 +131,30 @@ def test_names_are_those_directly_in_a_folder_without_suffixes(folder):
     assert list(folder.names("nothing")) == []
     assert sorted(folder.sizes("a")) == [("x", 1), ("y", 1), ("z", 1)]
     assert list(folder.sizes("nothing")) == []
+
+
+def test_a_file_can_be_read_in_parts(folder):
+    content = bytes(range(256)) * 10_000
+    assert folder.stream("a/b") is None
+    folder.write("a/b", StoredFile(content))
+    assert folder.stream("a") is None
+    with folder.stream("a/b") as stream:
+        assert stream.read(3) == content[:3]
+        stream.seek(-5, os.SEEK_END)
+        assert stream.read() == content[-5:]
+        assert stream.read(1) == b""
+        stream.seek(1_234_567)
+        assert stream.read(1_000_000) == content[1_234_567:2_234_567]
+        assert stream.tell() == 2_234_567
+
+
+def test_the_version_of_a_file_goes_by_its_content(folder):
+    assert folder.version("a") is None
+    versions = []
+    for content in (b"1", b"2", b"1"):
+        folder.write("a", StoredFile(content))
+        versions.append(folder.version("a"))
+    assert versions[0] == versions[2] != versions[1]
 
 
 def test_deleting_what_is_absent_does_nothing(folder):

@@ -254,6 +254,29 @@ def test_colours_are_those_that_tensorstore_reads_and_writes(tmp_path, encoding)
     assert np.abs(theirs.astype(int) - ramps).max() <= tolerance
 
 
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+@pytest.mark.parametrize("compress", ["none", "gzip", "br", "zstd"])
+def test_one_channel_is_read_alone(tmp_path, encoding, compress):
+    voxels = random_voxels(SIZE, "uint8", channels=3)
+    src = write_layer(tmp_path / "all", voxels, SPEC)
+    layer, scale = Layer.open(src), Layer.open(src).scale(0)
+    scale = replace(scale, encoding=encoding)
+    for chunk in scale.chunks:
+        block = np.asfortranarray(voxels[chunk.slices_within(scale.bounds)])
+        layer.write_chunk(scale, chunk, block, compress=compress)
+    for channel in range(3):
+        for box in (scale.bounds, next(iter(scale.chunks)), BOX("-3-9_4-20_3-9")):
+            part = voxels[box.slices_within(scale.bounds)][..., channel : channel + 1]
+            np.testing.assert_array_equal(layer.read(scale, box, channel=channel), part)
+
+
+def test_one_channel_of_a_missing_chunk_is_filled(damaged):
+    scale = damaged.scale(0)
+    filled = damaged.read(scale, BOX("3-11_3-19_4-8"), missing=5, channel=1)
+    assert filled.shape == (8, 16, 4, 1)
+    assert (filled == 5).all()
+
+
 def test_an_empty_file_is_a_damaged_chunk_and_not_background(damaged):
     damaged.folder.write("8_8_40/11-19_3-19_0-4", StoredFile(b""))
     with pytest.raises(CorruptChunk, match="11-19_3-19_0-4"):

@@ -1,0 +1,331 @@
+"""What people see of the runs in one folder: how far they are, what went wrong, who works.
+
+Everything is read from the runs' own folders. What cannot change any more is remembered, and what
+can is looked at every few seconds at most, however many people ask.
+"""
+
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from statistics import mean
+from threading import RLock
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from igneous_airflow.errors import IgneousError, RunNotFound
+from igneous_airflow.fields import LAYER
+from igneous_airflow.ledger import DoneTasks, Failure, WorkerNote
+from igneous_airflow.progress import Summary
+from igneous_airflow.run import Run
+from igneous_airflow.stage import field_schemas
+from igneous_airflow.stages import stage_class
+from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.overlap import Overlap, overlap_width
+
+RunState = Literal["waiting", "working", "interrupted", "failed", "done"]
+
+_FRESH = 2.0  # seconds for which an answer is given again
+_RECORDS_FRESH = {"on disk": 5.0, "in a bucket": 60.0}  # the same, for the records of all runs
+_WORKER_SECONDS = 45.0  # after which a worker that says nothing counts as gone
+_ERRORS_READ = 500
+_RECEIPTS_READ = 40  # for the mean number of voxels of a task
+_PACE_SECONDS = 60.0  # over which the pace is measured
+_REMEMBERED = 20_000  # failures and receipts, which do not change
+_NUMBERS = re.compile(r"-?\d+")
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class RunRow(BaseModel):
+    """A run in a list."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    url: str
+    stage: str
+    layer: str = Field(description="the layer that it works on, or that it makes")
+    by: str
+    created: float = Field(description="seconds since the epoch")
+    origin: dict[str, str]
+    state: RunState
+    planned: int
+    done: int
+    given_up: int = Field(description="tasks that are not done and will not be tried again")
+    seconds: float | None = Field(description="that it took; None while it is not finished")
+
+
+class ErrorGroup(BaseModel):
+    """Failed attempts with the same error but for its numbers."""
+
+    model_config = ConfigDict(frozen=True)
+
+    message: str = Field(description="of the latest")
+    count: int
+    first_task: int
+    task: int = Field(description="of the latest")
+    attempt: int
+    last_seen: str
+
+
+class RunDetail(RunRow):
+    """All that is known of a run."""
+
+    parameters: dict[str, Any]
+    failed_attempts: int
+    tasks_per_second: float | None
+    voxels_per_second: float | None
+    seconds_left: float | None
+    errors: tuple[ErrorGroup, ...]
+    errors_read: int = Field(description="failed attempts that the groups are made of")
+    workers: tuple[WorkerNote, ...]
+    summary: Summary | None
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which runs to list; empty means any."""
+
+    layer: str = ""
+    stage: str = ""
+    state: str = ""
+
+
+class _Fresh(Generic[Key, Value]):
+    """Answers that are given again for a while."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._answers: dict[Key, tuple[float, Value]] = {}
+        self._lock = RLock()
+
+    def get(self, key: Key, make: Callable[[], Value]) -> Value:
+        with self._lock:
+            at, answer = self._answers.get(key, (0.0, None))
+            if answer is None or time.monotonic() - at > self._seconds:
+                answer = make()
+                self._answers[key] = (time.monotonic(), answer)
+            return answer
+
+
+@dataclass
+class _Pace:
+    """How fast tasks were done in the last while, as seen from here."""
+
+    seen: list[tuple[float, int]] = field(default_factory=list)
+
+    def look(self, done: int, created: float) -> float | None:
+        """Tasks per second, or None when nothing was seen to be done."""
+        now = time.time()
+        self.seen = [(at, count) for at, count in self.seen if at > now - _PACE_SECONDS]
+        self.seen.append((now, done))
+        at, before = self.seen[0]
+        if now - at < _PACE_SECONDS / 4:  # too short a while: since the run began
+            at, before = created, 0
+        return (done - before) / (now - at) if done > before and now > at else None
+
+
+class Overview:
+    """The runs that are recorded below a URL; may be asked by several threads."""
+
+    def __init__(self, state: str) -> None:
+        self._state = state.rstrip("/")
+        self._folder = open_folder(self._state)
+        self._width = overlap_width(self._state)
+        seconds = _RECORDS_FRESH["on disk" if self._width == 1 else "in a bucket"]
+        self._all: _Fresh[str, list[Run]] = _Fresh(seconds)
+        self._rows: _Fresh[str, RunRow] = _Fresh(_FRESH)
+        self._details: _Fresh[str, RunDetail] = _Fresh(_FRESH)
+        self._summaries: dict[tuple[str, str], Summary] = {}
+        self._kept: OrderedDict[tuple[str, str, str, int, int], Any] = OrderedDict()
+        self._paces: dict[tuple[str, str], _Pace] = {}
+
+    def stages(self) -> list[str]:
+        """The stages of which there are runs."""
+        return sorted({run.stage for run in self._runs()})
+
+    def rows(
+        self, filters: Filters, offset: int, limit: int, may_read: Callable[[Run], bool]
+    ) -> tuple[list[RunRow], int]:
+        """Some of the runs that pass the filters, newest first, and how many there are in all.
+
+        How far a run is, is only looked up for those that are returned, unless the state is asked
+        for.
+        """
+        chosen = [
+            run
+            for run in self._runs()
+            if filters.stage in ("", run.stage)
+            and filters.layer.lower() in layer_of(run).lower()
+            and may_read(run)
+        ]
+        if not filters.state:
+            return [self._row(run) for run in chosen[offset : offset + limit]], len(chosen)
+        rows = [row for row in map(self._row, chosen) if row.state == filters.state]
+        return rows[offset : offset + limit], len(rows)
+
+    def run(self, name: str) -> Run:
+        """The record of a run; raises RunNotFound for a name that is none."""
+        found = next((run for run in self._runs() if run.id == name), None)
+        if found is None and name in self._folder.folders(""):  # launched a moment ago
+            found = Run.load(f"{self._state}/{name}")
+        if found is None:
+            raise RunNotFound(f"no run of the name {name!r} is recorded")
+        return found
+
+    def detail(self, name: str) -> RunDetail:
+        """All about a run; raises RunNotFound."""
+        run = self.run(name)
+        return self._details.get(name, lambda: self._detail(run))
+
+    def failure(self, name: str, task: int, attempt: int) -> Failure:
+        """How an attempt at a task failed; raises RunNotFound when it did not."""
+        failure = self._failure(self.run(name), task, attempt)
+        if failure is None:
+            raise RunNotFound(f"attempt {attempt} at task {task} of {name} has not failed")
+        return failure
+
+    def _runs(self) -> list[Run]:
+        return self._all.get("", self._read_records)
+
+    def _read_records(self) -> list[Run]:
+        def load(name: str) -> Run | None:
+            with suppress(IgneousError):  # no run, or one that is being made
+                return Run.load(f"{self._state}/{name}")
+            return None
+
+        with Overlap(self._width) as overlap:
+            found = [run for _, run in overlap.map(load, self._folder.folders("")) if run]
+        return sorted(found, key=lambda run: run.created, reverse=True)
+
+    def _row(self, run: Run) -> RunRow:
+        return self._rows.get(run.id, lambda: self._look(run))
+
+    def _look(self, run: Run) -> RunRow:
+        summary = self._summary(run)
+        done = DoneTasks(0) if summary else run.done()
+        count = run.planned if summary else done.count
+        return RunRow(
+            name=run.id,
+            url=run.url,
+            stage=run.stage,
+            layer=layer_of(run),
+            by=run.by,
+            created=run.created,
+            origin=run.origin,
+            state="done" if summary else self._state_of(run, done),
+            planned=run.planned,
+            done=count,
+            given_up=run.ledger.given_up(done) if summary is None else 0,
+            seconds=summary.seconds if summary else None,
+        )
+
+    def _state_of(self, run: Run, done: DoneTasks) -> RunState:
+        """What the ledger alone can tell of an unfinished run."""
+        if run.ledger.workers(_WORKER_SECONDS) or done.count >= run.planned:
+            return "working"
+        if run.ledger.given_up(done):
+            return "failed"
+        return "interrupted" if done.count or run.ledger.failed() else "waiting"
+
+    def _detail(self, run: Run) -> RunDetail:
+        row, ledger = self._row(run), run.ledger
+        failed = ledger.failed()
+        failures = [self._failure(run, *entry) for entry in failed[-_ERRORS_READ:]]
+        finished = row.state == "done"
+        pace = self._paces.setdefault((run.id, run.launch_id), _Pace())
+        rate = pace.look(row.done, run.created)
+        if row.seconds:
+            rate = row.planned / row.seconds
+        voxels = self._voxels_of_a_task(run, row.done) if rate else None
+        left = row.planned - row.done
+        return RunDetail(
+            **row.model_dump(),
+            parameters=run.parameters,
+            failed_attempts=len(failed),
+            tasks_per_second=rate,
+            voxels_per_second=rate * voxels if rate and voxels else None,
+            seconds_left=left / rate if rate and not finished else None,
+            errors=tuple(group_errors([failure for failure in failures if failure])),
+            errors_read=len(failures),
+            workers=() if finished else tuple(ledger.workers(_WORKER_SECONDS)),
+            summary=self._summary(run),
+        )
+
+    def _summary(self, run: Run) -> Summary | None:
+        key = (run.id, run.launch_id)
+        if key not in self._summaries and (summary := run.summary()) is not None:
+            self._summaries[key] = summary
+        return self._summaries.get(key)
+
+    def _failure(self, run: Run, task: int, attempt: int) -> Failure | None:
+        return self._keep(run, "failure", task, attempt, lambda: run.ledger.failure(task, attempt))
+
+    def _voxels_of_a_task(self, run: Run, done: int) -> float | None:
+        """Mean voxels of a task, from some that are done; tasks at the edges are smaller."""
+        step = max(run.planned // _RECEIPTS_READ, 1)
+        tasks = range(0, run.planned, step) if done > run.planned // 2 else range(_RECEIPTS_READ)
+        receipts = [self._receipt(run, task) for task in tasks]
+        voxels = [receipt.work.voxels for receipt in receipts if receipt]
+        return mean(voxels) if voxels else None
+
+    def _receipt(self, run: Run, task: int) -> Any:
+        return self._keep(run, "receipt", task, 0, lambda: run.ledger.receipt(task))
+
+    def _keep(
+        self, run: Run, kind: str, task: int, attempt: int, read: Callable[[], Value | None]
+    ) -> Value | None:
+        """What never changes once it is there, read once."""
+        key = (run.id, run.launch_id, kind, task, attempt)
+        if key not in self._kept:
+            value = read()
+            if value is None:
+                return None
+            self._kept[key] = value
+            while len(self._kept) > _REMEMBERED:
+                self._kept.popitem(last=False)
+        kept: Value = self._kept[key]
+        return kept
+
+
+def layers_of(run: Run) -> dict[str, str]:
+    """The layers that a run names, by the field's name; the one that it makes comes last."""
+    named = _layer_fields(run.stage)
+    found = {name: url for name, url in run.parameters.items() if name in named and url}
+    return dict(sorted(found.items(), key=lambda layer: layer[0] == "dest"))
+
+
+@cache
+def _layer_fields(stage: str) -> frozenset[str]:
+    schemas = field_schemas(stage_class(stage))
+    return frozenset(name for name, schema in schemas.items() if schema.get("kind") == LAYER)
+
+
+def layer_of(run: Run) -> str:
+    """The layer that a run works on, or that it makes."""
+    with suppress(IgneousError):  # of a stage that is no more
+        return next(reversed(layers_of(run).values()), "")
+    return ""
+
+
+def group_errors(failures: list[Failure]) -> Iterator[ErrorGroup]:
+    """Put failed attempts together whose errors differ by numbers only; the most frequent first."""
+    groups: dict[str, list[Failure]] = {}
+    for failure in failures:
+        groups.setdefault(_NUMBERS.sub("#", failure.error), []).append(failure)
+    for group in sorted(groups.values(), key=len, reverse=True):
+        latest = max(group, key=lambda failure: failure.at)
+        yield ErrorGroup(
+            message=latest.error,
+            count=len(group),
+            first_task=min(failure.task for failure in group),
+            task=latest.task,
+            attempt=latest.attempt,
+            last_seen=latest.at,
+        )

@@ -1,0 +1,237 @@
+"""Mesh manifest: for every label the list of its fragments, without which no viewer shows it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from igneous_airflow.errors import AuditFailed, IgneousError, InvalidParameter
+from igneous_airflow.fields import HOW, LIMITS, LayerUrl, folder_in_layer, section
+from igneous_airflow.geometry.bbox import BoundingBox
+from igneous_airflow.geometry.grid import Grid
+from igneous_airflow.geometry.prefixes import Prefixes, PrefixGroup
+from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
+
+if TYPE_CHECKING:
+    from igneous_airflow.storage.info import Scale
+    from igneous_airflow.storage.layer import Layer
+    from igneous_airflow.storage.mesh_info import MeshInfo
+    from igneous_airflow.storage.meshes import MeshFolder
+
+_GROUPS_ON_DISK = 16  # where each task reads the whole listing
+_NAMED_AT_MOST = 10
+_LOOKED_AT = 200_000  # files, for a plan; tasks look at all of them
+
+
+class MeshManifest(Stage):
+    """Put the fragments of each label together, so that a viewer finds its mesh.
+
+    To be run when `mesh` has finished. Tasks are groups of labels that begin with the same digits.
+    """
+
+    name: ClassVar[str] = "mesh_manifest"
+
+    layer: LayerUrl
+    magnitude: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=6,
+            title="Magnitude",
+            description="Labels are shared out by their first digits, so many of them: 3 makes "
+            "999 tasks in a bucket, and at most 16 on a disk, which is listed by each task.",
+            json_schema_extra=section(LIMITS),
+        ),
+    ] = 3
+    remove_stale: Annotated[
+        bool,
+        Field(
+            title="Remove stale fragments",
+            description="Delete fragments of an earlier grid, and manifests of labels that have no "
+            "fragments; otherwise they are named, and nothing is done.",
+            json_schema_extra=section(HOW),
+        ),
+    ] = False
+    allow_incomplete: Annotated[
+        bool,
+        Field(
+            title="Allow incomplete",
+            description="Make manifests although blocks have not been meshed yet.",
+            json_schema_extra=section(HOW),
+        ),
+    ] = False
+
+    def plan(self) -> Plan:
+        """Count labels and fragments, and name every reason to refuse."""
+        try:
+            job = self._job()
+            census = _Census(job, islice(job.meshes.names(), _LOOKED_AT))
+            refusals = [*self._unfinished(job), *self._stale(job, census)]
+            if not refusals:
+                job.layer.folder.check_writable()
+        except IgneousError as error:
+            return Plan(stage=self.name, refusals=(str(error),))
+        if refusals:
+            return Plan(stage=self.name, refusals=tuple(refusals))
+        at_least = "at least " if census.size == _LOOKED_AT else ""
+        fragments = sum(map(len, census.cells.values()))
+        return Plan(
+            stage=self.name,
+            tasks=len(job.groups),
+            grid="groups of labels by their first digits",
+            outputs=(
+                f"{job.meshes.directory}: manifests of {at_least}{len(census.cells):,} labels with "
+                f"{fragments:,} fragments",
+            ),
+            notes=tuple(self._notes(job, census)),
+        )
+
+    def prepare(self) -> None:
+        """Write nothing: manifests need no metadata."""
+
+    def cells(self) -> Sequence[PrefixGroup]:
+        """Groups of beginnings of labels."""
+        return self._job().groups
+
+    def run(self, cell: PrefixGroup) -> Work:
+        """Write the manifest of every label of a group that has fragments."""
+        from igneous_airflow.storage.overlap import Overlap
+
+        job = self._job()
+        census = _Census(job, job.meshes.names_starting(cell.starts))
+        if problems := list(self._stale(job, census)):
+            raise InvalidParameter("; ".join(problems))
+        sizes: list[int] = []
+
+        def write(label: int, cells: list[str]) -> None:
+            sizes.append(job.meshes.write_manifest(label, cells))
+
+        with Overlap(job.layer.overlap_width) as overlap:
+            for label, cells in sorted(census.cells.items()):
+                overlap.submit(partial(write, label, sorted(cells, key=job.index_of)))
+        job.meshes.delete(census.stale)  # when no manifest names them any more
+        return Work(chunks_written=len(sizes), bytes_written=sum(sizes))
+
+    def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002
+        """Check that every label with fragments has its manifest, and record what was done."""
+        from igneous_airflow.storage.provenance import record_processing
+
+        job = self._job()
+        count, wrong, cells = 0, list[str](), list[int]()
+        for cell, group in enumerate(job.groups):
+            census = _Census(job, job.meshes.names_starting(group.starts))
+            count += len(census.manifests)
+            before = len(wrong)
+            wrong += [f"{label}:0 is missing" for label in sorted(census.without_manifest)]
+            wrong += [f"{name} is stale" for name in census.stale]
+            cells += [cell] if len(wrong) > before else []
+        if wrong:
+            raise AuditFailed(
+                f"{job.meshes.url}: {len(wrong):,} files are not as they should be although every "
+                f"task reported success: {', '.join(wrong[:_NAMED_AT_MOST])}.",
+                cells,
+            )
+        record_processing(job.layer.folder, self.provenance(), by)
+        return Audit(outputs={job.meshes.directory: count}, files="manifests")
+
+    def _job(self) -> "_Job":
+        from igneous_airflow.storage.layer import Layer
+        from igneous_airflow.storage.meshes import MeshFolder
+
+        layer = Layer.open(self.layer)
+        if layer.info.mesh_directory is None:
+            raise InvalidParameter(f"{self.layer}/info names no mesh directory: run mesh first")
+        meshes = MeshFolder(layer.folder, folder_in_layer(layer.info.mesh_directory))
+        info = meshes.read_info()
+        if info is None:
+            raise InvalidParameter(
+                f"{meshes.url}/info says neither mip nor chunk_size of the meshes: run mesh first"
+            )
+        on_disk = layer.folder.url.startswith("file://")
+        groups = Prefixes(self.magnitude, _GROUPS_ON_DISK if on_disk else 10**self.magnitude)
+        return _Job(layer, meshes, info, layer.scale(info.mip), groups)
+
+    def _unfinished(self, job: "_Job") -> Iterator[str]:
+        done = job.meshes.recorded()
+        undone = [
+            str(cell)
+            for cell in job.grid
+            if str(cell) not in done and any(part.contains(cell) for part in job.info.parts)
+        ]
+        if undone and not self.allow_incomplete:
+            yield (
+                f"{len(undone):,} of {len(job.grid):,} cells have not been meshed: "
+                f"{', '.join(undone[:_NAMED_AT_MOST])}. Finish mesh first, or set allow_incomplete"
+            )
+
+    def _stale(self, job: "_Job", census: "_Census") -> Iterator[str]:
+        if census.stale and not self.remove_stale:
+            yield (
+                f"{len(census.stale):,} files in {job.meshes.url} do not belong to its meshes of "
+                f"{job.info}: {', '.join(census.stale[:_NAMED_AT_MOST])}. Set remove_stale to "
+                "delete them"
+            )
+
+    def _notes(self, job: "_Job", census: "_Census") -> Iterator[str]:
+        if not job.info.parts:
+            yield "the meshes were not made by `mesh`: whether all are there cannot be told"
+        if not census.cells:
+            yield "there are no fragments"
+        if census.stale:
+            yield f"{len(census.stale):,} stale files are deleted: {census.stale[0]} ..."
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The meshes of a layer, and how their labels are shared out."""
+
+    layer: "Layer"
+    meshes: "MeshFolder"
+    info: "MeshInfo"
+    scale: "Scale"
+    groups: Prefixes
+    _indices: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.scale.bounds, self.info.cell)
+
+    def index_of(self, cell: str) -> int:
+        """The number of a cell of the grid, -1 for any other text; the same few come often."""
+        if cell not in self._indices:
+            self._indices[cell] = -1
+            with suppress(ValueError):
+                self._indices[cell] = self.grid.index_of(BoundingBox.parse(cell))
+        return self._indices[cell]
+
+
+class _Census:
+    """What there is of the labels of some files: cells of fragments, manifests, and stale files.
+
+    Stale are fragments that do not lie on the grid, and manifests without fragments.
+    """
+
+    def __init__(self, job: _Job, names: Iterable[str]) -> None:
+        from igneous_airflow.storage.meshes import read_name
+
+        self.cells: dict[int, list[str]] = {}
+        self.manifests: set[int] = set()
+        self.stale: list[str] = []
+        self.size = 0
+        for name in names:
+            self.size += 1
+            label, cell = read_name(name)
+            if label == 0:
+                continue
+            if not cell:
+                self.manifests.add(label)
+            elif job.index_of(cell) < 0:
+                self.stale.append(name)
+            else:
+                self.cells.setdefault(label, []).append(cell)
+        self.without_manifest = self.cells.keys() - self.manifests
+        self.stale += [f"{label}:0" for label in sorted(self.manifests - self.cells.keys())]

@@ -1,0 +1,98 @@
+"""What the `info` of a mesh directory says: the grid of the fragments, and the spatial index.
+
+Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/meshes.md;
+`mip`, `chunk_size` and `spatial_index` are cloud-volume's, `parts` is ours.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from igneous_airflow.errors import InvalidInfo
+from igneous_airflow.geometry.bbox import BoundingBox, Vec3
+from igneous_airflow.geometry.grid import Grid
+from igneous_airflow.storage.info import Scale
+
+_TYPE = "neuroglancer_legacy_mesh"
+
+
+@dataclass(frozen=True, slots=True)
+class MeshInfo:
+    """The `info` of a mesh directory: the grid of its fragments, and the parts that are meshed.
+
+    `others` are the keys of somebody else's.
+    """
+
+    mip: int
+    cell: Vec3
+    parts: tuple[BoundingBox, ...] = ()  # in voxels of the mip
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"mip {self.mip} in cells of {self.cell}"
+
+    @classmethod
+    def parse(cls, text: bytes, place: str) -> "MeshInfo | None":
+        """Read the file; None when it tells of no grid. Raises InvalidInfo."""
+        try:
+            data = json.loads(text)
+            if data.get("@type", _TYPE) != _TYPE:
+                raise InvalidInfo(
+                    f"{place} holds meshes of another format, {data['@type']}: remove 'mesh' from "
+                    "the layer's info to make new ones beside them"
+                )
+            if "mip" not in data or "chunk_size" not in data:
+                return None
+            parts = tuple(map(BoundingBox.parse, data.get("parts", ())))
+            return cls(int(data["mip"]), Vec3.of(data["chunk_size"]), parts, data)
+        except (ValueError, TypeError, AttributeError) as error:
+            if isinstance(error, InvalidInfo):
+                raise
+            raise InvalidInfo(f"{place}/info is no info of meshes: {error}") from error
+
+    def data(self, spatial_index: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The file's content."""
+        mine: dict[str, Any] = {
+            "@type": _TYPE,
+            "mip": self.mip,
+            "chunk_size": list(self.cell),
+            "parts": [str(box) for box in self.parts],
+        }
+        return {
+            **self.others,
+            **mine,
+            **({} if spatial_index is None else {"spatial_index": spatial_index}),
+        }
+
+    def has_grid_of(self, other: "MeshInfo") -> bool:
+        """Whether fragments of both lie on the same grid."""
+        return (self.mip, self.cell) == (other.mip, other.cell)
+
+    def with_part(self, box: BoundingBox) -> "MeshInfo":
+        """Add a part; parts inside of others are left out."""
+        if any(part.contains(box) for part in self.parts):
+            return self
+        kept = [part for part in self.parts if not box.contains(part)]
+        return MeshInfo(self.mip, self.cell, (*kept, box), self.others)
+
+    def grid(self, scale: Scale) -> Grid:
+        """The cells of the whole volume."""
+        return Grid(scale.bounds, self.cell)
+
+
+def physical_name(box: BoundingBox, resolution: Sequence[float]) -> str:
+    """A box in nm as text, which names its spatial index; as many digits as the resolution has.
+
+    That is how cloud-volume writes these names.
+    """
+    digits = max(len(f"{float(r)!r}".partition(".")[2].rstrip("0")) for r in resolution)
+    spans = zip(box.min, box.max, resolution, strict=True)
+    return "_".join(f"{low * r:.{digits}f}-{high * r:.{digits}f}" for low, high, r in spans)
+
+
+def spatial_index_entry(scale: Scale, cell: Vec3) -> dict[str, Any]:
+    """What the mesh directory's info says about the spatial index."""
+    resolution = [int(r) if r.is_integer() else r for r in scale.resolution]
+    spans = [edge * r for edge, r in zip(cell, resolution, strict=True)]
+    return {"resolution": resolution, "chunk_size": spans}

@@ -1,0 +1,233 @@
+"""Meshes of a layer: fragments, manifests, and what tells about them; names and bytes.
+
+A *fragment* is the surface of one label in one cell, a *manifest* names all fragments of a label.
+Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/meshes.md,
+"legacy single-resolution mesh format". The spatial index is cloud-volume's: a file for each cell
+with the box in nm of every label. The folder `cells` is ours: a *record* for each cell that has
+been meshed says which labels have fragments there, so that a missing one is noticed.
+"""
+
+import json
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from igneous_airflow.errors import CorruptChunk, InvalidInfo
+from igneous_airflow.geometry.bbox import BoundingBox
+from igneous_airflow.storage.codecs import compress_bytes, decompress_bytes
+from igneous_airflow.storage.files import Folder, StoredFile
+from igneous_airflow.storage.local import locked
+from igneous_airflow.storage.mesh_info import MeshInfo
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_INFO, _RECORDS = "info", "cells"
+_OF_A_LABEL = re.compile(r"([1-9][0-9]*):0(?::(.+))?", re.DOTALL)
+
+
+def read_name(name: str) -> tuple[int, str]:
+    """The label of a file, and the cell of a fragment, as text; no cell for a manifest.
+
+    The label is 0 for a file that is neither.
+    """
+    match = _OF_A_LABEL.fullmatch(name)
+    return (0, "") if match is None else (int(match[1]), match[2] or "")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What meshing a cell left: its labels with fragments, and the parameters it was done with."""
+
+    parameters: str  # a fingerprint
+    labels: tuple[int, ...]
+
+
+class MeshFolder:
+    """The mesh directory of a layer."""
+
+    def __init__(self, layer: Folder, directory: str) -> None:
+        self.layer = layer
+        self.directory = directory
+
+    @property
+    def url(self) -> str:
+        """The directory's address."""
+        return f"{self.layer.url}/{self.directory}"
+
+    def read_info(self) -> MeshInfo | None:
+        """Read the directory's info; None when there is none, or one that tells of no grid.
+
+        Raises InvalidInfo for meshes of another format.
+        """
+        text = self._read(_INFO)
+        return None if text is None else MeshInfo.parse(text, self.url)
+
+    def add_part(self, wanted: MeshInfo, spatial_index: Mapping[str, Any] | None) -> None:
+        """Write the directory's info, with its parts and those that are there on the same grid.
+
+        Records of another grid are removed.
+        """
+        with locked(self.layer):
+            present = self.read_info()
+            if present is not None and present.has_grid_of(wanted):
+                for part in wanted.parts:
+                    present = present.with_part(part)
+                wanted = present
+            elif present is not None:
+                self.layer.delete_folder(f"{self.directory}/{_RECORDS}")
+            self._write_json(_INFO, wanted.data(spatial_index))
+
+    def write_fragment(
+        self, label: int, box: BoundingBox, mesh: "tuple[NDArray[Any], NDArray[Any]]", compress: str
+    ) -> int:
+        """Write the fragment of a label in a cell and return its stored bytes.
+
+        `mesh` are vertices (n, 3) float32 in nm, and faces (m, 3) uint32.
+        """
+        import numpy as np
+
+        vertices, faces = mesh
+        content = b"".join(
+            (
+                np.uint32(len(vertices)).tobytes(),
+                np.ascontiguousarray(vertices, "<f4").tobytes(),
+                np.ascontiguousarray(faces, "<u4").tobytes(),
+            )
+        )
+        return self._write(f"{label}:0:{box}", content, "model/mesh", compress)
+
+    def write_manifest(self, label: int, cells: Iterable[str]) -> int:
+        """Write the manifest of a label, uncompressed, and return its bytes.
+
+        `cells` are those of its fragments, as text.
+        """
+        names = [f"{label}:0:{cell}" for cell in cells]
+        return self._write_json(f"{label}:0", {"fragments": names})
+
+    def read_mesh(self, label: int) -> "tuple[NDArray[Any], NDArray[Any]] | None":
+        """Read the fragments of a label as its manifest names them, one after the other.
+
+        Vertices are (n, 3) float32 in nm, faces (m, 3) int64; None when there is no manifest.
+        Raises InvalidInfo for a fragment that is missing or cut short.
+        """
+        import numpy as np
+
+        manifest = self._read(f"{label}:0")
+        if manifest is None:
+            return None
+        vertices, faces = [np.empty((0, 3), "<f4")], [np.empty((0, 3), np.int64)]
+        count = 0
+        for name in json.loads(manifest)["fragments"]:
+            content = self._read(name) or b""
+            length = int.from_bytes(content[:4], "little")
+            if len(content) < 4 + 12 * length or len(content) % 4:
+                raise InvalidInfo(f"{self.url}/{name} is missing or no fragment: mesh it again")
+            vertices.append(np.frombuffer(content, "<f4", 3 * length, 4).reshape(-1, 3))
+            triangles = np.frombuffer(content, "<u4", offset=4 + 12 * length).reshape(-1, 3)
+            faces.append(triangles.astype(np.int64) + count)
+            count += length
+        return np.concatenate(vertices), np.concatenate(faces)
+
+    def stored_bytes(self) -> dict[int, int]:
+        """The size of each label's fragments."""
+        sizes: dict[int, int] = {}
+        for name, size in self.layer.sizes(self.directory):
+            label, cell = read_name(name)
+            if cell:
+                sizes[label] = sizes.get(label, 0) + size
+        return sizes
+
+    def write_spatial_index(
+        self, name: str, boxes: Mapping[int, Sequence[float]], compress: str
+    ) -> int:
+        """Write the spatial index of a cell: the lowest and highest corner in nm of each label."""
+        text = json.dumps({str(label): list(box) for label, box in boxes.items()})
+        return self._write(f"{name}.spatial", text.encode(), "application/json", compress)
+
+    def write_record(self, box: BoundingBox, record: Record) -> None:
+        """Say that a cell has been meshed."""
+        data = {"parameters": record.parameters, "labels": record.labels}
+        text = json.dumps(data, separators=(",", ":"))
+        self._write(f"{_RECORDS}/{box}", text.encode(), "application/json", "gzip")
+
+    def read_record(self, box: BoundingBox) -> Record | None:
+        """Read what meshing a cell left; None when it has not been meshed. Raises InvalidInfo."""
+        text = self._read(f"{_RECORDS}/{box}")
+        if text is None:
+            return None
+        try:
+            data = json.loads(text)
+            return Record(str(data["parameters"]), tuple(map(int, data["labels"])))
+        except (ValueError, TypeError, KeyError) as error:
+            raise InvalidInfo(
+                f"{self.url}/{_RECORDS}/{box} is no record of ours: {error}"
+            ) from error
+
+    def recorded(self) -> set[str]:
+        """The boxes of all cells that have been meshed, as text."""
+        return set(self.layer.names(f"{self.directory}/{_RECORDS}"))
+
+    def compare(self, expected: Mapping[str, Sequence[int]]) -> tuple[int, list[str], list[str]]:
+        """Compare the fragments of some cells with the labels they should be of, by one listing.
+
+        Cells are boxes as text, labels in ascending order. Returns how many there are, the names of
+        missing ones, and the names of those that should not be there.
+        """
+        found, obsolete = 0, []
+        seen = {cell: bytearray(len(labels)) for cell, labels in expected.items()}
+        for name in self.names():
+            label, cell = read_name(name)
+            if cell not in expected:
+                continue
+            labels = expected[cell]
+            place = bisect_left(labels, label)
+            if place < len(labels) and labels[place] == label:
+                found += not seen[cell][place]
+                seen[cell][place] = True
+            else:
+                obsolete.append(name)
+        missing = [
+            f"{label}:0:{cell}"
+            for cell, labels in expected.items()
+            for label, is_seen in zip(labels, seen[cell], strict=True)
+            if not is_seen
+        ]
+        return found, missing, obsolete
+
+    def names(self) -> Iterator[str]:
+        """The names of all files directly in the directory."""
+        return self.layer.names(self.directory)
+
+    def names_starting(self, starts: Sequence[str]) -> Iterator[str]:
+        """Those of them that start in one of these ways."""
+        return self.layer.names_starting(self.directory, starts)
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove files of the directory; they may be absent."""
+        for name in names:
+            self.layer.delete(f"{self.directory}/{name}")
+
+    def _read(self, name: str) -> bytes | None:
+        stored = self.layer.read(f"{self.directory}/{name}")
+        if stored is None:
+            return None
+        try:
+            return bytes(decompress_bytes(stored))
+        except CorruptChunk as error:
+            raise InvalidInfo(f"{self.url}/{name} cannot be read: {error}") from error
+
+    def _write(self, name: str, content: bytes, content_type: str, compress: str) -> int:
+        compression = {"auto": "gzip", "none": ""}.get(compress, compress)
+        stored = compress_bytes(content, compression, grey=False)
+        self.layer.write(f"{self.directory}/{name}", stored, content_type=content_type)
+        return len(stored.content)
+
+    def _write_json(self, name: str, data: Mapping[str, Any]) -> int:
+        content = json.dumps(data).encode()
+        self.layer.write(
+            f"{self.directory}/{name}", StoredFile(content), content_type="application/json"
+        )
+        return len(content)

@@ -1,0 +1,88 @@
+"""What Neuroglancer is told to show: layers, place, zoom, and the objects whose meshes are drawn.
+
+Format: https://github.com/google/neuroglancer/tree/master/python (`neuroglancer.ViewerState`).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from heapq import nlargest
+from itertools import islice
+from typing import Any
+
+from igneous_airflow.errors import InvalidParameter
+from igneous_airflow.storage.layer import Layer
+
+#: Stands for the address of the viewer, which only the browser knows.
+BASE = "{base}"
+_PIXELS = 500  # that the finest mip is fitted into, in a panel of a usual window
+_OBJECTS = 12  # whose meshes are shown at first
+_LISTED = 50_000  # files of a mesh folder that are looked at for that
+_GREY = "#uicontrol invlerp normalized\nvoid main() {\n  emitGrayscale(normalized());\n}\n"
+_COLOUR = (
+    "#uicontrol invlerp red(channel=0)\n#uicontrol invlerp green(channel=1)\n"
+    "#uicontrol invlerp blue(channel=2)\n"
+    "void main() {\n  emitRGB(vec3(red(), green(), blue()));\n}\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A layer in the viewer: its name there, and where its files are below the viewer's address."""
+
+    name: str
+    path: str
+    layer: Layer
+
+
+def viewer_state(shown: Sequence[Shown]) -> dict[str, Any]:
+    """The viewer's state, as JSON data; sources begin with BASE.
+
+    The first layer's finest mip with voxels decides the place. Raises InvalidParameter when no
+    layer has any.
+    """
+    scales = [scale for one in shown for scale in one.layer.info.scales if scale.bounds]
+    if not scales:
+        raise InvalidParameter("there is nothing to show: no layer has voxels")
+    scale = scales[0]
+    low, high, size = scale.bounds.min, scale.bounds.max, scale.size
+    layers = [_layer(one) for one in shown]
+    nanometres = [edge * r for edge, r in zip(size, scale.resolution, strict=True)]
+    return {
+        "dimensions": {
+            axis: [r * 1e-9, "m"] for axis, r in zip("xyz", scale.resolution, strict=True)
+        },
+        "position": [(a + b) / 2 for a, b in zip(low, high, strict=True)],
+        "crossSectionScale": max(nanometres[:2]) / min(scale.resolution) / _PIXELS,
+        "projectionScale": 1.2 * max(nanometres) / min(scale.resolution),
+        "layers": layers,
+        "layout": "4panel" if any("segments" in layer for layer in layers) else "xy",
+    }
+
+
+def _layer(one: Shown) -> dict[str, Any]:
+    info = one.layer.info
+    segmentation = info.layer_type == "segmentation"
+    entry: dict[str, Any] = {
+        "type": "segmentation" if segmentation else "image",
+        "source": f"precomputed://{BASE}/{one.path}",
+        "name": one.name,
+    }
+    if segmentation:
+        if objects := list(_largest_objects(one.layer)):
+            entry |= {"segments": objects, "hideSegmentZero": True}
+    elif info.channels == 3:
+        entry["shader"] = _COLOUR
+    elif info.data_type != "uint8":
+        entry["shader"] = _GREY
+    return entry
+
+
+def _largest_objects(layer: Layer) -> Iterator[str]:
+    """Labels with a mesh that lies in many blocks, which are large objects, as text."""
+    mesh = layer.info.data.get("mesh")
+    if not isinstance(mesh, str):
+        return
+    files = islice(layer.folder.sizes(mesh), _LISTED)
+    manifests = [(size, name) for name, size in files if name.endswith(":0")]
+    for _, name in nlargest(_OBJECTS, manifests):
+        yield name.partition(":")[0]

@@ -1,0 +1,103 @@
+"""The chains of this repository, run as whole DAG runs on tiny layers and read by cloud-volume."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from airflow.sdk import DAG
+from cloudvolume import CloudVolume
+
+from igneous_airflow.geometry.bbox import Vec3
+from igneous_airflow.storage.layer import Layer
+from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
+
+pytestmark = pytest.mark.airflow
+
+
+@pytest.fixture
+def segmentation(tmp_path: Path) -> Path:
+    """Labels above 2^53 in a layer with an offset and odd edges."""
+    path = tmp_path / "segmentation"
+    spec = LayerSpec("segmentation", chunk_size=(16, 16, 8), voxel_offset=(5, -3, 2))
+    write_layer(path, random_voxels(Vec3(41, 35, 9), "uint64"), spec)
+    return path
+
+
+def states(dag_run: Any) -> dict[str, set[str]]:
+    """The states of each step's tasks."""
+    found: dict[str, set[str]] = {}
+    for task in dag_run.get_task_instances():
+        found.setdefault(task.task_id.partition(".")[0], set()).add(str(task.state))
+    return found
+
+
+def labels_of(layer: Path) -> set[int]:
+    volume = CloudVolume(f"file://{layer}", progress=False, parallel=1)
+    return {int(label) for label in np.unique(volume[:])} - {0}
+
+
+def labels_with_meshes(layer: Path) -> set[int]:
+    """The labels whose meshes cloud-volume finds, all of which it can read."""
+    info = Layer.open(f"file://{layer}").info
+    folder = layer / str(info.mesh_directory)
+    labels = {int(path.name.removesuffix(":0")) for path in folder.glob("*:0")}
+    volume = CloudVolume(f"file://{layer}", progress=False, parallel=1)
+    assert all(len(volume.mesh.get(label, fuse=False)[label].faces) for label in labels)
+    return labels
+
+
+def test_a_segmentation_gets_mips_meshes_and_manifests(
+    dags: dict[str, DAG], segmentation: Path
+) -> None:
+    conf = {"layer": str(segmentation), "num_mips": 2, "mesh_mip": 0, "shape": "16,16,9"}
+    done = dags["igneous_segmentation"].test(run_conf=conf)
+    assert list(states(done).values()) == [{"success"}] * 3
+    assert done.state == "success"
+    assert len(Layer.open(f"file://{segmentation}").info.scales) == 3
+    assert labels_with_meshes(segmentation) == labels_of(segmentation)
+
+
+def test_meshes_are_made_of_a_mip_that_the_step_before_has_made(
+    dags: dict[str, DAG], segmentation: Path
+) -> None:
+    conf = {"layer": str(segmentation), "num_mips": 1, "mesh_mip": 1}
+    assert dags["igneous_segmentation"].test(run_conf=conf).state == "success"
+    assert (segmentation / "mesh_mip_1_err_40" / "info").exists()
+    assert labels_with_meshes(segmentation)
+
+
+def test_each_stage_of_the_chain_of_meshes_can_be_run_alone(
+    dags: dict[str, DAG], segmentation: Path
+) -> None:
+    conf = {"layer": str(segmentation), "max_simplification_error": 10}
+    mesh = dags["igneous_mesh"]
+    first = mesh.test(run_conf={**conf, "run_mesh": True, "run_mesh_manifest": False})
+    assert states(first) == {"mesh": {"success"}, "mesh_manifest": {"skipped"}}
+    assert labels_with_meshes(segmentation) == set()
+    second = mesh.test(run_conf={**conf, "run_mesh": False, "run_mesh_manifest": True})
+    assert states(second) == {"mesh": {"skipped"}, "mesh_manifest": {"success"}}
+    assert labels_with_meshes(segmentation) == labels_of(segmentation)
+
+
+def test_there_are_no_manifests_unless_every_mesh_task_is_done(
+    dags: dict[str, DAG], segmentation: Path
+) -> None:
+    (segmentation / "8_8_40" / "21-37_-3-13_2-10").unlink()
+    done = dags["igneous_mesh"].test(run_conf={"layer": str(segmentation), "shape": "16,16,9"})
+    assert done.state == "failed"
+    assert states(done)["mesh_manifest"] == {"upstream_failed"}
+    assert list(segmentation.glob("mesh_mip_0_err_40/*:0:*")), "other tasks have left fragments"
+    assert labels_with_meshes(segmentation) == set()
+
+
+def test_a_mistake_in_the_last_step_is_found_before_the_first_one_starts(
+    dags: dict[str, DAG], segmentation: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf = {"layer": str(segmentation), "object_ids": "0,3", "mesh_bounds": "9-3_0-1_0-1"}
+    done = dags["igneous_segmentation"].test(run_conf=conf)
+    assert done.state == "failed"
+    words = capsys.readouterr().out
+    assert "  - object_ids: 0 is the background, which is no object" in words
+    assert "  - mesh_bounds: " in words
+    assert len(Layer.open(f"file://{segmentation}").info.scales) == 1

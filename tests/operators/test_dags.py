@@ -1,0 +1,93 @@
+"""The form of every DAG: complete, shown by Airflow, checked by Airflow, and valid as it opens."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG, Param
+from airflow.sdk.exceptions import ParamValidationError
+
+from igneous_airflow.operators.chain import Step
+from igneous_airflow.operators.form import Form
+from igneous_airflow.stage import Stage
+from igneous_airflow.stages import registered_stages
+
+pytestmark = pytest.mark.airflow
+
+ROOT = Path(__file__).parents[2]
+CHAINS = {file.stem for file in (ROOT / "dags").glob("[!_]*.py")} - {"stages"}
+
+
+@pytest.fixture(params=["copy", *sorted(CHAINS | registered_stages().keys())])
+def dag(request: pytest.FixtureRequest, dags: dict[str, DAG]) -> DAG:
+    return dags[f"igneous_{request.param}"]
+
+
+@pytest.fixture
+def form(dag: DAG) -> Form:
+    return next(dag.get_task(task).form for task in dag.task_ids if task.endswith(".plan"))
+
+
+def fields(form: Form) -> Iterator[tuple[Step, str, str]]:
+    """Each field of each step, and the form's field that gives it its value."""
+    for step in form.chain.steps:
+        for name in step.stage.model_fields:
+            yield step, name, form.in_its_words(step, f"{name}:", {}).removesuffix(":")
+
+
+def is_required(step: Step, name: str) -> bool:
+    return step.stage.model_fields[name].is_required()
+
+
+def _example(param: Param) -> Any:
+    """A value for a field without default."""
+    kinds = param.schema["type"]
+    return "file:///data/example" if "string" in kinds else param.schema.get("minimum", 1)
+
+
+def test_every_field_of_every_step_has_a_place_in_the_form(dag: DAG, form: Form) -> None:
+    places = {place for _, _, place in fields(form)}
+    switches = {f"run_{step.name}" for step in form.chain.steps if step.switch is not None}
+    assert dag.params.keys() == places | switches | form.options.model_fields.keys()
+
+
+def test_airflow_can_show_every_field(dag: DAG) -> None:
+    for name in dag.params:
+        param = dag.params.get_param(name)
+        words = f"{name}: {param.schema}"
+        assert not {"$ref", "allOf", "oneOf", "prefixItems"} & set(param.schema), words
+        assert all(set(option) == {"type"} for option in param.schema.get("anyOf", [])), words
+        assert param.schema["title"], words
+        assert param.description, words
+        assert param.schema["section"], words
+
+
+def test_the_form_as_it_opens_is_valid_for_every_step(dag: DAG, form: Form) -> None:
+    needed = {place for step, name, place in fields(form) if is_required(step, name)}
+    values = {}
+    for name in dag.params:
+        param = dag.params.get_param(name)
+        values[name] = param.resolve(_example(param) if name in needed else param.value)
+    read = form.read(values)
+    for step, name, _ in fields(form):
+        stage = read[step.name]
+        if isinstance(stage, Stage) and not is_required(step, name):
+            default = step.stage.model_fields[name].get_default(call_default_factory=True)
+            assert getattr(stage, name) == step.defaults.get(name, default)
+
+
+def test_airflow_itself_refuses_values_outside_the_limits(dag: DAG) -> None:
+    for name in dag.params:
+        param = dag.params.get_param(name)
+        if "maximum" in param.schema:
+            with pytest.raises(ParamValidationError, match="maximum"):
+                param.resolve(param.schema["maximum"] + 1)
+        if "enum" in param.schema:
+            with pytest.raises(ParamValidationError, match="is not one of"):
+                param.resolve(f"no {name}")
+
+
+def test_every_step_of_a_chain_can_be_run_alone(dag: DAG, form: Form) -> None:
+    if len(form.chain.steps) > 1:
+        assert all(step.switch is not None for step in form.chain.steps)

@@ -1,0 +1,248 @@
+"""The form of a chain, and the way back to its stages: on stages made up for it."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import pytest
+from airflow.sdk import Param
+from airflow.sdk.exceptions import AirflowFailException, ParamValidationError
+from pydantic import Field, model_validator
+
+from igneous_airflow.fields import LayerUrl, MemoryTarget, Mip, section
+from igneous_airflow.operators.chain import Chain, Step
+from igneous_airflow.operators.form import Form, Skipped
+from igneous_airflow.operators.params import RunOptions
+from igneous_airflow.stage import Audit, Plan, Stage, Work
+
+pytestmark = pytest.mark.airflow
+
+
+class Idle(Stage):
+    """A stage with nothing to do."""
+
+    def plan(self) -> Plan:
+        return Plan(stage=self.name)
+
+    def prepare(self) -> None:
+        pass
+
+    def cells(self) -> list[int]:
+        return []
+
+    def run(self, cell: Any) -> Work:
+        return Work()
+
+    def finish(self, by: str) -> Audit:
+        return Audit(outputs={})
+
+
+class Read(Idle):
+    """Make a layer of files."""
+
+    name: ClassVar[str] = "read"
+    source: Annotated[str, Field(description="Files.", json_schema_extra=section("Where"))]
+    dest: LayerUrl
+    shape: Annotated[int, Field(ge=1, description="Big.", json_schema_extra=section("How"))] = 64
+    kind: Annotated[
+        Literal["image", "labels"],
+        Field(description="What it shows.", json_schema_extra=section("Where")),
+    ] = "image"
+    memory_target: MemoryTarget = 2_000_000
+
+
+class Stretch(Idle):
+    """Improve the contrast."""
+
+    name: ClassVar[str] = "stretch"
+    layer: LayerUrl
+    dest: LayerUrl
+    low: Annotated[int, Field(ge=0, description="Dark.", json_schema_extra=section("What"))] = 0
+    high: Annotated[int, Field(le=255, description="Light.", json_schema_extra=section("What"))] = 9
+    memory_target: MemoryTarget = 2_000_000
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low: {self.low} is above high: {self.high}")
+        return self
+
+
+class Coarsen(Idle):
+    """Make it coarser."""
+
+    name: ClassVar[str] = "coarsen"
+    layer: LayerUrl
+    mip: Mip = 0
+    shape: Annotated[int, Field(ge=1, description="Big.", json_schema_extra=section("How"))] = 32
+    memory_target: MemoryTarget = 2_000_000
+
+
+class Surface(Idle):
+    """Find surfaces."""
+
+    name: ClassVar[str] = "surface"
+    layer: LayerUrl
+    mip: Mip = 0
+
+
+def ingest() -> Form:
+    """Read, stretch if asked, coarsen, and find surfaces of labels."""
+    read = Step(Read, switch=True)
+    stretch = Step(Stretch, binds={"layer": read["dest"]}, switch=False)
+    last = (stretch["dest"], read["dest"])
+    coarsen = Step(Coarsen, binds={"layer": last}, defaults={"mip": -1})
+    surface = Step(Surface, binds={"layer": last}, only_if=read["kind"].is_("labels"), switch=True)
+    return Form(Chain((read, stretch, coarsen, surface), shared=("memory_target",)))
+
+
+def opened(form: Form) -> dict[str, Any]:
+    """The values of the form as it opens."""
+    return {name: param.value for name, param in form.params().items()}
+
+
+def test_a_chain_of_one_step_has_the_form_of_its_stage() -> None:
+    params = Form(Chain((Step(Coarsen),))).params()
+    assert list(params) == [*Coarsen.model_fields, *RunOptions.model_fields]
+    assert [params[name].schema["section"] for name in Coarsen.model_fields] == [
+        "Where",
+        "Where",
+        "How",
+        "Limits",
+    ]
+
+
+def test_shared_fields_and_switches_come_first_then_each_step_then_how_it_is_run() -> None:
+    found: dict[str, list[str]] = {}
+    for name, param in ingest().params().items():
+        found.setdefault(param.schema["section"], []).append(name)
+    assert found == {
+        "All steps": ["memory_target", "run_read", "run_stretch", "run_surface"],
+        "Read": ["source", "read_dest", "kind", "read_shape"],
+        "Stretch": ["stretch_dest", "low", "high"],
+        "Coarsen": ["coarsen_mip", "coarsen_shape"],
+        "Surface": ["surface_mip"],
+        "Run": list(RunOptions.model_fields),
+    }
+
+
+def test_the_form_opens_with_the_defaults_of_the_stages_and_the_chain() -> None:
+    values = opened(ingest())
+    assert values["memory_target"] == 2_000_000
+    assert (values["read_shape"], values["coarsen_shape"]) == (64, 32)
+    assert (values["coarsen_mip"], values["surface_mip"]) == (-1, 0)
+    assert (values["run_read"], values["run_stretch"]) == (True, False)
+
+
+def test_a_field_is_demanded_only_where_its_step_is_sure_to_run() -> None:
+    always, perhaps = Step(Stretch), Step(Stretch, switch=True)
+    with pytest.raises(ParamValidationError, match="No value passed"):
+        Form(Chain((always,))).params()["dest"].resolve()
+    dest = Form(Chain((perhaps, Step(Surface)))).params()["dest"]
+    assert dest.resolve() is None
+    assert dest.schema["type"] == ["string", "null"]
+    assert dest.description.endswith(" Needed when the step runs.")
+
+
+def test_a_field_that_every_step_shares_is_demanded_since_one_step_must_run() -> None:
+    both = Chain((Step(Coarsen, switch=True), Step(Surface, switch=True)), shared=("layer",))
+    with pytest.raises(ParamValidationError, match="No value passed"):
+        Form(both).params()["layer"].resolve()
+
+
+def test_values_reach_the_stages_that_run() -> None:
+    form = ingest()
+    given = {
+        "source": "/files",
+        "read_dest": "/raw",
+        "coarsen_shape": 8,
+        "memory_target": 3_000_000,
+    }
+    read = form.read(opened(form) | given)
+    assert read["read"] == Read(source="/files", dest="/raw", memory_target=3_000_000)
+    assert read["stretch"] == Skipped("run_stretch is off")
+    assert read["coarsen"] == Coarsen(layer="/raw", mip=-1, shape=8, memory_target=3_000_000)
+    assert read["surface"] == Skipped("kind is 'image', not 'labels'")
+
+
+def test_a_binding_takes_the_first_step_that_runs_and_else_what_the_form_says() -> None:
+    form = ingest()
+    given = {"source": "/files", "read_dest": "/raw", "stretch_dest": "/better", "kind": "labels"}
+    both = form.read(opened(form) | given | {"run_stretch": True})
+    assert both["stretch"] == Stretch(layer="/raw", dest="/better")
+    assert both["coarsen"] == Coarsen(layer="/better", mip=-1)
+    assert both["surface"] == Surface(layer="/better")
+    neither = form.read(opened(form) | {"read_dest": "/there", "run_read": False})
+    assert neither["read"] == Skipped("run_read is off")
+    assert neither["coarsen"] == Coarsen(layer="/there", mip=-1)
+
+
+def test_wrong_values_of_every_step_are_refused_at_once_in_the_words_of_the_form() -> None:
+    form = ingest()
+    given = {
+        "run_stretch": True,
+        "read_dest": "nowhere",
+        "stretch_dest": "/better",
+        "low": 9,
+        "high": 3,
+        "coarsen_mip": -7,
+        "workers": 0,
+    }
+    with pytest.raises(AirflowFailException) as caught:
+        form.read(opened(form) | given)
+    start, *lines = str(caught.value).splitlines()
+    assert start == "Nothing was started:"
+    beginnings = (
+        "  - source: Field required",
+        "  - read_dest: 'nowhere' is not an address",
+        "  - coarsen_mip: Input should be greater than or equal to -1; got -7",
+        "  - workers: Input should be greater than or equal to 1; got 0",
+    )
+    for line, beginning in zip(lines, beginnings, strict=True):
+        assert line.startswith(beginning)
+
+
+def test_fields_that_do_not_go_together_are_named_as_in_the_form() -> None:
+    twice = Form(Chain((Step(Stretch), Step(Stretch, name="again")), shared=("layer", "dest")))
+    given = {"layer": "/a", "dest": "/b", "again_low": 9, "again_high": 3}
+    with pytest.raises(AirflowFailException, match="  - again_low: 9 is above again_high: 3"):
+        twice.read(opened(twice) | given)
+
+
+def test_values_of_a_step_that_does_not_run_are_nobodys_business() -> None:
+    form = ingest()
+    given = {"read_dest": "/raw", "run_read": False, "low": 9, "high": 3, "surface_mip": 5}
+    assert isinstance(form.read(opened(form) | given)["coarsen"], Coarsen)
+
+
+def test_a_chain_without_any_step_to_run_is_refused() -> None:
+    form = Form(Chain((Step(Coarsen, switch=True), Step(Surface, switch=True)), shared=("layer",)))
+    with pytest.raises(AirflowFailException, match="run: run_coarsen is off; run_surface"):
+        form.read(opened(form) | {"layer": "/x", "run_coarsen": False, "run_surface": False})
+
+
+def test_what_a_plan_says_is_put_in_the_words_of_the_form() -> None:
+    form = ingest()
+    surface = form.chain.steps[-1]
+    values = opened(form) | {"read_dest": "/raw"}
+    text = "mip: file:///raw has no mip 5; layer: there are 3"
+    assert form.in_its_words(surface, text, values) == (
+        "surface_mip: file:///raw has no mip 5; read_dest: there are 3"
+    )
+
+
+def test_two_fields_of_one_name_are_an_error_for_the_developer() -> None:
+    class Odd(Idle):
+        """A stage whose field has the name that another's gets in a form."""
+
+        name: ClassVar[str] = "odd"
+        surface_mip: Mip = 0
+
+    with pytest.raises(TypeError, match="2 fields of the form are named surface_mip"):
+        Form(Chain((Step(Coarsen), Step(Surface), Step(Odd))))
+
+
+def test_airflow_checks_what_the_form_says() -> None:
+    params: dict[str, Param] = ingest().params()
+    with pytest.raises(ParamValidationError, match="minimum"):
+        params["read_shape"].resolve(0)
+    with pytest.raises(ParamValidationError, match="boolean"):
+        params["run_read"].resolve("maybe")

@@ -1,0 +1,245 @@
+"""Chains run as whole DAG runs in one process: order, proof, skipped and failed steps."""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.models.xcom import XComModel
+from airflow.sdk import DAG
+from airflow.utils.session import create_session
+
+from igneous_airflow.operators.sensor import StageDrainedSensor
+from igneous_airflow.operators.workers import LocalWorkers
+from igneous_airflow.run import Run
+from igneous_airflow.storage.layer import Layer
+
+pytestmark = pytest.mark.airflow
+
+Make = Callable[..., Any]
+TASKS = ("plan", "queue", "enqueue", "workers", "drained", "finish", "remove_queue")
+
+
+@pytest.fixture
+def copy(dags: dict[str, DAG]) -> DAG:
+    """Transfer, downsample, delete the source (`chains/copy.py`), watched closely."""
+    dag = dags["igneous_copy"]
+    for step in ("transfer", "downsample", "delete"):
+        dag.get_task(f"{step}.drained").poke_interval = 0.1
+    return dag
+
+
+def states(dag_run: Any, step: str) -> set[str]:
+    """The states of a step's tasks."""
+    found = {
+        name: str(task.state)
+        for task in dag_run.get_task_instances()
+        for group, _, name in [task.task_id.partition(".")]
+        if group == step
+    }
+    assert found.keys() == set(TASKS)
+    return set(found.values())
+
+
+def state(dag_run: Any, task_id: str) -> str:
+    (found,) = [t.state for t in dag_run.get_task_instances() if t.task_id == task_id]
+    return str(found)
+
+
+def runs(tmp_path: Path) -> dict[str, Run]:
+    """The runs that are recorded, by stage."""
+    loaded = [Run.load(f"file://{path.parent}") for path in tmp_path.glob("state/*/run.json")]
+    return {run.stage: run for run in loaded}
+
+
+def scales(layer: Path) -> list[str]:
+    return [scale.key for scale in Layer.open(f"file://{layer}").info.scales]
+
+
+def test_each_step_works_on_what_the_one_before_made(
+    copy: DAG, make_layer: Make, tmp_path: Path
+) -> None:
+    layer, dest = make_layer(), tmp_path / "dest"
+    places = {"src": str(layer), "dest": str(dest)}
+    deletion = {"run_delete": True, "confirm": True, "delete_num_mips": 9}
+    done = copy.test(run_conf={**places, **deletion, "downsample_num_mips": 1})
+    for step in ("transfer", "downsample", "delete"):
+        assert states(done, step) == {"success"}
+    assert done.state == "success"
+    assert scales(dest) == ["4_4_40", "8_8_40"]
+    assert len(list((dest / "8_8_40").iterdir())) == 4
+    assert scales(layer) == []
+    assert not list(layer.glob("4_4_40/*"))
+    assert {stage: run.parameters["mip"] for stage, run in runs(tmp_path).items()} == {
+        "transfer": 0,
+        "downsample": 0,
+        "delete": 0,
+    }
+
+
+def test_the_steps_hand_each_other_the_urls_of_their_runs(
+    copy: DAG, make_layer: Make, tmp_path: Path
+) -> None:
+    done = copy.test(run_conf={"src": str(make_layer()), "dest": f"{tmp_path}/dest"})
+    assert done.state == "success"
+    with create_session() as session:
+        query = XComModel.get_many(run_id=done.run_id, dag_ids="igneous_copy")
+        pushed = {
+            (x.task_id, x.key): XComModel.deserialize_value(x) for x in session.scalars(query)
+        }
+    urls = {task: value for (task, key), value in pushed.items() if key == "run_url"}
+    assert urls == {f"{stage}.plan": run.url for stage, run in runs(tmp_path).items()}
+    after = [copy.get_task(f"{step}.plan").after for step in ("transfer", "downsample", "delete")]
+    assert after[0] == []
+    assert after[1] == ["{{ ti.xcom_pull(task_ids='transfer.plan', key='run_url') }}"]
+    assert after[2][:1] == after[1]
+
+
+@pytest.mark.parametrize("skipped", ["transfer", "downsample"])
+def test_a_skipped_step_does_not_skip_those_after_it(
+    copy: DAG, make_layer: Make, tmp_path: Path, skipped: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer, other = make_layer(), make_layer("other")
+    conf = {"src": str(layer), "dest": str(other), "run_delete": True, "confirm": True}
+    done = copy.test(run_conf={**conf, f"run_{skipped}": False, "downsample_num_mips": 1})
+    assert states(done, skipped) == {"skipped"}
+    (run,) = {"transfer", "downsample"} - {skipped}
+    assert states(done, run) == states(done, "delete") == {"success"}
+    assert done.state == "success"
+    assert f"run_{skipped} is off" in capsys.readouterr().out
+    assert runs(tmp_path).keys() == {run, "delete"}
+    assert len(scales(other)) == (1 if skipped == "downsample" else 2)
+
+
+def test_a_chain_of_which_nothing_is_to_run_is_refused(
+    copy: DAG, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = copy.test(run_conf={"run_transfer": False, "run_downsample": False})
+    assert done.state == "failed"
+    assert state(done, "transfer.plan") == "failed"
+    assert "no step is to run: run_transfer is off" in capsys.readouterr().out
+    assert runs(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (
+            {"axis": "x", "downsample_factor": "2,2,1"},
+            "axis: x and downsample_factor: 2,2,1 are both given",
+        ),
+        ({"run_delete": True, "scales": "../x"}, "scales: '../x' is not the key of a scale"),
+        ({"no_mips": 3}, "no_mips: there is no such parameter; did you mean max_mips?"),
+    ],
+    ids=["downsample", "delete", "nobody"],
+)
+def test_a_wrong_value_of_a_late_step_is_refused_before_anything_is_written(
+    copy: DAG,
+    make_layer: Make,
+    tmp_path: Path,
+    wrong: dict[str, Any],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = copy.test(run_conf={"src": str(make_layer()), "dest": f"{tmp_path}/dest", **wrong})
+    assert done.state == "failed"
+    assert state(done, "transfer.plan") == "failed"
+    assert states(done, "downsample") == states(done, "delete") == {"upstream_failed"}
+    assert words in capsys.readouterr().out
+    assert not (tmp_path / "dest").exists()
+    assert runs(tmp_path) == {}
+
+
+def test_the_plan_of_a_late_step_is_refused_in_its_turn_in_the_words_of_the_form(
+    copy: DAG, make_layer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf = {"src": str(make_layer()), "dest": f"{tmp_path}/dest"}
+    done = copy.test(run_conf={**conf, "downsample_bounds": "0-9_0-9_0-9"})
+    assert states(done, "transfer") == {"success"}
+    assert state(done, "downsample.plan") == "failed"
+    assert states(done, "delete") == {"upstream_failed"}
+    assert done.state == "failed"
+    assert "  - downsample_bounds: 0-9_0-9_0-9" in capsys.readouterr().out
+
+
+def test_a_failed_step_stops_the_chain_and_goes_on_where_it_stopped(
+    copy: DAG, make_layer: Make, tmp_path: Path
+) -> None:
+    layer, dest = make_layer(), tmp_path / "dest"
+    chunk = layer / "4_4_40" / "128-192_0-64_0-64"
+    content = chunk.read_bytes()
+    chunk.unlink()
+    now = datetime.now(UTC)
+
+    def run_dag() -> Any:
+        conf = {"src": str(layer), "dest": str(dest), "shape": "64,64,64"}
+        return copy.test(run_conf=conf, logical_date=now, run_after=now)
+
+    failed = run_dag()
+    assert failed.state == "failed"
+    assert state(failed, "transfer.workers") == state(failed, "transfer.drained") == "failed"
+    assert state(failed, "transfer.finish") == "upstream_failed"
+    assert states(failed, "downsample") == states(failed, "delete") == {"upstream_failed"}
+    assert runs(tmp_path).keys() == {"transfer"}
+    receipts = {p: p.stat().st_mtime_ns for p in tmp_path.glob("state/*/done/*")}
+    assert len(receipts) == 15
+
+    chunk.write_bytes(content)
+    done = run_dag()
+    assert done.state == "success"
+    assert states(done, "downsample") == {"success"}
+    now_there = {p: p.stat().st_mtime_ns for p in tmp_path.glob("state/*/done/*")}
+    assert receipts.items() <= now_there.items()
+
+
+def lose_a_receipt(tmp_path: Path) -> None:
+    min(tmp_path.glob("state/*transfer*/done/*")).unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "blamed"), [(LocalWorkers, "drained"), (StageDrainedSensor, "finish")]
+)
+def test_the_next_step_starts_only_when_every_task_has_its_receipt(
+    copy: DAG,
+    make_layer: Make,
+    tmp_path: Path,
+    kind: type[Any],
+    blamed: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    execute = kind.execute
+
+    def execute_and_lose(self: Any, context: Any) -> None:
+        execute(self, context)
+        lose_a_receipt(tmp_path)
+
+    monkeypatch.setattr(kind, "execute", execute_and_lose)
+    done = copy.test(run_conf={"src": str(make_layer()), "dest": f"{tmp_path}/dest"})
+    assert done.state == "failed"
+    assert state(done, f"transfer.{blamed}") == "failed"
+    assert states(done, "downsample") == {"upstream_failed"}
+    assert runs(tmp_path).keys() == {"transfer"}
+
+
+def test_a_task_that_is_marked_as_a_success_proves_nothing(
+    copy: DAG, make_layer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf = {"src": str(make_layer()), "dest": f"{tmp_path}/dest"}
+    done = copy.test(run_conf=conf, mark_success_pattern=re.compile("transfer.finish"))
+    assert state(done, "transfer.finish") == "success"
+    assert state(done, "downsample.plan") == "failed"
+    assert done.state == "failed"
+    assert "was not proved done" in capsys.readouterr().out
+    assert scales(tmp_path / "dest") == ["4_4_40"]
+
+
+def test_two_dag_runs_of_a_chain_have_runs_and_queues_of_their_own(
+    copy: DAG, make_layer: Make, tmp_path: Path
+) -> None:
+    src = str(make_layer())
+    for dest in ("one", "two"):
+        assert copy.test(run_conf={"src": src, "dest": f"{tmp_path}/{dest}"}).state == "success"
+    records = [Run.load(f"file://{path.parent}") for path in tmp_path.glob("state/*/run.json")]
+    assert len(records) == len({run.queue for run in records}) == 4
