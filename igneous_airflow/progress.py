@@ -41,14 +41,14 @@ class Progress(BaseModel):
     dead: int = Field(default=0, description="tasks that were given up")
     failed_attempts: int = 0
     shared: bool = Field(default=False, description="whether other runs use the queue too")
+    exact: bool = Field(default=True, description="whether the queue counts exactly and at once")
 
     @property
     def state(self) -> State:
         """The judgement."""
-        left = self.planned - self.done
-        if left <= 0:
+        if self.left <= 0:
             return State.DONE
-        if self.shared and self.dead >= left:
+        if self.shared and self.dead >= self.left:
             return State.FAILED  # whatever others have in the queue
         if self.leased:
             return State.WORKING
@@ -56,6 +56,23 @@ class Progress(BaseModel):
             begun = self.done or self.failed_attempts or self.expired
             return State.INTERRUPTED if begun and self.waiting > self.delayed else State.WAITING
         return State.FAILED if self.dead else State.STALLED
+
+    @property
+    def left(self) -> int:
+        """How many tasks have no receipt."""
+        return self.planned - self.done
+
+    @property
+    def why_unfinished(self) -> str:
+        """Why the tasks that are left are not done, once nobody works on them, in words."""
+        if self.state is State.STALLED:
+            return "their messages are gone from the queue"
+        if self.state is not State.FAILED:
+            return "nobody works on them any more: the workers have ended"
+        if self.dead >= self.left:
+            return "they were given up"
+        gone = "the messages of the others are gone from the queue"
+        return f"{self.dead:,} were given up, and {gone}"
 
     @property
     def undecided(self) -> bool:

@@ -35,9 +35,9 @@ from igneous_airflow.task import LAUNCH_ID, TaskEncoder
 _RECORD, _SUMMARY = "run.json", "summary.json"
 _ERRORS_NAMED = 5
 _TASKS_NAMED = 10
-#: Beyond this many receipts a summary leaves out what they add up to; in a bucket each costs a
-#: request. The proof needs only their names.
-_RECEIPTS_READ = {"on disk": 1_000_000, "in a bucket": 20_000}
+#: Beyond so many receipts a summary leaves out what they add up to, since reading each takes its
+#: time, and in a bucket a request. The proof needs only their names.
+_READ_ON_DISK, _READ_IN_BUCKET = 1_000_000, 20_000
 
 
 class Run(BaseModel):
@@ -201,7 +201,7 @@ class Run(BaseModel):
         Does nothing while the queue holds a message for every missing task.
         """
         progress = self.progress()
-        if progress.waiting + progress.leased >= progress.planned - progress.done:
+        if progress.waiting + progress.leased >= progress.left:
             return 0
         return self.enqueue()
 
@@ -234,6 +234,7 @@ class Run(BaseModel):
             dead=dead,
             failed_attempts=self.ledger.failed_attempts(),
             shared=not self.own_queue,
+            exact=counts.exact,
         )
 
     def done(self) -> DoneTasks:
@@ -244,17 +245,9 @@ class Run(BaseModel):
         """Raise RunFailed, with the tasks and their errors, unless every task has its receipt."""
         if progress.state is State.DONE:
             return
-        missing = progress.planned - progress.done
-        reason = "nobody works on them any more: the workers have ended"
-        if progress.state is State.STALLED:
-            reason = "their messages are gone from the queue"
-        if progress.state is State.FAILED:
-            reason = "they were given up"
-            if progress.dead < missing:
-                gone = "the messages of the others are gone from the queue"
-                reason = f"{progress.dead:,} were given up, and {gone}"
         lines = [
-            f"{missing:,} of {progress.planned:,} tasks of run {self.id} are not done; {reason}."
+            f"{progress.left:,} of {progress.planned:,} tasks of run {self.id} are not done; "
+            f"{progress.why_unfinished}."
         ]
         lines += [
             f"  task {failure.task}, attempt {failure.attempt}: {failure.error}"
@@ -285,10 +278,7 @@ class Run(BaseModel):
             audit = self.make_stage().finish(self.by, self.ledger.account(self.batch))
         except AuditFailed as error:
             raise self._taken_back(error) from None
-        work = None
-        place = "on disk" if overlap_width(self.url) == 1 else "in a bucket"
-        if self.planned <= _RECEIPTS_READ[place]:
-            work = self.ledger.work()
+        readable = _READ_ON_DISK if overlap_width(self.url) == 1 else _READ_IN_BUCKET
         earlier = self.summary()
         summary = Summary(
             run=self.id,
@@ -296,7 +286,7 @@ class Run(BaseModel):
             tasks=self.planned,
             seconds=earlier.seconds if earlier else round(time.time() - self.created, 2),
             audit=audit,
-            work=work,
+            work=self.ledger.work() if self.planned <= readable else None,
             failed_attempts=self.ledger.failed_attempts(),
         )
         self._write(_SUMMARY, summary)

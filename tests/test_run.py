@@ -734,7 +734,7 @@ def test_the_proof_reads_no_receipts_however_many_there_are(
     stage, path = make_stage("downsample")
     run = launch(stage)
     complete(run)
-    monkeypatch.setattr("igneous_airflow.run._RECEIPTS_READ", {"on disk": 0, "in a bucket": 0})
+    monkeypatch.setattr("igneous_airflow.run._READ_ON_DISK", 0)
     monkeypatch.setattr("igneous_airflow.ledger.Ledger.receipt", lambda *_: 1 / 0)
     summary = run.finish()
     assert summary.work is None

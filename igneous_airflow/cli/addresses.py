@@ -1,6 +1,7 @@
 """Addresses as people write them on a command line; used by its commands."""
 
 import os
+import shlex
 from pathlib import Path
 
 import click
@@ -27,6 +28,11 @@ def folder_url(text: str) -> str:
 def shown(url: str) -> str:
     """A URL as people would write it: a path when it is one."""
     return url.removeprefix(_FILE)
+
+
+def quoted(url: str) -> str:
+    """A URL or path as a shell takes it for one word: queues on SQS have `&` in theirs."""
+    return shlex.quote(shown(url))
 
 
 def embedded_queue(run_url: str) -> str:

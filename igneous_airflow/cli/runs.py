@@ -7,7 +7,7 @@ import time
 import click
 from tqdm import tqdm
 
-from igneous_airflow.cli.addresses import folder_url, shown
+from igneous_airflow.cli.addresses import folder_url, quoted, shown
 from igneous_airflow.progress import Pace, Progress, State
 from igneous_airflow.run import Run
 from igneous_airflow.worker.loop import Settled, WorkerOptions
@@ -88,19 +88,21 @@ def _waiting(progress: Progress) -> str:
         words += f"; {progress.delayed:,} failed before and wait for their next attempt"
     if progress.shared:
         words += "; those of other runs in this queue included"
+    if not progress.exact:
+        words += "; this queue's counts lag behind by up to a minute"
     return words
 
 
 def _next_step(run: Run, progress: Progress, judgement: State) -> str:
     """What to do about an unfinished run, in words."""
-    path = shown(run.url)
+    path = quoted(run.url)
     resume = f"igneous-airflow resume {path}"
-    worker = f"igneous-airflow worker {run.queue} --until-done"
+    worker = f"igneous-airflow worker {quoted(run.queue)} --until-done"
     if judgement is State.WAITING and progress.delayed:
         return f"wait for the next attempts, if there are workers; if not: {worker}"
     return {
         State.WAITING: f"no worker has come yet; start one: {worker}",
-        State.WORKING: "wait; a worker that was killed is noticed when its lease has run out",
+        State.WORKING: f"wait; or, if the workers were killed just now, go on: {resume}",
         State.INTERRUPTED: f"nobody works on it any more; go on: {resume}",
         State.STALLED: f"tasks are neither done nor in the queue; send them again: {resume}",
         State.FAILED: f"mend the cause and try again what was given up: {resume}",
@@ -110,7 +112,9 @@ def _next_step(run: Run, progress: Progress, judgement: State) -> str:
 
 @_add_run_argument
 @click.command
-@click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
+@click.option(
+    "--processes", type=click.IntRange(1), default=2, show_default=True, help="Worker processes."
+)
 @click.option(
     "--send-only", is_flag=True, help="Only send the tasks again, for workers that are elsewhere."
 )
@@ -121,7 +125,8 @@ def resume(run: str, state: str, processes: int, send_only: bool) -> None:
         click.echo(summary.describe())
         return
     loaded.prepare()
-    sent = loaded.resume()
+    # what waits in a queue of several runs may be others': one who resumes knows better
+    sent = loaded.resume() if loaded.own_queue else loaded.enqueue()
     if send_only:
         click.echo(f"sent {sent:,} tasks to {loaded.queue}")
         return
@@ -151,6 +156,10 @@ def work_on(run: Run, processes: int) -> None:
     if progress.undecided:
         click.echo(_interrupted(run, progress), err=True)
         sys.exit(code or _INTERRUPTED)
+    if progress.state is State.DONE:
+        click.echo(
+            "all tasks are done; looking whether everything that they made is there", err=True
+        )
     summary = run.finish()
     if run.own_queue:
         run.open_queue().delete()
@@ -161,7 +170,7 @@ def work_on(run: Run, processes: int) -> None:
 def _interrupted(run: Run, progress: Progress) -> str:
     return (
         f"Stopped with {progress.done:,} of {progress.planned:,} tasks done. Go on with: "
-        f"igneous-airflow resume {shown(run.url)}"
+        f"igneous-airflow resume {quoted(run.url)}"
     )
 
 

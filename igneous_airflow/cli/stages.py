@@ -7,7 +7,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from igneous_airflow.cli.addresses import embedded_queue, folder_url, queue_url, shown
+from igneous_airflow.cli.addresses import embedded_queue, folder_url, queue_url, quoted
 from igneous_airflow.cli.runs import state_option, work_on
 from igneous_airflow.fields import LAYER
 from igneous_airflow.run import Run, new_run_name
@@ -127,16 +127,16 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
             own_queue=queue is None,
         )
         click.echo(plan.describe())
-        click.echo(f"  if stopped, go on with: igneous-airflow resume {shown(run.url)}")
+        click.echo(f"  if stopped, go on with: igneous-airflow resume {quoted(run.url)}")
         run.prepare()
         sent = run.enqueue()
         if queue is None:
             work_on(run, processes)
             return
-        path = shown(run.url)
+        path = quoted(run.url)
         click.echo(
             f"{sent:,} tasks are in {queue}.\n"
-            f"  work on them:   igneous-airflow worker {queue} --until-done\n"
+            f"  work on them:   igneous-airflow worker {quoted(queue)} --until-done\n"
             f"  watch them:     igneous-airflow status {path}\n"
             f"  when all done:  igneous-airflow finish {path}"
         )

@@ -8,6 +8,7 @@ from igneous_airflow.cli import runs
 from igneous_airflow.cli.addresses import embedded_queue, folder_url
 from igneous_airflow.errors import CorruptChunk, StorageUnavailable
 from igneous_airflow.ledger import Receipt
+from igneous_airflow.progress import Progress
 from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.task import Task
@@ -31,7 +32,7 @@ def receive(run: Run, *tasks: int) -> None:
         run.ledger.write_receipt(Receipt(task=task, attempt=1, seconds=0, worker="here:1"))
 
 
-def test_status_of_a_run_that_is_worked_on(cli, run: Run):
+def test_status_of_a_run_that_is_worked_on(cli, run: Run, state: Path):
     receive(run, 0)
     queue = run.open_queue()
     queue.done(queue.lease(60))
@@ -46,7 +47,11 @@ def test_status_of_a_run_that_is_worked_on(cli, run: Run):
         ["failed", "0 given up, 0 failed attempts"],
         ["waiting", "2, and 1 held by workers"],
         ["progress", "25.0 % done: 1 of 4 tasks"],
-        ["next", "wait; a worker that was killed is noticed when its lease has run out"],
+        [
+            "next",
+            "wait; or, if the workers were killed just now, go on: igneous-airflow resume "
+            f"{state}/run-1",
+        ],
     ]
 
 
@@ -55,6 +60,15 @@ def test_status_of_a_run_that_nobody_has_begun(cli, run: Run):
     assert "state    waiting" in answer.out
     assert "waiting  4, and 0 held by workers" in answer.out
     assert f"start one: igneous-airflow worker {run.queue} --until-done" in answer.out
+
+
+def test_addresses_in_commands_are_words_of_the_shell(cli, run: Run):
+    queue = "sqs://tasks?region=us-east-1&endpoint=http://127.0.0.1:1"
+    moved = run.model_copy(update={"queue": queue})
+    step = runs._next_step(moved, Progress(planned=4, done=0, waiting=4, exact=False), "waiting")
+    assert f"igneous-airflow worker '{queue}' --until-done" in step
+    words = runs._waiting(Progress(planned=4, done=0, waiting=4, exact=False))
+    assert "lag behind by up to a minute" in words
 
 
 def test_status_of_a_run_whose_workers_were_stopped(cli, run: Run, state: Path):

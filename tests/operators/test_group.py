@@ -15,6 +15,7 @@ from airflow.utils.session import create_session
 
 from igneous_airflow.operators.group import stage_group
 from igneous_airflow.operators.workers import LocalWorkers
+from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
 
 pytestmark = pytest.mark.airflow
@@ -128,6 +129,35 @@ def test_a_failed_dag_run_goes_on_where_it_stopped(
         receipts.items()
         <= {p: p.stat().st_mtime_ns for p in tmp_path.glob("state/*/done/*")}.items()
     )
+
+
+def test_a_dag_run_whose_output_was_lost_before_the_end_makes_it_when_cleared(
+    dags: dict[str, DAG], make_layer: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    layer = make_layer()
+    now = datetime.now(UTC)
+    finish, lost = Run.finish, []
+
+    def finish_too_late(run: Run) -> Any:
+        if not lost:
+            lost.append(sorted((layer / "8_8_40").iterdir())[1])
+            lost[0].unlink()
+        return finish(run)
+
+    monkeypatch.setattr(Run, "finish", finish_too_late)
+
+    def run_dag() -> Any:
+        return dags["igneous_downsample"].test(
+            run_conf={"layer": str(layer), "num_mips": 1}, logical_date=now, run_after=now
+        )
+
+    failed = run_dag()
+    assert states(failed) == {**STATES, "finish": "failed", "remove_queue": "success"}
+    assert len(list(tmp_path.glob("state/*/done/*"))) == 3
+    done = run_dag()
+    assert done.state == "success"
+    assert xcom(done, "enqueue") == 1
+    assert lost[0].exists()
 
 
 def test_workers_that_fail_after_the_work_is_done_fail_nothing(

@@ -123,7 +123,7 @@ def test_a_plain_sensor_sends_lost_messages_again_and_gives_up_when_nobody_takes
     with pytest.raises(AirflowFailException, match="nobody works on them any more"):
         sensor(run, deferrable=False).execute({})
     assert run.progress().waiting == 4
-    assert run.progress().state is State.WORKING
+    assert run.progress().state is State.WAITING
 
 
 def test_a_plain_sensor_waits_while_others_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from igneous_airflow.operators.stage import (
     RemoveQueue,
     explained,
 )
+from igneous_airflow.operators.workers import LocalWorkers
 from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.storage.provenance import author
@@ -124,6 +125,32 @@ def test_a_run_that_is_not_complete_cannot_be_finished(make_layer: Make, context
     EnqueueStage(task_id="enqueue", run_url=url).execute({})
     with pytest.raises(AirflowFailException, match=r"1 of 1 tasks .* are not done"):
         FinishStage(task_id="finish", run_url=url).execute({})
+
+
+def test_clearing_the_workers_does_again_what_was_lost_behind_our_back(
+    make_layer: Make, context: Make
+) -> None:
+    layer = make_layer()
+    url = plan(context(layer=str(layer), num_mips=1))["run_url"]
+    EnqueueStage(task_id="enqueue", run_url=url).execute({})
+    workers = LocalWorkers(task_id="workers", run_url=url)
+    workers.execute({"params": {"workers": 1}})
+    chunk = sorted((layer / "8_8_40").iterdir())[2]
+    content = chunk.read_bytes()
+    chunk.unlink()
+    finish = FinishStage(task_id="finish", run_url=url)
+    with pytest.raises(AirflowFailException) as caught:
+        finish.execute({})
+    words = str(caught.value)
+    assert f"8_8_40/{chunk.name.removesuffix('.gz')}" in words
+    assert "1 of 4: 1\n" in words
+    assert "clear the task `workers` with those after it" in words
+
+    kept = {p: p.stat().st_mtime_ns for p in (layer / "8_8_40").iterdir()}
+    workers.execute({"params": {"workers": 1}})
+    assert finish.execute({})["audit"]["outputs"] == {"8_8_40": 4}
+    assert chunk.read_bytes() == content
+    assert kept.items() <= {p: p.stat().st_mtime_ns for p in (layer / "8_8_40").iterdir()}.items()
 
 
 def test_an_error_that_may_pass_is_left_to_the_retries_of_airflow() -> None:

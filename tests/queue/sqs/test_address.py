@@ -1,0 +1,62 @@
+"""What the URL of an SQS queue says."""
+
+import pytest
+
+from igneous_airflow.errors import InvalidParameter
+from igneous_airflow.queue.protocol import open_queue
+from igneous_airflow.queue.sqs import SqsQueue
+from igneous_airflow.queue.sqs_address import Address
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("sqs://tasks", Address("tasks")),
+        ("sqs://My_q-1?region=eu-west-1", Address("My_q-1", "eu-west-1")),
+        (
+            "sqs://q?endpoint=http://127.0.0.1:5555&region=a",
+            Address("q", "a", "http://127.0.0.1:5555"),
+        ),
+        ("sqs://q?endpoint=http%3A%2F%2Fsqs%3A9324", Address("q", None, "http://sqs:9324")),
+        ("sqs://q?create=false", Address("q", create=False)),
+        (
+            "https://sqs.eu-west-1.amazonaws.com/123456789012/q",
+            Address("q", "eu-west-1", create=False, account="123456789012"),
+        ),
+        (
+            "https://sqs.cn-north-1.amazonaws.com.cn/123456789012/q?create=false",
+            Address("q", "cn-north-1", create=False, account="123456789012"),
+        ),
+    ],
+)
+def test_an_address_says_where_the_queue_is(text: str, address: Address) -> None:
+    assert Address.parse(text) == address
+    assert isinstance(open_queue(text), SqsQueue)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("sqs://", "1 to 75 letters"),
+        ("sqs://a/b", "names no SQS queue"),
+        ("sqs://a.b", "1 to 75 letters"),
+        ("sqs://key:secret@q", "1 to 75 letters"),
+        ("sqs://" + "a" * 76, "1 to 75 letters"),
+        ("sqs://" + "a" * 81 + "?create=false", "1 to 80 letters"),
+        ("sqs://q.fifo", "standard queue"),
+        ("sqs://q?region=", "region=NAME"),
+        ("sqs://q?create=no", "create=false"),
+        ("sqs://q?aws_secret_access_key=abc", "Credentials never stand"),
+        ("sqs://q?endpoint=127.0.0.1:80", "http://HOST:PORT"),
+        ("sqs://q?endpoint=http://me:secret@host", "without credentials"),
+        ("https://example.com/123456789012/q", "names no SQS queue"),
+        ("https://sqs.eu-west-1.amazonaws.com/q", "names no SQS queue"),
+        ("https://sqs.eu-west-1.amazonaws.com/123456789012/q?create=true", "leave out"),
+    ],
+)
+def test_an_address_that_names_no_queue_is_refused_with_the_way_out(url: str, reason: str) -> None:
+    with pytest.raises(InvalidParameter, match=reason) as caught:
+        open_queue(url)
+    if "?aws_" in url or "endpoint=http://me" in url:
+        assert "abc" not in str(caught.value)
+        assert "secret@" not in str(caught.value)
