@@ -3,7 +3,7 @@
 `form.py` derives the form, `group.py` the DAG.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +42,8 @@ class Step:
     """A stage in a chain.
 
     `name` is its TaskGroup's; it must be given when a chain has a stage twice. `binds` takes values
-    of fields from earlier steps instead of the form: of several, from the first that runs.
+    of fields from earlier steps instead of the form: of several, the first whose step runs, or else
+    the last.
     `defaults` are what the form opens with in place of the stage's own. With a `switch` the form
     can turn the step on and off; it opens with that value. With `only_if` it runs under that
     condition only. A step that does not run keeps nobody after it from running.
@@ -54,11 +55,18 @@ class Step:
     defaults: Mapping[str, object] = field(default_factory=dict)
     switch: bool | None = None
     only_if: Condition | None = None
+    #: The fields whose values are the form's, and how they look there.
+    fields: Mapping[str, dict[str, Any]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.stage.name)
         for name in (*self.binds, *self.defaults):
             self[name]
+        if both := self.binds.keys() & self.defaults.keys():
+            raise TypeError(f"{', '.join(both)} of {self.name}: what is bound has no default")
+        fields = {n: s for n, s in titled_schemas(self.stage).items() if n not in self.binds}
+        fields |= {name: fields[name] | {"default": value} for name, value in self.defaults.items()}
+        object.__setattr__(self, "fields", fields)
 
     def __getitem__(self, name: str) -> StepField:
         """Take a field of this step; raises TypeError when its stage has none of that name."""
@@ -80,13 +88,6 @@ class Step:
         """What a field is bound to; nothing when its value is the form's."""
         bound = self.binds.get(name, ())
         return bound if isinstance(bound, tuple) else (bound,)
-
-    def schemas(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The fields whose values are the form's, and how they look there."""
-        for name, schema in titled_schemas(self.stage).items():
-            if name not in self.binds:
-                default = {"default": self.defaults[name]} if name in self.defaults else {}
-                yield name, schema | default
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +117,12 @@ class Chain:
 
     def owners(self, shared: str) -> list[Step]:
         """The steps that have a shared field."""
-        return [step for step in self.steps if shared in dict(step.schemas())]
+        return [step for step in self.steps if shared in step.fields]
 
     def _require_same(self, name: str) -> None:
         """Check that several steps have a shared field, and mean the same by it."""
         meanings = [
-            {key: value for key, value in dict(step.schemas())[name].items() if key not in _WORDS}
+            {key: value for key, value in step.fields[name].items() if key not in _WORDS}
             for step in self.owners(name)
         ]
         if len(meanings) < 2 or any(meaning != meanings[0] for meaning in meanings):

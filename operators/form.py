@@ -40,20 +40,16 @@ class Form:
     """The form of a chain, and the stages that come out of it.
 
     A field has its own name where no other in the form has it, else its step's name before it.
-    `options` says how stages are run. Raises TypeError when two fields have one name nevertheless.
+    Raises TypeError when two fields have one name nevertheless.
     """
 
-    def __init__(self, chain: Chain, options: type[BaseModel] = RunOptions) -> None:
+    def __init__(self, chain: Chain) -> None:
         self.chain = chain
-        self.options = options
         own = [
-            (step, name)
-            for step in chain.steps
-            for name, _ in step.schemas()
-            if name not in chain.shared
+            (step, name) for step in chain.steps for name in step.fields if name not in chain.shared
         ]
         switches = [_switch(step) for step in chain.steps if step.switch is not None]
-        others = [*chain.shared, *switches, *options.model_fields]
+        others = [*chain.shared, *switches, *RunOptions.model_fields]
         count = Counter([*others, *(name for _, name in own)])
         self._names = {
             (step.name, name): name if count[name] == 1 else f"{step.name}_{name}"
@@ -64,15 +60,15 @@ class Form:
                 raise TypeError(f"{times} fields of the form are named {name}")
 
     def params(self) -> dict[str, Param]:
-        """What all steps share and which of them run, then each step's own, then the options."""
+        """What all steps share and which of them run, then each step's own, then how it is run."""
         parts = (self._shared(), self._switches(), self._own())
         fields = {name: schema for part in parts for name, schema in part}
-        return make_params(fields | titled_schemas(self.options))
+        return make_params(fields | titled_schemas(RunOptions))
 
     def _shared(self) -> Iterator[tuple[str, Schema]]:
         for name in self.chain.shared:
             owners = self.chain.owners(name)
-            schema = dict(owners[0].schemas())[name] | {"section": _ALL_STEPS}
+            schema = owners[0].fields[name] | {"section": _ALL_STEPS}
             # of steps that all have it, one at least runs
             needed = any(step.always_runs for step in owners) or owners == [*self.chain.steps]
             yield name, schema if needed else _may_be_empty(schema)
@@ -92,7 +88,7 @@ class Form:
     def _own(self) -> Iterator[tuple[str, Schema]]:
         for step in self.chain.steps:
             heading = {"section": _title(step)} if len(self.chain.steps) > 1 else {}
-            for name, schema in step.schemas():
+            for name, schema in step.fields.items():
                 if name not in self.chain.shared:
                     shown = schema if step.always_runs else _may_be_empty(schema)
                     yield self._names[step.name, name], shown | heading
@@ -101,7 +97,7 @@ class Form:
         """Make the stage of every step from a DAG run's params, or say why it does not run.
 
         Raises AirflowFailException, after which Airflow does not retry, naming every wrong field of
-        the steps that run and of the options.
+        the steps that run, and of how they are run.
         """
         skipped = self._skipped(values)
         stages: dict[str, Stage] = {}
@@ -117,7 +113,7 @@ class Form:
                 except ValidationError as error:
                     problems += [_renamed(text, places) for text in wrong_fields(error)]
         try:
-            _make(self.options, {name: name for name in self.options.model_fields}, values)
+            _make(RunOptions, {name: name for name in RunOptions.model_fields}, values)
         except ValidationError as error:
             problems += wrong_fields(error)
         if problems:

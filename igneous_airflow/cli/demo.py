@@ -91,8 +91,8 @@ def _plan(url: str) -> _Job:
     info = Layer.open(url).info
     if info.layer_type != "segmentation":
         return _Job(url, "igneous_downsample", {"layer": url})
-    finest, *_ = sizes = [scale.size.product for scale in info.scales]
-    sizes += [finest // 4**mip for mip in range(len(sizes), 6)]
+    sizes = [scale.size.product for scale in info.scales]
+    sizes += [sizes[0] // 4**mip for mip in range(len(sizes), 6)]
     mip = next((m for m, voxels in enumerate(sizes) if voxels <= _MESHED_VOXELS), len(sizes) - 1)
     there = min(mip, len(info.scales) - 1)
     mesh = make_stage(Mesh, {"layer": url, "mip": there, "shape": _MESHED_CELL})

@@ -26,6 +26,11 @@ def test_a_field_that_the_stage_has_not_is_an_error_where_it_is_written() -> Non
         Step(Transfer, binds={"layer": TRANSFER["dest"]})
 
 
+def test_a_bound_field_has_no_default() -> None:
+    with pytest.raises(TypeError, match="layer of downsample: what is bound has no default"):
+        Step(Downsample, binds={"layer": TRANSFER["dest"]}, defaults={"layer": "/x"})
+
+
 def test_a_condition_that_can_never_be_met_is_an_error() -> None:
     assert TRANSFER["method"].is_("mode").value == "mode"
     with pytest.raises(TypeError, match=r"transfer.method is never 'best': it is in \['auto'"):
