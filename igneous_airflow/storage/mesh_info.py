@@ -5,7 +5,7 @@ Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precom
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,14 +81,19 @@ class MeshInfo:
         return Grid(scale.bounds, self.cell)
 
 
-def physical_name(box: BoundingBox, resolution: Sequence[float]) -> str:
-    """A box in nm as text, which names its spatial index; as many digits as the resolution has.
+def spatial_index_name(cell: BoundingBox, scale: Scale) -> str:
+    """The file with the spatial index of a cell: its box in nm, with the resolution's decimals.
 
     That is how cloud-volume writes these names.
     """
-    digits = max(len(f"{float(r)!r}".partition(".")[2].rstrip("0")) for r in resolution)
-    spans = zip(box.min, box.max, resolution, strict=True)
-    return "_".join(f"{low * r:.{digits}f}-{high * r:.{digits}f}" for low, high, r in spans)
+    decimals = max(_decimals(r) for r in scale.resolution)
+    spans = zip(cell.min, cell.max, scale.resolution, strict=True)
+    box = "_".join(f"{low * r:.{decimals}f}-{high * r:.{decimals}f}" for low, high, r in spans)
+    return f"{box}.spatial"
+
+
+def _decimals(number: float) -> int:
+    return 0 if number.is_integer() else len(f"{number!r}".partition(".")[2])
 
 
 def spatial_index_entry(scale: Scale, cell: Vec3) -> dict[str, Any]:
