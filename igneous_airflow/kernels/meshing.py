@@ -45,7 +45,7 @@ class Selection:
         import numpy as np
 
         if self.table is not None:
-            old, new = np.array(self.table, np.uint64).T
+            old, new = np.array(sorted(self.table), np.uint64).T
             place = np.searchsorted(old, labels).clip(max=len(old) - 1)
             labels = np.where(old[place] == labels, new[place], 0)
         if self.only is not None:
@@ -180,9 +180,11 @@ def surfaces(block: LabelBlock, place: Placement, error: float | None) -> Iterat
         vertices, faces = mesh.vertices, mesh.faces
         if faces is None or len(faces) == 0:
             continue
-        if error is not None and len(faces) > _FEW_FACES:
-            scaled = vertices * np.array(place.resolution, np.float32)
-            kept = simplified(scaled, faces, place.tolerance(error))
+        if error is not None:
+            kept = faces
+            if len(faces) > _FEW_FACES:
+                scaled = vertices * np.array(place.resolution, np.float32)
+                kept = simplified(scaled, faces, place.tolerance(error))
             vertices, faces = mended(vertices, faces, kept, ends)
         yield LabelMesh(int(labels[number]), place.in_nm(vertices), faces)
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from igneous_airflow.errors import InvalidInfo
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
-from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.storage.info import Scale
 
 _TYPE = "neuroglancer_legacy_mesh"
@@ -44,8 +43,10 @@ class MeshInfo:
                 )
             if "mip" not in data or "chunk_size" not in data:
                 return None
-            parts = tuple(map(BoundingBox.parse, data.get("parts", ())))
-            return cls(int(data["mip"]), Vec3.of(data["chunk_size"]), parts, data)
+            cell, parts = Vec3.of(data["chunk_size"]), data.get("parts", ())
+            if min(cell) < 1:
+                raise ValueError(f"chunk_size {cell}")
+            return cls(int(data["mip"]), cell, tuple(map(BoundingBox.parse, parts)), data)
         except (ValueError, TypeError, AttributeError) as error:
             if isinstance(error, InvalidInfo):
                 raise
@@ -53,17 +54,14 @@ class MeshInfo:
 
     def data(self, spatial_index: Mapping[str, Any] | None) -> dict[str, Any]:
         """The file's content."""
-        mine: dict[str, Any] = {
+        index = {} if spatial_index is None else {"spatial_index": spatial_index}
+        mine = {
             "@type": _TYPE,
             "mip": self.mip,
             "chunk_size": list(self.cell),
             "parts": [str(box) for box in self.parts],
         }
-        return {
-            **self.others,
-            **mine,
-            **({} if spatial_index is None else {"spatial_index": spatial_index}),
-        }
+        return {**self.others, **mine, **index}
 
     def has_grid_of(self, other: "MeshInfo") -> bool:
         """Whether fragments of both lie on the same grid."""
@@ -75,10 +73,6 @@ class MeshInfo:
             return self
         kept = [part for part in self.parts if not box.contains(part)]
         return MeshInfo(self.mip, self.cell, (*kept, box), self.others)
-
-    def grid(self, scale: Scale) -> Grid:
-        """The cells of the whole volume."""
-        return Grid(scale.bounds, self.cell)
 
 
 def spatial_index_name(cell: BoundingBox, scale: Scale) -> str:
