@@ -105,6 +105,12 @@ class BucketFolder:
                 if not name.endswith("/"):
                     yield plain_name(name.rpartition("/")[2])
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        with self._errors("list", prefix):
+            listed = self._files.list(prefix=f"{prefix}/" if prefix else "", flat=True)
+            found = {name.rstrip("/").rpartition("/")[2] for name in listed if name.endswith("/")}
+        yield from sorted(found)
+
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         with self._errors("list", prefix):
             listed = self._files.list(prefix=f"{prefix}/" if prefix else "", flat=True, size=True)

@@ -54,6 +54,9 @@ class Folder(Protocol):
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the files directly in the folder `prefix/`, without compression suffixes."""
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Names of the folders directly in the folder `prefix/`."""
+
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Files directly in the folder `prefix/`: names as `names` gives them, and stored bytes."""
 

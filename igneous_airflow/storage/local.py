@@ -135,6 +135,13 @@ class LocalFolder:
     def names(self, prefix: str) -> Iterator[str]:
         return (plain_name(entry.name) for entry in self._files(prefix))
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        folder = self._root / prefix
+        with disk_errors("list", folder), suppress(FileNotFoundError), os.scandir(folder) as found:
+            for entry in found:
+                if entry.is_dir():
+                    yield entry.name
+
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         for entry in self._files(prefix):
             with suppress(FileNotFoundError):  # removed meanwhile

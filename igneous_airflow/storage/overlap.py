@@ -10,8 +10,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self, TypeVar
 
+_IN_BUCKETS = 16
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+
+
+def overlap_width(url: str) -> int:
+    """How many operations to keep under way in a folder: one on disk, many in a bucket."""
+    return 1 if url.startswith(("file://", "mem://")) else _IN_BUCKETS
 
 
 class Overlap:
