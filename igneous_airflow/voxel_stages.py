@@ -8,7 +8,7 @@ PyramidOptions      how coarser mips are made and chunks are stored
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field
 
@@ -25,6 +25,7 @@ from igneous_airflow.fields import (
     Encoding,
     Factor,
     FillMissing,
+    Fingerprint,
     IntegerVec3,
     LayerUrl,
     MemoryTarget,
@@ -102,6 +103,33 @@ class ReadsLayer(Stage):
 
         layer = Layer.open(self.src)
         return self.model_copy(update={"mip": layer.info.scales.index(layer.scale(self.mip))})
+
+
+class ReadsFiles(Stage):
+    """Reads files beside layers, whose content is fixed when a run is launched."""
+
+    fingerprint: Fingerprint = None
+
+    @abstractmethod
+    def _content(self) -> str:
+        """What changes when the content of the files does."""
+
+    def resolved(self) -> Self:
+        """Fix the content of the files as well."""
+        return super().resolved().model_copy(update={"fingerprint": self._content()})
+
+    def provenance(self) -> dict[str, Any]:
+        """Name the content in any case."""
+        return {**super().provenance(), "fingerprint": self._content()}
+
+    def _require_unchanged(self, content: str) -> None:
+        """Raise InvalidParameter when the content is not the one that was fixed."""
+        if self.fingerprint not in (None, content):
+            raise InvalidParameter(
+                "the files that are read beside the layers are not those that this run was "
+                f"launched with: their content is {content}, not {self.fingerprint}; start a new "
+                "run, or restore them"
+            )
 
 
 class WritesLayer(PyramidOptions):

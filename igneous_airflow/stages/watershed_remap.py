@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from igneous_airflow.errors import InvalidParameter
-from igneous_airflow.fields import FileUrl, Fingerprint
+from igneous_airflow.fields import FileUrl
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
-from igneous_airflow.voxel_stages import Conversion, layer_source
+from igneous_airflow.voxel_stages import Conversion, ReadsFiles, layer_source
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from igneous_airflow.storage.layer import Layer
 
 
-class WatershedRemap(Conversion):
+class WatershedRemap(ReadsFiles, Conversion):
     """Replace every label of a segmentation by the one that a map names for it.
 
     So an agglomeration becomes voxels: label k becomes map[k]. Coarser mips are made on the way by
@@ -40,27 +40,16 @@ class WatershedRemap(Conversion):
             "uint32 or uint64, are the destination's.",
         ),
     ]
-    fingerprint: Fingerprint = None
 
-    def resolved(self) -> Self:
-        """Fix the content of the map as well."""
-        update = {"fingerprint": self._map.version}
-        return super().resolved().model_copy(update=update)
-
-    def provenance(self) -> dict[str, Any]:
-        """Name the content of the map in any case."""
-        return {**super().provenance(), "fingerprint": self._map.version}
+    def _content(self) -> str:
+        return self._map.version
 
     @cached_property
     def _map(self) -> "LabelMap":
         from igneous_airflow.storage.label_map import LabelMap
 
         found = LabelMap.open(self.map_path)
-        if self.fingerprint not in (None, found.version):
-            raise InvalidParameter(
-                f"{self.map_path} is not the map that this run was launched with: its content is "
-                f"{found.version}, not {self.fingerprint}; start a new run, or restore the file"
-            )
+        self._require_unchanged(found.version)
         return found
 
     def _request(self, layer: "Layer") -> "Request":

@@ -1,5 +1,7 @@
 """Every example of the README and of CONTRIBUTING.md that a newcomer can copy is run here."""
 
+import json
+import lzma
 import os
 import re
 import subprocess
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.storage.info import Info, Scale
@@ -33,7 +36,24 @@ def folder_with_a_layer(tmp_path: Path) -> Path:
     floats = Info.new(data_type="float32", layer_type="image", scale=scale, channels=3)
     affinities = np.zeros((*size, 3), np.float32)
     Layer.create(f"file://{tmp_path}/affinities", floats).write(scale, affinities)
+    write_a_cube(tmp_path / "cubes" / "first")
     return tmp_path
+
+
+def write_a_cube(folder: Path) -> None:
+    (folder / "jpg").mkdir(parents=True)
+    metadata = {
+        "chunk_voxel_dimensions": [24, 24, 24],
+        "voxel_resolution": [16, 16, 40],
+        "physical_offset_min": [-4, -4, -4],
+        "physical_offset_max": [20, 20, 20],
+        "segment_id_type": "UInt16",
+    }
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    labels = lzma.compress(bytes(2 * 24**3), format=lzma.FORMAT_ALONE)
+    (folder / "segmentation.lzma").write_bytes(labels)
+    for z in range(24):
+        Image.new("L", (24, 24)).save(folder / "jpg" / f"{z}.jpg")
 
 
 def test_the_commands_of_the_readme_work_in_their_order(folder_with_a_layer: Path) -> None:

@@ -271,7 +271,7 @@ def test_a_map_that_changes_under_a_run_is_refused_by_its_tasks(tmp_path, remap)
     run, _ = Run.launch(stage, url=f"file://{tmp_path}/run", queue=queue, by="tester")
     run.prepare()
     np.save(tmp_path / "map.npy", map_of(1000)[::-1])
-    with pytest.raises(InvalidParameter, match=r"not the map that this run was launched with"):
+    with pytest.raises(InvalidParameter, match=r"not those that this run was launched with"):
         run.make_stage().cells()
     np.save(tmp_path / "map.npy", map_of(1000))
     assert len(run.make_stage().cells()) > 0

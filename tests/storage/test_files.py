@@ -133,6 +133,15 @@ def test_names_are_those_directly_in_a_folder_without_suffixes(folder):
     assert list(folder.sizes("nothing")) == []
 
 
+def test_folders_are_those_directly_in_a_folder(folder):
+    for name in ("a/x/1", "a/x/2", "a/y/z/1", "a/file", "b/1"):
+        folder.write(name, StoredFile(b"1"))
+    assert sorted(folder.folders("")) == ["a", "b"]
+    assert sorted(folder.folders("a")) == ["x", "y"]
+    assert list(folder.folders("b")) == []
+    assert list(folder.folders("nothing")) == []
+
+
 def test_a_file_can_be_read_in_parts(folder):
     content = bytes(range(256)) * 10_000
     assert folder.stream("a/b") is None
