@@ -21,7 +21,7 @@ from igneous_airflow.storage.codecs import (
 )
 from igneous_airflow.storage.files import Folder, StoredFile, open_folder
 from igneous_airflow.storage.info import Info, Scale, read_info, write_info
-from igneous_airflow.storage.overlap import Overlap
+from igneous_airflow.storage.overlap import Overlap, overlap_width
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +67,7 @@ class Layer:
     @property
     def overlap_width(self) -> int:
         """How many storage operations to keep under way: one on disk, many in a bucket."""
-        return 1 if self.folder.url.startswith(("file://", "mem://")) else 16
+        return overlap_width(self.folder.url)
 
     def scale(self, mip: int) -> Scale:
         """The scale of a mip, -1 being the coarsest; raises InvalidParameter."""

@@ -16,8 +16,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from igneous_airflow.errors import AccessDenied, InvalidParameter, StorageUnavailable
-from igneous_airflow.storage.files import SUFFIXES, Folder, StoredFile, plain_name
+from igneous_airflow.errors import (
+    AccessDenied,
+    InvalidParameter,
+    SourceNotFound,
+    StorageUnavailable,
+    UnreadableSource,
+)
+from igneous_airflow.storage.files import SUFFIXES, FileEntry, Folder, StoredFile, plain_name
 
 _PARTIAL = ".partial"
 _PARTIAL_NAME = re.compile(r"\..+\.([^.]+)-([0-9]{1,9})-[0-9a-f]+\.partial", re.DOTALL)
@@ -116,6 +122,40 @@ class LocalFolder:
         for entry in self._files(prefix):
             with suppress(FileNotFoundError):  # removed meanwhile
                 yield plain_name(entry.name), entry.stat().st_size
+
+    def entries(self, prefix: str) -> Iterator[FileEntry]:
+        for entry in self._files(prefix):
+            with suppress(FileNotFoundError):
+                state = entry.stat()
+                yield FileEntry(entry.name, state.st_size, state.st_mtime_ns)
+
+    def entry(self, name: str) -> FileEntry | None:
+        path = self._root / name
+        with _disk_errors("look for", path):
+            try:
+                state = path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return FileEntry(name, state.st_size, state.st_mtime_ns) if path.is_file() else None
+
+    def read_part(self, name: str, start: int, buffer: memoryview) -> None:
+        path = f"{self._root}/{name}"
+        with _disk_errors("read", path):
+            try:
+                stream = open(path, "rb", buffering=0)  # noqa: PTH123, SIM115
+            except FileNotFoundError as error:
+                raise SourceNotFound(f"{path} is not there") from error
+            with stream:
+                stream.seek(start)
+                filled = 0
+                while filled < len(buffer):
+                    read = stream.readinto(buffer[filled:])
+                    if not read:
+                        raise UnreadableSource(
+                            f"{path} is cut off: it ends at byte {start + filled:,}, but goes on "
+                            f"to byte {start + len(buffer):,} by its own account"
+                        )
+                    filled += read
 
     def _files(self, prefix: str) -> Iterator["os.DirEntry[str]"]:
         folder = self._root / prefix

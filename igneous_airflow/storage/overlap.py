@@ -14,6 +14,11 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
+def overlap_width(url: str) -> int:
+    """How many operations to keep under way in a place: one on disk, many in a bucket."""
+    return 1 if url.startswith(("file://", "mem://")) else 16
+
+
 class Overlap:
     """Runs calls in up to `width` threads, or in the caller when the width is 1."""
 
