@@ -121,7 +121,7 @@ class ArraySource:
 
     @property
     def changes_voxels(self) -> bool:
-        """Whether voxels are converted or brought into another order."""
+        """Whether voxels are held in two forms: in another type or order, or encoded."""
         facts = self.array.facts
         order = [
             _SLOWEST_FIRST.index(letter)
@@ -129,7 +129,12 @@ class ArraySource:
             if length > 1
         ]
         in_order = order == sorted(order, reverse=facts.first_fastest)
-        return not in_order or facts.dtype != self.data_type or facts.scaling is not None
+        return (
+            facts.reads_ahead
+            or not in_order
+            or facts.dtype != self.data_type
+            or facts.scaling is not None
+        )
 
     @property
     def overlap_width(self) -> int:

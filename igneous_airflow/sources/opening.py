@@ -16,7 +16,7 @@ from igneous_airflow.sources.array_source import ArraySource
 from igneous_airflow.sources.build import BuildSource
 from igneous_airflow.sources.order import natural_key
 from igneous_airflow.sources.pictures import is_whole_picture
-from igneous_airflow.sources.protocol import VoxelArray, named
+from igneous_airflow.sources.protocol import Findings, VoxelArray, named
 from igneous_airflow.storage.files import FileEntry, Folder, open_folder, plain_name
 from igneous_airflow.storage.parts import FileInParts
 
@@ -55,7 +55,9 @@ def find_source(url: str) -> Found:
     Raises SourceNotFound, and UnreadableSource for a folder of which nothing is understood.
     """
     parent, _, name = url.rpartition("/")
-    above = None if parent.endswith("/") else open_folder(parent)  # of a bucket there is none
+    if parent == "file://":  # in the root
+        parent = "file:///"
+    above = None if parent.endswith(":/") else open_folder(parent)  # above a bucket is nothing
     entry = above.entry(name) if above else None
     if above and entry is not None:
         return _found(above, "file", [entry])
@@ -130,6 +132,18 @@ def open_source(found: Found, reading: Reading) -> FileSource:
         return BuildSource.open(found.folder, tuple(boxes), missing)
     array = _open_array(found, reading)
     return ArraySource.of(array, reading.axes, found.url)
+
+
+def look_into(found: Found, reading: Reading) -> Findings:
+    """Look into every file, and name what is wrong with which; may take its time.
+
+    Sections are looked into before they are opened, so that all the broken ones are named.
+    """
+    if found.kind == "sections":
+        from igneous_airflow.sources.sections import look_at_sections
+
+        return look_at_sections(found.folder, found.files)
+    return open_source(found, reading).look()
 
 
 def _open_array(found: Found, reading: Reading) -> VoxelArray:

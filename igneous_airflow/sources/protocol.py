@@ -30,7 +30,8 @@ class ArrayFacts:
     `dtype` is that of the parts as they are read; `block` is what is decoded as a whole; both are
     in the order of `shape`. `axes` names each axis by a letter of tczyx, None where the file does
     not. `resolution` is in nm, x,y,z. With a `scaling` (a, b), the voxels are a * stored + b.
-    Parts are read in C order, with `first_fastest` in Fortran order.
+    Parts are read in C order, with `first_fastest` in Fortran order. When it `reads_ahead`, their
+    encoded bytes are held besides.
     """
 
     shape: tuple[int, ...]
@@ -40,6 +41,7 @@ class ArrayFacts:
     resolution: Resolution | None = None
     scaling: tuple[float, float] | None = None
     first_fastest: bool = False
+    reads_ahead: bool = False
     overlap_width: int = 1
     notes: tuple[str, ...] = ()
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import PurePosixPath
 
 from igneous_airflow.errors import IgneousError, SourceChanged, UnreadableSource
@@ -69,25 +69,27 @@ class Sections(Sequence[Picture | None]):
             )
         return picture
 
-    def look(self) -> Findings:
-        """Open every section, and name those that are unlike most, or cannot be read."""
-        broken: list[str] = []
-        kinds: dict[str, PictureKind] = {}
-        with Overlap(_HEADERS_AT_ONCE) as overlap:
-            for entry, found in overlap.map(self._kind_or_problem, self.files):
-                if isinstance(found, PictureKind):
-                    kinds[entry.name] = found
-                else:
-                    broken.append(found)
-        return Findings((*_broken(broken), *_odd(kinds), *_doubled(self.files)))
 
-    def _kind_or_problem(self, entry: FileEntry) -> PictureKind | str:
-        try:
-            picture = open_picture(FileInParts(self.folder, entry))
-            problem = picture.problem()
-        except IgneousError as error:
-            return str(error).replace(f"{self.folder.url}/", "")
-        return picture.kind if problem is None else f"{entry.name} {problem}"
+def look_at_sections(folder: Folder, files: Sequence[FileEntry]) -> Findings:
+    """Open every section, and name those that are unlike most, or cannot be read."""
+    broken: list[str] = []
+    kinds: dict[str, PictureKind] = {}
+    with Overlap(_HEADERS_AT_ONCE) as overlap:
+        for entry, found in overlap.map(partial(_kind_or_problem, folder), files):
+            if isinstance(found, PictureKind):
+                kinds[entry.name] = found
+            else:
+                broken.append(found)
+    return Findings((*_broken(broken), *_odd(kinds), *_doubled(files)))
+
+
+def _kind_or_problem(folder: Folder, entry: FileEntry) -> PictureKind | str:
+    try:
+        picture = open_picture(FileInParts(folder, entry))
+        problem = picture.problem()
+    except IgneousError as error:
+        return str(error).replace(f"{folder.url}/", "")
+    return picture.kind if problem is None else f"{entry.name} {problem}"
 
 
 def _broken(problems: Sequence[str]) -> Iterator[str]:
@@ -147,4 +149,5 @@ def open_sections(
         overlap_width=FileInParts(folder, files[0]).overlap_width,
         notes=tuple(notes),
     )
-    return PictureStack(facts, sections, first.kind, sections.look, background)
+    look = partial(look_at_sections, folder, files)
+    return PictureStack(facts, sections, first.kind, look, background)

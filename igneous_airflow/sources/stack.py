@@ -27,13 +27,16 @@ class PictureStack:
         """Read a part of each picture that it touches, with all channels."""
         of_a_picture = len(self.kind.shape)
         leading, (rows, columns, *_) = part[:-of_a_picture], part[-of_a_picture:]
+        lengths = self.facts.shape[:-of_a_picture]
         places = [range(s.start, s.stop) for s in leading]
         size = (rows.stop - rows.start, columns.stop - columns.start, *self.kind.shape[2:])
         array = np.empty((*map(len, places), *size), self.kind.dtype)
-        numbers = np.arange(len(self.pictures)).reshape(self.facts.shape[:-of_a_picture])
 
         def read(place: tuple[int, ...]) -> None:
-            picture = self.pictures[int(numbers[leading][place])]
+            number = 0
+            for length, span, step in zip(lengths, places, place, strict=True):
+                number = number * length + span[step]
+            picture = self.pictures[number]
             if picture is None:
                 array[place] = self.background
             else:

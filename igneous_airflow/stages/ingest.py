@@ -24,7 +24,7 @@ from igneous_airflow.voxel_stages import WritesLayer
 
 if TYPE_CHECKING:
     from igneous_airflow.pyramid.route import Route
-    from igneous_airflow.sources.opening import FileSource, Found
+    from igneous_airflow.sources.opening import FileSource, Found, Reading
 
 _LIKE_LABELS = ("uint32", "uint64")
 
@@ -124,15 +124,15 @@ class Ingest(WritesLayer):
 
         Reads the header of every file, which tasks take for granted.
         """
-        plan = super().plan()
-        if plan.refusals:
-            return plan
+        from igneous_airflow.sources.opening import look_into
+
         try:
-            findings = self._opened(self._found()).look()
+            findings = look_into(self._found(), self._reading())
         except IgneousError as error:
             return Plan(stage=self.name, refusals=(str(error),))
         if findings.problems:
             return Plan(stage=self.name, refusals=findings.problems)
+        plan = super().plan()
         return plan.model_copy(update={"notes": (*plan.notes, *findings.notes)})
 
     def _found(self) -> "Found":
@@ -147,20 +147,19 @@ class Ingest(WritesLayer):
             )
         return found
 
-    def _opened(self, found: "Found") -> "FileSource":
-        from igneous_airflow.sources.opening import Reading, open_source
+    def _reading(self) -> "Reading":
+        from igneous_airflow.sources.opening import Reading
 
-        return open_source(
-            found, Reading(self.dataset, self.axes, self.fill_missing, self.background_color)
-        )
+        return Reading(self.dataset, self.axes, self.fill_missing, self.background_color)
 
     def _route(self) -> "Route":
         from igneous_airflow.pyramid.destination import VoxelKind
         from igneous_airflow.pyramid.placement import NewVoxels, place_voxels, source_place_problems
         from igneous_airflow.pyramid.route import find_route
+        from igneous_airflow.sources.opening import open_source
 
         found = self._found()
-        source = self._opened(found)
+        source = open_source(found, self._reading())
         voxels = NewVoxels(
             kind=VoxelKind(source.data_type, source.channels, self.layer_type),
             size=source.bounds.size,

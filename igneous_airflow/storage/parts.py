@@ -86,6 +86,8 @@ class PartStream(io.RawIOBase):
         self._pieces: OrderedDict[int, bytearray] = OrderedDict()
         self._lock = Lock()
         self.name = file.url
+        #: Parts of the file that were fetched before somebody reads them, by where they begin.
+        self.ahead: dict[int, bytearray] = {}
 
     def readable(self) -> bool:
         """Return True."""
@@ -96,8 +98,9 @@ class PartStream(io.RawIOBase):
         return True
 
     def close(self) -> None:
-        """Give the pieces back."""
+        """Give the memory back."""
         self._pieces.clear()
+        self.ahead.clear()
         super().close()
 
     def tell(self) -> int:
@@ -116,7 +119,10 @@ class PartStream(io.RawIOBase):
         """Read as many bytes as there are and fit."""
         wanted = memoryview(buffer).cast("B")
         count = min(len(wanted), max(self._file.size - self._at, 0))
-        if count > _PIECE:
+        fetched = self.ahead.get(self._at, b"")
+        if 0 < count <= len(fetched):
+            wanted[:count] = fetched[:count]
+        elif count > _PIECE:
             self._file.read_into(self._at, wanted[:count])
         else:
             self._read_pieces(wanted[:count])
