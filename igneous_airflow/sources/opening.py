@@ -63,9 +63,8 @@ def find_source(url: str) -> Found:
         return _found(above, "file", [entry])
     if above and _PATTERN.search(name):
         files = [entry for entry in above.entries("") if fnmatch.fnmatchcase(entry.name, name)]
-        if not files:
-            raise SourceNotFound(f"source: no file matches {url}")
-        return _found(above, "sections", files)
+        if files:  # otherwise it may be a folder of that name
+            return _found(above, "sections", files)
     return _find_in_folder(open_folder(url))
 
 
@@ -75,7 +74,7 @@ def _find_in_folder(folder: Folder) -> Found:
         return _found(folder, "zarr", marks[:1])
     files = [entry for entry in folder.entries("") if not entry.name.startswith(".")]
     if not files:
-        raise SourceNotFound(f"source: there is no file {folder.url}, and no folder with files")
+        raise SourceNotFound(f"source: there is no file at {folder.url}, nor any below it")
     pictures = [entry for entry in files if entry.name.lower().endswith(_PICTURES)]
     if pictures:
         return _found(folder, "sections", pictures)

@@ -63,6 +63,10 @@ class Picture(Protocol):
     def block(self) -> tuple[int, int]:
         """Rows and columns that are decoded as a whole."""
 
+    @property
+    def note(self) -> str | None:
+        """What is worth knowing of it."""
+
     def problem(self) -> str | None:
         """What is wrong with the file, as far as that can be told without decoding all of it."""
 
@@ -84,6 +88,11 @@ class WholePicture:
     def block(self) -> tuple[int, int]:
         """All of it."""
         return self.kind.height, self.kind.width
+
+    @property
+    def note(self) -> str | None:
+        """Nothing."""
+        return None
 
     def problem(self) -> str | None:
         """Decode a picture whose end is not there, which seldom is any good."""

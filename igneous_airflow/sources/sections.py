@@ -134,6 +134,8 @@ def open_sections(
     first = open_picture(FileInParts(folder, files[0]))
     sections = Sections(folder, files, places, first.kind)
     notes = [f"{len(files):,} sections in this order: {files[0].name} to {files[-1].name}"]
+    if first.note:
+        notes.append(first.note)
     if order and gaps:
         fate = (
             "they become background"

@@ -74,6 +74,13 @@ class TiffPicture:
             rows *= 2
         return min(rows, kind.height), kind.width
 
+    @property
+    def note(self) -> str | None:
+        """Whether a viewer would turn its values around."""
+        if self.page.photometric != _WHITE_IS_ZERO:
+            return None
+        return "0 means white in the pictures (WhiteIsZero); values are taken as they are stored"
+
     def problem(self) -> str | None:
         """Whether the file ends before its voxels do."""
         ends = [offset + count for offset, count in zip(self.offsets, self.counts, strict=True)]
@@ -231,11 +238,11 @@ def _page_problem(page: "TiffPage") -> str | None:
     colours = page.photometric
     if colours == _PALETTE:
         return "it has a palette, so that its pixels are no values: convert it to grey or RGB"
-    if colours == _WHITE_IS_ZERO:
-        return "0 means white in it (WhiteIsZero): convert it to BlackIsZero"
     if any(int(extra) in _ALPHA for extra in page.extrasamples):
         return "it has an alpha channel: remove that first"
-    if colours not in (_GREY, _RGB) and not (colours == _YCBCR and page.compression in _JPEGS):
+    if colours not in (_WHITE_IS_ZERO, _GREY, _RGB) and not (
+        colours == _YCBCR and page.compression in _JPEGS
+    ):
         return f"its colours are {getattr(colours, 'name', colours)}: convert it to grey or RGB"
     if page.dtype is None or page.shaped[1] != 1:
         return f"its pixels of {page.bitspersample} bits, {page.shaped[1]} deep, cannot be read"

@@ -72,12 +72,14 @@ def _array(file: FileInParts, tiff: "TiffFile") -> VoxelArray:
             "other files, or its metadata are wrong: convert it to a file of its own"
         )
     pictures = TiffPages(file, series.keyframe, pages)
+    first = pictures[0]
     facts = ArrayFacts(
         (*leading.values(), *kind.shape),
         kind.dtype,
-        (*(1 for _ in leading), *pictures[0].block, *kind.shape[2:]),
+        (*(1 for _ in leading), *first.block, *kind.shape[2:]),
         _letters("".join(leading) + _OF_A_PAGE[: len(kind.shape)]),
         overlap_width=file.overlap_width,
+        notes=(first.note,) if first.note else (),
     )
     return PictureStack(facts, pictures, kind, pictures.look)
 
