@@ -130,7 +130,8 @@ def open_source(found: Found, reading: Reading) -> FileSource:
         missing = reading.background if reading.fill_missing else None
         return BuildSource.open(found.folder, tuple(boxes), missing)
     array = _open_array(found, reading)
-    return ArraySource.of(array, reading.axes, found.url)
+    name = f"{found.url}/{found.files[0].name}" if found.kind == "file" else found.url
+    return ArraySource.of(array, reading.axes, name)
 
 
 def look_into(found: Found, reading: Reading) -> Findings:

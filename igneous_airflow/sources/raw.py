@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from igneous_airflow.errors import UnreadableSource
+from igneous_airflow.sources.data_types import data_type_for
 from igneous_airflow.sources.protocol import Array, ArrayFacts, Findings, Part, worthwhile_block
 from igneous_airflow.storage.overlap import Overlap
 from igneous_airflow.storage.parts import FileInParts
@@ -37,16 +38,8 @@ class RawArray:
     offset: int
 
     def look(self) -> Findings:
-        """Whether the bytes are all there."""
-        needed = self.offset + math.prod(self.facts.shape) * self.facts.dtype.itemsize
-        if self.content.size >= needed:
-            return Findings()
-        return Findings(
-            (
-                f"{self.content.url} is cut off: it has {self.content.size:,} bytes, and its "
-                f"{self.facts.shape} voxels need {needed:,}",
-            )
-        )
+        """Nothing that opening has not found."""
+        return Findings()
 
     def read(self, part: Part, overlap: Overlap) -> Array:
         """Read a part, run by run of bytes that follow each other."""
@@ -94,7 +87,14 @@ class RawArray:
 
 
 def raw_array(content: Bytes, offset: int, facts: ArrayFacts, worthwhile: int) -> RawArray:
-    """An array whose block is what is worth a read."""
+    """An array whose block is what is worth a read; raises UnreadableSource when bytes lack."""
+    data_type_for(facts.dtype)  # of others the bytes cannot be counted
+    needed = offset + math.prod(facts.shape) * facts.dtype.itemsize
+    if content.size < needed:
+        raise UnreadableSource(
+            f"{content.url} is cut off: it has {content.size:,} bytes, and its voxels need "
+            f"{needed:,}"
+        )
     order = -1 if facts.first_fastest else 1
     block = worthwhile_block(facts.shape[::order], facts.dtype.itemsize, worthwhile)[::order]
     return RawArray(replace(facts, block=block), content, offset)

@@ -199,25 +199,27 @@ def parsed_tiff(file: FileInParts, what: Callable[["TiffFile"], _Parsed]) -> _Pa
 
 def _only_page(file: FileInParts, tiff: "TiffFile") -> TiffPicture:
     others = tiff.pages[1:] if len(tiff.pages) < _PAGES_TOLERATED else [None]
-    if not all(_is_reduced(page) for page in others):
+    if not all(is_reduced(page) for page in others):
         raise UnreadableSource(
             f"{file.url} has {len(tiff.pages):,} pages, where each file must hold one section: "
             "give it as a source of its own"
         )
-    return picture_of(file, tiff.pages.first, tiff.pages.first)
+    return picture_of(file, tiff.pages.first)
 
 
-def _is_reduced(page: "TiffPage | TiffFrame | None") -> bool:
+def is_reduced(page: "TiffPage | TiffFrame | None") -> bool:
+    """Whether a page is a smaller copy of another one."""
     return bool(getattr(page, "subfiletype", 0) & _REDUCED)
 
 
-def picture_of(
-    file: FileInParts, keyframe: "TiffPage", page: "TiffPage | TiffFrame"
-) -> TiffPicture:
-    """A page of a file; its strips and tiles are those of the keyframe."""
+def picture_of(file: FileInParts, page: "TiffPage | TiffFrame") -> TiffPicture:
+    """A page of a file; its strips and tiles are those of its keyframe."""
+    kind = kind_of(page, file.url)
+    keyframe = page.keyframe
+    assert keyframe is not None  # noqa: S101 - as `kind_of` has checked
     return TiffPicture(
         file,
-        kind_of(keyframe, file.url),
+        kind,
         keyframe,
         page.dataoffsets,
         page.databytecounts,
@@ -225,16 +227,18 @@ def picture_of(
     )
 
 
-def kind_of(page: "TiffPage", url: str) -> PictureKind:
+def kind_of(page: "TiffPage | TiffFrame", url: str) -> PictureKind:
     """What a page is; raises UnreadableSource for what has no voxels to offer."""
-    if problem := _page_problem(page):
+    keyframe = page.keyframe
+    if keyframe is None or keyframe.dtype is None or keyframe.shaped[1] != 1:
+        raise UnreadableSource(f"{url}: its pixels cannot be read as a plane of numbers")
+    if problem := _colour_problem(keyframe):
         raise UnreadableSource(f"{url}: {problem}")
-    planes, _, height, width, samples = page.shaped
-    assert page.dtype is not None  # noqa: S101 - as was checked
-    return PictureKind(height, width, planes * samples, page.dtype)
+    planes, _, height, width, samples = keyframe.shaped
+    return PictureKind(height, width, planes * samples, keyframe.dtype)
 
 
-def _page_problem(page: "TiffPage") -> str | None:
+def _colour_problem(page: "TiffPage") -> str | None:
     colours = page.photometric
     if colours == _PALETTE:
         return "it has a palette, so that its pixels are no values: convert it to grey or RGB"
@@ -244,6 +248,4 @@ def _page_problem(page: "TiffPage") -> str | None:
         colours == _YCBCR and page.compression in _JPEGS
     ):
         return f"its colours are {getattr(colours, 'name', colours)}: convert it to grey or RGB"
-    if page.dtype is None or page.shaped[1] != 1:
-        return f"its pixels of {page.bitspersample} bits, {page.shaped[1]} deep, cannot be read"
     return None

@@ -95,7 +95,7 @@ def write_sections(folder, voxels, suffix=".tif", **options):
     folder.mkdir(parents=True)
     for z, section in enumerate(zyx(voxels)):
         if suffix == ".tif":
-            tifffile.imwrite(folder / f"s{z}.tif", section, **options)
+            _tiff(folder / f"s{z}.tif", section, **options)
         else:
             Image.fromarray(section).save(folder / f"s{z}{suffix}", **options)
     return folder
@@ -134,8 +134,11 @@ FORMATS = {
     "TIFF sections": lambda path, v: (write_sections(path, v), {}),
     "deflated TIFF sections": lambda path, v: (write_sections(path, v, compression="zlib"), {}),
     "tiled TIFF sections": lambda path, v: (write_sections(path, v, tile=(16, 32)), {}),
-    "pages of a TIFF": lambda path, v: (_tiff(path, zyx(v)), {}),
-    "compressed pages of a TIFF": lambda path, v: (_tiff(path, zyx(v), compression="lzw"), {}),
+    "pages of a TIFF": lambda path, v: (_tiff_pages(path, zyx(v)), {}),
+    "compressed pages of a TIFF": lambda path, v: (
+        _tiff_pages(path, zyx(v), compression="lzw"),
+        {},
+    ),
     ".npy": lambda path, v: (_npy(path, zyx(v)), {"axes": "zyxc"[: zyx(v).ndim]}),
     "Fortran .npy": lambda path, v: (_npy(path, np.asfortranarray(v)), {"axes": "xyzc"}),
     "HDF5": lambda path, v: (write_hdf5(path, zyx(v)), {"axes": "zyxc"[: zyx(v).ndim]}),
@@ -156,7 +159,18 @@ FORMATS = {
 
 
 def _tiff(path, array, **options):
-    tifffile.imwrite(path, array, **options)
+    is_rgb = array.ndim > 2 and array.shape[-1] == 3 and "planarconfig" not in options
+    kind = {"photometric": "rgb" if is_rgb else "minisblack"}
+    tifffile.imwrite(path, array, **(kind | options))
+    return path
+
+
+def _tiff_pages(path, array, **options):
+    """Write page by page: of narrow arrays tifffile takes other axes for rows and columns."""
+    kind = {"photometric": "rgb" if array.ndim > 3 else "minisblack"}
+    with tifffile.TiffWriter(path) as file:
+        for page in array:
+            file.write(page, contiguous=not options, **kind, **options)
     return path
 
 
