@@ -10,6 +10,9 @@
     │   ├── MissingChunk            (FileNotFoundError)  a chunk file that should exist does not
     │   ├── CorruptChunk            (ValueError)         a chunk file that cannot be decoded
     │   ├── InvalidLevels           (ValueError)         a levels file that is missing or broken
+    │   ├── SourceNotFound          (FileNotFoundError)  a file to read voxels from does not exist
+    │   ├── UnreadableSource        (ValueError)         a file of voxels that cannot be decoded
+    │   ├── SourceChanged           (RuntimeError)       other files than those that were planned
     │   ├── AlignmentError          (ValueError)         a write that does not fill whole chunks
     │   ├── AccessDenied            (PermissionError)    the storage refuses the operation
     │   └── InvalidMessage          (ValueError)         a queue message that is not a task
@@ -79,6 +82,18 @@ class CorruptChunk(PermanentError, ValueError):
 
 class InvalidLevels(PermanentError, ValueError):
     """The levels of a section, its histogram, are missing or broken."""
+
+
+class SourceNotFound(PermanentError, FileNotFoundError):
+    """A file that voxels are to be read from does not exist."""
+
+
+class UnreadableSource(PermanentError, ValueError):
+    """A file exists, but cannot be decoded to voxels that a layer can hold."""
+
+
+class SourceChanged(PermanentError, RuntimeError):
+    """The files that voxels are read from are not those that were planned."""
 
 
 class AlignmentError(PermanentError, ValueError):

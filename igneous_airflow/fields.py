@@ -7,6 +7,7 @@ own words for them (`stage.with_words`). `section` orders the form.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from pydantic import (
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 
 LAYER = "layer"  # the `kind` of fields that hold an address; on a command line also a path
+FILES = "files"  # of fields that hold the address of other files
 WHERE, WHAT, HOW, LIMITS, RUN = "Where", "What", "How", "Limits", "Run"
 SECTIONS = (WHERE, WHAT, HOW, LIMITS, RUN)  # in the order in which people think
 
@@ -46,6 +48,20 @@ def section(name: str, *, first: bool = False, flag: str | None = None) -> dict[
 
 def _layer_url(text: str) -> str:
     url = text.strip().removeprefix("precomputed://").removesuffix("|neuroglancer-precomputed:")
+    scheme = url.partition("://")[0]
+    if scheme in _OTHER_FORMATS:
+        raise ValueError(
+            f"{text!r}: only Neuroglancer Precomputed layers are supported, not {scheme}"
+        )
+    return _place(url, text)
+
+
+def _source_url(text: str) -> str:
+    return _place(re.sub(r"^(zarr[23]?|nifti)://", "", text.strip()), text)
+
+
+def _place(url: str, text: str) -> str:
+    """An address in its one spelling; `text` is what somebody wrote."""
     scheme, separator, rest = url.partition("://")
     if _CONTROL.search(url):
         raise ValueError(f"{url!r} contains control characters")
@@ -56,10 +72,6 @@ def _layer_url(text: str) -> str:
                 "absolute path as /data/layer"
             )
         scheme, rest = "file", url
-    if scheme in _OTHER_FORMATS:
-        raise ValueError(
-            f"{text!r}: only Neuroglancer Precomputed layers are supported, not {scheme}"
-        )
     if scheme.startswith(("s3+", "gs+")):
         raise ValueError(
             f"{text!r}: {scheme}:// is not a storage protocol; configure an alias instead"
@@ -67,7 +79,7 @@ def _layer_url(text: str) -> str:
     if scheme == "file" and not rest.startswith("/"):
         raise ValueError(f"{text!r} is not absolute: write file:///data/layer")
     if not rest.strip("/"):
-        raise ValueError(f"{text!r} names no layer")
+        raise ValueError(f"{text!r} names no layer or file")
     return f"{scheme}://{rest.rstrip('/')}"
 
 
@@ -84,6 +96,20 @@ def _vec3(value: object) -> Vec3:
         return Vec3(int(value[0]), int(value[1]), int(value[2]))
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"write three integers x,y,z, as 64,64,64; got {value!r}") from None
+
+
+def _resolution(value: object) -> tuple[float, float, float]:
+    parts = value.split(",") if isinstance(value, str) else value
+    wrong = f"write three positive numbers x,y,z in nanometres, as 4,4,40; got {value!r}"
+    if not isinstance(parts, Sequence) or len(parts) != 3 or any(type(p) is bool for p in parts):
+        raise ValueError(wrong)
+    try:
+        x, y, z = map(float, parts)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(wrong) from None
+    if not all(0 < length < inf for length in (x, y, z)):
+        raise ValueError(wrong)
+    return x, y, z
 
 
 def _positive(vector: Vec3) -> Vec3:
@@ -160,13 +186,13 @@ def _box_text(value: object) -> object:
     return value
 
 
-def _vec3_schema(number: str, **limits: int) -> WithJsonSchema:
+def _vec3_schema(number: str, *, kind: str = "integer", **limits: int) -> WithJsonSchema:
     # Text comes first: Airflow's form shows a line for 64,64,64 then, and a code editor for a list.
     return WithJsonSchema(
         {
             "type": ["string", "array"],
             "pattern": rf"^\s*{number}\s*,\s*{number}\s*,\s*{number}\s*$",
-            "items": {"type": "integer", **limits},
+            "items": {"type": kind, **limits},
             "minItems": 3,
             "maxItems": 3,
         }
@@ -254,6 +280,33 @@ Fingerprint = Annotated[
         description="What the content of the files read beside the layers must be, as a "
         "provenance names it; another is refused. Empty: as it is when the run is launched.",
         json_schema_extra=section(LIMITS),
+    ),
+]
+SourceUrl = Annotated[
+    str,
+    AfterValidator(_source_url),
+    Field(
+        min_length=1,
+        title="Source",
+        description="Address of what to read: a folder of sections, a pattern such as "
+        "/data/stack/*.tif, one file, a Zarr folder, or a folder of build chunks: "
+        "gs://BUCKET/PATH, s3://BUCKET/PATH, or an absolute path on this machine.",
+        json_schema_extra={**section(WHERE, first=True), "kind": FILES},
+    ),
+]
+Resolution = Annotated[
+    Annotated[
+        tuple[float, float, float],
+        PlainValidator(_resolution),
+        PlainSerializer(list, return_type=list[float]),
+        _vec3_schema(r"[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?", kind="number", exclusiveMinimum=0),
+    ]
+    | None,
+    Field(
+        title="Resolution",
+        description="Nanometres of a voxel on x,y,z, as 4,4,40 or 4.6,4.6,45. Empty: as the "
+        "source's metadata say, or an existing destination.",
+        json_schema_extra=section(WHERE),
     ),
 ]
 Mip = Annotated[

@@ -11,9 +11,11 @@ from igneous_airflow.errors import (
     IgneousError,
     InvalidParameter,
     PermanentError,
+    SourceNotFound,
     StorageUnavailable,
+    UnreadableSource,
 )
-from igneous_airflow.storage.files import StoredFile, content_version, plain_name
+from igneous_airflow.storage.files import FileEntry, StoredFile, content_version, plain_name
 
 _PART = 1 << 20  # bytes of a file that are fetched ahead
 _READ_ONLY = ("http://", "https://", "middleauth+https://", "ngauth+https://")
@@ -126,6 +128,38 @@ class BucketFolder:
             for name, size in listed:
                 if not name.endswith("/"):
                     yield plain_name(name.rpartition("/")[2]), size
+
+    def entries(self, prefix: str) -> Iterator[FileEntry]:
+        with self._errors("list", prefix):
+            listed = self._files.list(prefix=f"{prefix}/" if prefix else "", flat=True, size=True)
+            for name, size in listed:
+                if not name.endswith("/"):
+                    yield FileEntry(name.rpartition("/")[2], size)
+
+    def entry(self, name: str) -> FileEntry | None:
+        with self._errors("look for", name):
+            size = self._files.size(name) if self._files.exists(name) else None
+        return None if size is None else FileEntry(name, size)
+
+    def read_part(self, name: str, start: int, buffer: memoryview) -> None:
+        place = f"{self._url}/{name}"
+        part = {"path": name, "start": start, "end": start + len(buffer)}
+        with self._errors("read", name):
+            (answer,) = self._files.get([part], raw=True)
+        content = answer["content"]
+        if content is None:
+            raise SourceNotFound(f"{place} is not there")
+        if answer["compress"]:
+            raise UnreadableSource(
+                f"{place} is stored with Content-Encoding {answer['compress']}, which cannot be "
+                "read in parts: store it without"
+            )
+        if len(content) != len(buffer):
+            raise UnreadableSource(
+                f"{place} is cut off: it has no bytes {start:,} to {start + len(buffer):,}, which "
+                "it holds by its own account"
+            )
+        buffer[:] = content
 
     def delete_folder(self, prefix: str) -> None:
         with self._errors("delete", prefix):

@@ -23,6 +23,18 @@ class StoredFile:
     compression: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file as a listing shows it: its full name, bytes as stored, and when it was last changed.
+
+    The time is in nanoseconds, 0 where a listing does not tell.
+    """
+
+    name: str
+    size: int
+    modified: int = 0
+
+
 class Folder(Protocol):
     """Files under one URL; names may contain slashes and carry no compression suffix.
 
@@ -66,6 +78,18 @@ class Folder(Protocol):
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Files directly in the folder `prefix/`: names as `names` gives them, and stored bytes."""
+
+    def entries(self, prefix: str) -> Iterator[FileEntry]:
+        """Files directly in the folder `prefix/`, by their full names."""
+
+    def entry(self, name: str) -> FileEntry | None:
+        """A file by its full name; None when there is none."""
+
+    def read_part(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes of a file from `start` on; the name is the full one.
+
+        Raises SourceNotFound when there is no such file, UnreadableSource when it ends too early.
+        """
 
     def delete_folder(self, prefix: str) -> None:
         """Remove every file below `prefix/`."""

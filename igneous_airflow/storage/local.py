@@ -21,9 +21,18 @@ from igneous_airflow.errors import (
     AccessDenied,
     IgneousError,
     InvalidParameter,
+    SourceNotFound,
     StorageUnavailable,
+    UnreadableSource,
 )
-from igneous_airflow.storage.files import SUFFIXES, Folder, StoredFile, content_version, plain_name
+from igneous_airflow.storage.files import (
+    SUFFIXES,
+    FileEntry,
+    Folder,
+    StoredFile,
+    content_version,
+    plain_name,
+)
 
 _PARTIAL = ".partial"
 _PARTIAL_NAME = re.compile(r"\..+\.([^.]+)-([0-9]{1,9})-[0-9a-f]+\.partial", re.DOTALL)
@@ -152,6 +161,40 @@ class LocalFolder:
         for entry in self._files(prefix):
             with suppress(FileNotFoundError):  # removed meanwhile
                 yield plain_name(entry.name), entry.stat().st_size
+
+    def entries(self, prefix: str) -> Iterator[FileEntry]:
+        for entry in self._files(prefix):
+            with suppress(FileNotFoundError):
+                state = entry.stat()
+                yield FileEntry(entry.name, state.st_size, state.st_mtime_ns)
+
+    def entry(self, name: str) -> FileEntry | None:
+        path = self._root / name
+        with disk_errors("look for", path):
+            try:
+                state = path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return FileEntry(name, state.st_size, state.st_mtime_ns) if path.is_file() else None
+
+    def read_part(self, name: str, start: int, buffer: memoryview) -> None:
+        path = f"{self._root}/{name}"
+        with disk_errors("read", path):
+            try:
+                stream = open(path, "rb", buffering=0)  # noqa: PTH123, SIM115
+            except FileNotFoundError as error:
+                raise SourceNotFound(f"{path} is not there") from error
+            with stream:
+                stream.seek(start)
+                filled = 0
+                while filled < len(buffer):
+                    read = stream.readinto(buffer[filled:])
+                    if not read:
+                        raise UnreadableSource(
+                            f"{path} is cut off: it ends at byte {start + filled:,}, but goes on "
+                            f"to byte {start + len(buffer):,} by its own account"
+                        )
+                    filled += read
 
     def _files(self, prefix: str) -> Iterator["os.DirEntry[str]"]:
         folder = self._root / prefix

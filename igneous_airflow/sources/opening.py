@@ -1,0 +1,191 @@
+"""From an address to voxels: looks at what is there and chooses the format; called by ingest."""
+
+import fnmatch
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from typing import Literal
+
+from igneous_airflow.errors import InvalidParameter, SourceNotFound, UnreadableSource
+from igneous_airflow.geometry.bbox import BoundingBox
+from igneous_airflow.sources import tiff
+from igneous_airflow.sources.array_source import ArraySource
+from igneous_airflow.sources.build import BuildSource
+from igneous_airflow.sources.order import natural_key
+from igneous_airflow.sources.pictures import is_whole_picture
+from igneous_airflow.sources.protocol import Findings, VoxelArray, named
+from igneous_airflow.storage.files import FileEntry, Folder, open_folder, plain_name
+from igneous_airflow.storage.parts import FileInParts
+
+FileSource = ArraySource | BuildSource
+Kind = Literal["build", "sections", "file", "zarr"]
+
+_PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+_PATTERN = re.compile(r"[*?\[]")
+_ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
+_HEAD = 352  # bytes that tell the formats apart
+_SOURCES_KEPT = 4
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is at an address: the files, in order, and their state in a few words.
+
+    The state tells changed files apart, as far as a listing can: by names, sizes and, on disks,
+    times. Of Zarr it is the metadata.
+    """
+
+    url: str
+    kind: Kind
+    files: tuple[FileEntry, ...]
+    state: str
+
+    @property
+    def folder(self) -> Folder:
+        """Where the files lie."""
+        return open_folder(self.url)
+
+
+def find_source(url: str) -> Found:
+    """Look at an address: a file, a folder, or a pattern for files of a folder.
+
+    Raises SourceNotFound, and UnreadableSource for a folder of which nothing is understood.
+    """
+    parent, _, name = url.rpartition("/")
+    if parent == "file://":  # in the root
+        parent = "file:///"
+    above = None if parent.endswith(":/") else open_folder(parent)  # above a bucket is nothing
+    entry = above.entry(name) if above else None
+    if above and entry is not None:
+        return _found(above, "file", [entry])
+    if above and _PATTERN.search(name):
+        files = [entry for entry in above.entries("") if fnmatch.fnmatchcase(entry.name, name)]
+        if files:  # otherwise it may be a folder of that name
+            return _found(above, "sections", files)
+    return _find_in_folder(open_folder(url))
+
+
+def _find_in_folder(folder: Folder) -> Found:
+    marks = [entry for mark in _ZARR_MARKS if (entry := folder.entry(mark)) is not None]
+    if marks:
+        return _found(folder, "zarr", marks[:1])
+    files = [entry for entry in folder.entries("") if not entry.name.startswith(".")]
+    if not files:
+        raise SourceNotFound(f"source: there is no file at {folder.url}, nor any below it")
+    pictures = [entry for entry in files if entry.name.lower().endswith(_PICTURES)]
+    if pictures:
+        return _found(folder, "sections", pictures)
+    if chunks := [entry for entry in files if _box(entry) is not None]:
+        return _found(folder, "build", chunks)
+    names = sorted(entry.name for entry in files)
+    raise UnreadableSource(
+        f"source: {folder.url} holds neither pictures ({', '.join(_PICTURES)}) nor build chunks, "
+        f"but {named(names)}. Give one file, or a pattern such as {folder.url}/*"
+    )
+
+
+def _found(folder: Folder, kind: Kind, files: Iterable[FileEntry]) -> Found:
+    ordered = tuple(sorted(files, key=lambda entry: natural_key(entry.name)))
+    digest = sha256()
+    for entry in ordered:
+        digest.update(f"{entry.name}\0{entry.size}\0{entry.modified}\0".encode())
+    size = sum(entry.size for entry in ordered)
+    plural = "" if len(ordered) == 1 else "s"
+    state = f"{len(ordered):,} file{plural}, {size:,} bytes, {digest.hexdigest()[:12]}"
+    return Found(folder.url, kind, ordered, state)
+
+
+def _box(entry: FileEntry) -> BoundingBox | None:
+    with suppress(InvalidParameter):
+        box = BoundingBox.parse(plain_name(entry.name))
+        return box if box else None
+    return None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a source is to be read; `dataset` and `axes` where its files do not say.
+
+    With `fill_missing`, holes are background; otherwise they are refused or closed up.
+    """
+
+    dataset: str | None = None
+    axes: str | None = None
+    fill_missing: bool = False
+    background: float = 0
+
+
+@lru_cache(_SOURCES_KEPT)
+def open_source(found: Found, reading: Reading) -> FileSource:
+    """Open what was found, reading a header; the tasks of a process share what was opened.
+
+    Raises UnreadableSource, InvalidParameter saying what must be known besides, and the storage's
+    errors.
+    """
+    if found.kind == "build":
+        boxes = dict.fromkeys(box for entry in found.files if (box := _box(entry)) is not None)
+        missing = reading.background if reading.fill_missing else None
+        return BuildSource.open(found.folder, tuple(boxes), missing)
+    array = _open_array(found, reading)
+    name = f"{found.url}/{found.files[0].name}" if found.kind == "file" else found.url
+    return ArraySource.of(array, reading.axes, name)
+
+
+def look_into(found: Found, reading: Reading) -> Findings:
+    """Look into every file, and name what is wrong with which; may take its time.
+
+    Sections are looked into before they are opened, so that all the broken ones are named.
+    """
+    if found.kind == "sections":
+        from igneous_airflow.sources.sections import look_at_sections
+
+        return look_at_sections(found.folder, found.files)
+    return open_source(found, reading).look()
+
+
+def _open_array(found: Found, reading: Reading) -> VoxelArray:
+    if found.kind == "zarr":
+        from igneous_airflow.sources.zarr_array import open_zarr
+
+        return open_zarr(found.folder, reading.dataset)
+    if found.kind == "sections":
+        from igneous_airflow.sources.sections import open_sections
+
+        return open_sections(
+            found.folder,
+            found.files,
+            keep_places=reading.fill_missing,
+            background=reading.background,
+        )
+    return _open_file(FileInParts(found.folder, found.files[0]), reading.dataset)
+
+
+def _open_file(file: FileInParts, dataset: str | None) -> VoxelArray:
+    """Open one file, whose first bytes tell its format."""
+    head = bytes(file.head(_HEAD))
+    if head.startswith(tiff.MAGIC):
+        from igneous_airflow.sources.tiff_stack import open_tiff
+
+        return open_tiff(file)
+    if head.startswith(b"\x93NUMPY"):
+        from igneous_airflow.sources.raw import open_npy
+
+        return open_npy(file)
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        from igneous_airflow.sources.hdf5 import open_hdf5
+
+        return open_hdf5(file, dataset)
+    if is_whole_picture(head):
+        from igneous_airflow.sources.sections import open_sections
+
+        return open_sections(file.folder, (file.entry,), keep_places=False, background=0)
+    from igneous_airflow.sources.nifti import GZIP, is_nifti, open_nifti
+
+    if is_nifti(head) or head.startswith(GZIP):
+        return open_nifti(file)
+    raise UnreadableSource(
+        f"source: {file.url} is none of TIFF, PNG, JPEG, .npy, HDF5, NIfTI, as its first bytes say"
+    )

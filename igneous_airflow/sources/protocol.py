@@ -1,0 +1,86 @@
+"""What the formats have in common: an array that is read in parts; used by every source."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igneous_airflow.storage.overlap import Overlap
+
+Array = NDArray[Any]
+Part = tuple[slice, ...]
+Resolution = tuple[float, float, float]
+_NAMED_AT_MOST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a look into every file has found: reasons to refuse, and what is worth knowing."""
+
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayFacts:
+    """What an array is, before any voxel of it is read.
+
+    `dtype` is that of the parts as they are read; `block` is what is decoded as a whole; both are
+    in the order of `shape`. `axes` names each axis by a letter of tczyx, None where the file does
+    not. `resolution` is in nm, x,y,z. With a `scaling` (a, b), the voxels are a * stored + b.
+    Parts are read in C order, with `first_fastest` in Fortran order. When it `reads_ahead`, their
+    encoded bytes are held besides.
+    """
+
+    shape: tuple[int, ...]
+    dtype: "np.dtype[Any]"
+    block: tuple[int, ...]
+    axes: str | None = None
+    resolution: Resolution | None = None
+    scaling: tuple[float, float] | None = None
+    first_fastest: bool = False
+    reads_ahead: bool = False
+    overlap_width: int = 1
+    notes: tuple[str, ...] = ()
+
+
+class VoxelArray(Protocol):
+    """An array in a file or in several; parts of it may be read by many threads at once."""
+
+    @property
+    def facts(self) -> ArrayFacts:
+        """What is known of it."""
+
+    def read(self, part: Part, overlap: Overlap) -> Array:
+        """Read a part, one slice for each axis, all inside of the array.
+
+        Raises SourceNotFound, UnreadableSource and the storage's errors.
+        """
+
+    def look(self) -> Findings:
+        """What only a look into every file can tell; may take its time."""
+
+
+def named(items: Sequence[str], separator: str = ", ") -> str:
+    """List the first few of many, and say how many more there are."""
+    more = len(items) - _NAMED_AT_MOST
+    return separator.join(items[:_NAMED_AT_MOST]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def worthwhile_block(shape: Sequence[int], itemsize: int, worthwhile: int) -> tuple[int, ...]:
+    """What to read at once of an array that lies as it is in a file, fastest axis last.
+
+    It is contiguous and holds about as many bytes as are worth a read. Where it does not span an
+    axis its edge is a power of two, to go well with chunks.
+    """
+    block = [1] * len(shape)
+    held = itemsize
+    for axis in reversed(range(len(shape))):
+        wanted = -(-worthwhile // held)
+        block[axis] = min(1 << (wanted - 1).bit_length(), shape[axis])
+        held *= block[axis]
+        if block[axis] < shape[axis]:
+            break
+    return tuple(block)
