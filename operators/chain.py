@@ -45,8 +45,9 @@ class Step:
     of fields from earlier steps instead of the form: of several, the first whose step runs, or else
     the last.
     `defaults` are what the form opens with in place of the stage's own. With a `switch` the form
-    can turn the step on and off; it opens with that value. With `only_if` it runs under that
-    condition only. A step that does not run keeps nobody after it from running.
+    can turn the step on and off; it opens with that value. Steps of one `switch_name` are turned on
+    and off together. With `only_if` it runs under that condition only. A step that does not run
+    keeps nobody after it from running.
     """
 
     stage: type[Stage]
@@ -54,12 +55,14 @@ class Step:
     binds: Mapping[str, StepField | tuple[StepField, ...]] = field(default_factory=dict)
     defaults: Mapping[str, object] = field(default_factory=dict)
     switch: bool | None = None
+    switch_name: str = ""
     only_if: Condition | None = None
     #: The fields whose values are the form's, and how they look there.
     fields: Mapping[str, dict[str, Any]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or self.stage.name)
+        object.__setattr__(self, "switch_name", self.switch_name or self.name)
         for name in (*self.binds, *self.defaults):
             self[name]
         if both := self.binds.keys() & self.defaults.keys():

@@ -48,7 +48,7 @@ class Form:
         own = [
             (step, name) for step in chain.steps for name in step.fields if name not in chain.shared
         ]
-        switches = [_switch(step) for step in chain.steps if step.switch is not None]
+        switches = [name for name, _ in self._switches()]
         others = [*chain.shared, *switches, *RunOptions.model_fields]
         count = Counter([*others, *(name for _, name in own)])
         self._names = {
@@ -74,16 +74,22 @@ class Form:
             yield name, schema if needed else _may_be_empty(schema)
 
     def _switches(self) -> Iterator[tuple[str, Schema]]:
+        together: dict[str, list[Step]] = {}
         for step in self.chain.steps:
             if step.switch is not None:
-                schema = {
+                together.setdefault(_switch(step), []).append(step)
+        for name, steps in together.items():
+            which = "this step runs" if len(steps) == 1 else "these steps run"
+            yield (
+                name,
+                {
                     "type": "boolean",
-                    "default": step.switch,
-                    "title": f"Run {_title(step).lower()}",
-                    "description": f"Whether this step runs. {step.summary}",
+                    "default": steps[0].switch,
+                    "title": name.replace("_", " ").capitalize(),
+                    "description": f"Whether {which}. {' '.join(step.summary for step in steps)}",
                     "section": _ALL_STEPS,
-                }
-                yield _switch(step), schema
+                },
+            )
 
     def _own(self) -> Iterator[tuple[str, Schema]]:
         for step in self.chain.steps:
@@ -155,7 +161,7 @@ def _title(step: Step) -> str:
 
 
 def _switch(step: Step) -> str:
-    return f"run_{step.name}"
+    return f"run_{step.switch_name}"
 
 
 def _may_be_empty(schema: Schema) -> Schema:
