@@ -48,6 +48,7 @@ class Run(BaseModel):
     own_queue: bool = Field(description="whether the queue holds nothing but this run's tasks")
     cells: int
     batch: int = Field(default=1, ge=1, description="cells per task")
+    memory: int = Field(default=0, description="bytes of memory for the voxels of one task")
     by: str
     created: float = Field(description="seconds since the epoch")
 
@@ -101,6 +102,7 @@ class Run(BaseModel):
             queue=queue,
             own_queue=own_queue,
             cells=len(stage.cells()),
+            memory=plan.memory,
             by=by,
             created=time.time(),
         )

@@ -11,7 +11,8 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from igneous_airflow.errors import IgneousError, TransientError
-from igneous_airflow.operators.params import read_params, refuse_unknown
+from igneous_airflow.operators.crew import crew, require_workable
+from igneous_airflow.operators.params import RunOptions, read_params, refuse_unknown
 from igneous_airflow.operators.settings import queue_url, run_url
 from igneous_airflow.run import Run
 from igneous_airflow.stage import Stage
@@ -63,12 +64,15 @@ class PlanStage(BaseOperator):
         refuse_unknown(dag_run.conf or {}, context["dag"].params)
         values = context["params"] if self.parameters is None else self.parameters
         stage = read_params(self.stage, values)
+        options = read_params(RunOptions, context["params"])
         with explained():
             url = run_url(dag_run.dag_id, dag_run.run_id, self.group_id)
+            queue = queue_url(url)
+            require_workable(options, stage, (url, queue))
             run, plan = Run.launch(
                 stage,
                 url=url,
-                queue=queue_url(url),
+                queue=queue,
                 by=dag_run.triggering_user_name or author(),
             )
         self.log.info("%s", plan.describe())
@@ -102,12 +106,14 @@ class MakeQueue(RunOperator):
 class EnqueueStage(RunOperator):
     """Write what the tasks rely on, then send every task that has no receipt."""
 
-    def execute(self, context: "Context") -> int:  # noqa: ARG002
-        """Return how many tasks were sent."""
+    def execute(self, context: "Context") -> list[str]:
+        """Return the workers that the tasks need, by name."""
+        options = read_params(RunOptions, context["params"])
         with explained():
             run = Run.load(self.run_url)
             run.prepare()
             sent = run.enqueue()
+            workers = crew(options, sent)
         earlier = run.planned - sent
         self.log.info(
             "Sent %s of %s tasks to %s%s",
@@ -116,7 +122,7 @@ class EnqueueStage(RunOperator):
             run.queue,
             f"; {earlier:,} were done before" if earlier else "",
         )
-        return sent
+        return workers
 
 
 class FinishStage(RunOperator):
