@@ -131,11 +131,13 @@ class ClusterWorkers(ABC):
         """What the operators for pods and jobs are both given."""
         with explained():
             template = PodTemplate.load(self._settings.template)
+        pod = template.fill_in(self._run, self._options, self._settings)
         return {
             "task_id": self._task_id,
             "name": _name(self._run),
+            "namespace": pod["metadata"]["namespace"],
             "kubernetes_conn_id": self._settings.connection,
-            "pod_template_dict": template.fill_in(self._run, self._options, self._settings),
+            "pod_template_dict": pod,
             "base_container_name": CONTAINER,
         }
 

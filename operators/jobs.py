@@ -7,14 +7,14 @@ pod has found the queue drained and all others have ended; pods that end otherwi
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHook, KubernetesHook
 from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperator
 from airflow.sdk.exceptions import TaskDeferred
 from airflow.triggers.base import BaseTrigger, TriggerEvent
-from kubernetes.client import models
+from kubernetes.client import CoreV1Api, models
 from kubernetes.client.exceptions import ApiException
 
 from igneous_airflow.operators.cluster import ClusterWorkers
@@ -123,19 +123,22 @@ class JobOfPods(ClusterWorkers):
         failed = [pod for pod in pods if pod.status.phase == "Failed"]
         log.info("The job %s had %s pods; %s have failed", name, len(pods), len(failed))
         for pod in (failed or pods)[:_LOGS_SHOWN]:
-            try:
-                lines = core.read_namespaced_pod_log(
-                    pod.metadata.name, namespace, tail_lines=_LINES_SHOWN
-                )
-            except ApiException as error:  # its node is gone
-                lines = f"no log: {error.reason}"
-            _log_lines(pod.metadata.name, lines.splitlines())
+            _show_log(core, pod)
         batch.delete_namespaced_job(name, namespace, propagation_policy="Background")
 
 
-def _log_lines(pod: str, lines: Iterable[str]) -> None:
-    for line in lines:
-        log.info("[%s] %s", pod, line)
+def _show_log(core: CoreV1Api, pod: models.V1Pod) -> None:
+    """Log the end of a pod's log, unless its node is gone."""
+    name, namespace = pod.metadata.name, pod.metadata.namespace
+    try:
+        answer = core.read_namespaced_pod_log(
+            name, namespace, tail_lines=_LINES_SHOWN, _preload_content=False
+        )
+    except ApiException as error:
+        log.info("[%s] has left no log: %s", name, error.reason)
+        return
+    for line in answer.data.decode(errors="replace").splitlines():
+        log.info("[%s] %s", name, line)
 
 
 def _is_over(job: Any) -> bool:

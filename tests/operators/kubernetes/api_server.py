@@ -8,6 +8,7 @@ rules of their roles allow, as in a cluster; the account `admin` may do everythi
 import asyncio
 import copy
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -157,7 +158,7 @@ class Store:
 
 
 class Jobs:
-    """The controller of Jobs that are work queues: all pods are alike, and one success is enough."""
+    """The controller of Jobs that are work queues: pods are alike, one success is enough."""
 
     def __init__(self, store: Store, delete_pod: Callable[[Object, float], None]) -> None:
         self._store = store
@@ -175,18 +176,18 @@ class Jobs:
                 self._look_at(job)
 
     def _look_at(self, job: Object) -> None:
-        phases: dict[str, list[Object]] = {"active": [], "Succeeded": [], "Failed": []}
-        for pod in self.pods(job):
-            phase = pod["status"]["phase"]
-            if phase in phases:
-                phases[phase].append(pod)
-            elif "deletionTimestamp" not in pod["metadata"]:
-                phases["active"].append(pod)
-        status = {name.lower(): len(pods) for name, pods in phases.items()}
+        pods = self.pods(job)
+        active = [pod for pod in pods if pod["status"]["phase"] in ("Pending", "Running")]
+        ended = Counter(pod["status"]["phase"] for pod in pods)
+        status = {
+            "active": sum("deletionTimestamp" not in pod["metadata"] for pod in active),
+            "succeeded": ended["Succeeded"],
+            "failed": ended["Failed"],
+        }
         spec, end = job["spec"], ""
         if status["failed"] > spec.get("backoffLimit", 6):
             end = "Failed"
-            for pod in phases["active"]:
+            for pod in active:
                 self._delete_pod(pod, 0)
         elif status["succeeded"] and not status["active"]:
             end = "Complete"
@@ -218,10 +219,12 @@ class Jobs:
 class ApiServer:
     """Answers as a cluster's API server does; runs in a thread of its own.
 
-    `accounts` are the rules of roles by the token of whoever has the role; None allows everything.
+    `accounts` are by token: the rules of the role that the account has in the namespace, or None
+    for every right everywhere.
     """
 
-    def __init__(self, accounts: dict[str, list[Object] | None]) -> None:
+    def __init__(self, accounts: dict[str, list[Object] | None], namespace: str) -> None:
+        self._namespace = namespace
         self.requests: list[tuple[str, str, str]] = []  # token, verb, resource
         self._accounts = accounts
         self._store = Store()
@@ -243,7 +246,7 @@ class ApiServer:
                 item = f"{root}{place}/{{resource}}/{{name}}"
                 app.router.add_route("*", item, self._item)
                 app.router.add_route("*", f"{item}/{{sub}}", self._item)
-        self._runner = web.AppRunner(app, shutdown_timeout=1)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
@@ -279,6 +282,7 @@ class ApiServer:
         allowed = rules is None or any(
             group in rule["apiGroups"] and resource in rule["resources"] and verb in rule["verbs"]
             for rule in rules
+            if place.get("namespace") == self._namespace
         )
         if not allowed:
             raise Refused(

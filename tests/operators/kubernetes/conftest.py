@@ -4,6 +4,7 @@ With IGNEOUS_AIRFLOW_CLUSTER, a JSON object, the API server is a real one; with
 IGNEOUS_AIRFLOW_ENGINE and IGNEOUS_AIRFLOW_IMAGE, pods are containers of the worker image.
 """
 
+import asyncio
 import json
 import os
 import runpy
@@ -62,6 +63,11 @@ class Cluster:
         pods = self.call("GET", f"/api/v1/namespaces/{NAMESPACE}/pods")["items"]
         return [pod for pod in pods if phase in ("", pod["status"]["phase"])]
 
+    def pods_started(self) -> list[dict[str, Any]]:
+        """What has been told of the starts of containers, since ever."""
+        events = self.call("GET", f"/api/v1/namespaces/{NAMESPACE}/events")["items"]
+        return [event for event in events if event["reason"] == "Started"]
+
     def jobs(self) -> list[dict[str, Any]]:
         found = self.call("GET", f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs")["items"]
         return list(found)
@@ -101,7 +107,7 @@ class Cluster:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster with one node."""
     role, *_ = yaml.safe_load_all((SHIPPED / "manifests" / "airflow.yaml").read_text())
-    server = ApiServer({ADMIN: None, AIRFLOW: role["rules"], NOBODY: []})
+    server = ApiServer({ADMIN: None, AIRFLOW: role["rules"], NOBODY: []}, NAMESPACE)
     address = server.start()
     path = [Path(sys.executable).parent, *os.environ["PATH"].split(":")]
     kubelet = Kubelet(
@@ -168,7 +174,7 @@ def launch(make_layer: Callable[..., Path], tmp_path: Path) -> Callable[..., Run
     """Launch a run whose messages are in the queue; `slow` ones take seconds."""
 
     def make(name: str = "layer", *, slow: bool = False) -> Run:
-        layer = make_layer(name, (512, 512, 64) if slow else (256, 256, 64))
+        layer = make_layer(name, (384, 384, 64) if slow else (256, 256, 64))
         effort = {"compress": "br", "compress_level": 11} if slow else {}
         stage = Downsample(layer=f"file://{layer}", num_mips=1, **effort)
         url = f"file://{tmp_path}/run-{name}"
@@ -214,3 +220,31 @@ def wait_until(happened: Callable[[], Any], seconds: float = 60) -> Any:
 @pytest.fixture(name="wait_until")
 def _wait_until() -> Callable[..., Any]:
     return wait_until
+
+
+@pytest.fixture
+def to_the_end() -> Callable[..., int]:
+    """Execute, with the triggers that are deferred to; returns how often that happened."""
+    from airflow.sdk.exceptions import TaskDeferred
+    from airflow.sdk.module_loading import import_string
+
+    async def fire(deferred: TaskDeferred) -> Any:
+        path, arguments = deferred.trigger.serialize()
+        event = await anext(import_string(path)(**arguments).run())
+        return event.payload
+
+    def execute(workers: Any, context: dict[str, Any]) -> int:
+        method, arguments, deferrals = "execute", {}, 0
+        while True:
+            resumed = type(workers)(
+                task_id=workers.task_id, run_url=workers.run_url, worker=workers.worker
+            )
+            try:
+                getattr(resumed, method)(context, **arguments)
+            except TaskDeferred as deferred:
+                method, arguments = deferred.method_name, {"event": asyncio.run(fire(deferred))}
+                deferrals += 1
+            else:
+                return deferrals
+
+    return execute

@@ -60,6 +60,7 @@ class Kubelet:
         self._certificate = certificate
         self._pods: dict[str, asyncio.Task[None]] = {}  # by uid
         self._processes: dict[str, Process] = {}
+        self._over: set[Path] = set()  # logs that nothing is written to any more
         self._deleted: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
@@ -90,7 +91,7 @@ class Kubelet:
         )
         app = web.Application()
         app.router.add_get("/containerLogs/{namespace}/{pod}/{container}", self._log)
-        self._runner = web.AppRunner(app, shutdown_timeout=1)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await self._runner.setup()
         secure = None
         if self._certificate:
@@ -214,6 +215,7 @@ class Kubelet:
             async for line in process.stdout:
                 lines.write(f"{now('microseconds')} ".encode() + line.rstrip(b"\n") + b"\n")
         code = await process.wait()
+        self._over.add(log)
         code = _KILLED - code if code < 0 else code
         reason = "Completed" if code == 0 else "Error"
         terminated = {"exitCode": code, "reason": reason, "startedAt": started, "finishedAt": now()}
@@ -315,12 +317,8 @@ class Kubelet:
                         await response.write(line if stamped else words)
                 if not follow or ended:
                     return response
-                ended = await self._is_over(namespace, name)
+                ended = path in self._over
                 await asyncio.sleep(0.1)
-
-    async def _is_over(self, namespace: str, name: str) -> bool:
-        pod = await self._call("GET", f"/api/v1/namespaces/{namespace}/pods/{name}")
-        return pod is None or pod["status"]["phase"] in ("Succeeded", "Failed")
 
 
 def _path(pod: Object) -> str:
