@@ -10,8 +10,10 @@ import os
 import runpy
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,7 +168,8 @@ def _leave_nothing(cluster: Cluster) -> Iterator[None]:
     for kind, group in (("jobs", "/apis/batch/v1"), ("pods", "/api/v1")):
         place = f"{group}/namespaces/{NAMESPACE}/{kind}"
         for found in cluster.call("GET", place)["items"]:
-            cluster.call("DELETE", f"{place}/{found['metadata']['name']}?gracePeriodSeconds=0")
+            with suppress(urllib.error.HTTPError):  # it has just gone
+                cluster.call("DELETE", f"{place}/{found['metadata']['name']}?gracePeriodSeconds=0")
 
 
 @pytest.fixture
