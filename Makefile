@@ -2,13 +2,16 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+, := ,
 UV := $(BIN)/uv
 DATA ?=
+ENGINE ?= $(shell for engine in docker podman; do $$engine info >/dev/null 2>&1 && echo $$engine && break; done)
+IMAGE ?= igneous-airflow-worker:$(shell sed -nE 's/^version = "(.*)"/\1/p' pyproject.toml)
 
-.PHONY: help install demo airflow test check format bench picture lock
+.PHONY: help install demo airflow test check format bench picture lock image image-test
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
 
 install: .venv/installed ## make .venv with the igneous-airflow command in it
 
@@ -45,6 +48,19 @@ bench: install ## measure against Igneous, side by side
 
 picture: install ## draw the README's picture from the demo's layers
 	$(BIN)/igneous-airflow picture .demo/layers/image .demo/layers/segmentation --mips 4 --out docs/layers.png
+
+# For a package index of one's own: SSL_CERT_FILE and UV_DEFAULT_INDEX pass into the build as secrets.
+# BUILDAH_FORMAT lets podman keep the health check.
+image: ## build the worker image with docker or podman (IMAGE=name:tag)
+	test -n "$(ENGINE)" || { echo "docker or podman is needed"; exit 1; }
+	BUILDAH_FORMAT=docker $(ENGINE) build --file worker_image/Dockerfile --tag "$(IMAGE)" \
+		--build-arg VERSION="$(lastword $(subst :, ,$(IMAGE)))" --build-arg REVISION="$$(git rev-parse HEAD)" \
+		$(if $(SSL_CERT_FILE),--secret id=ca$(,)src="$(SSL_CERT_FILE)") \
+		$(if $(UV_DEFAULT_INDEX),--secret id=index$(,)env=UV_DEFAULT_INDEX) $(BUILD_FLAGS) .
+	$(ENGINE) image inspect --format 'The image {{index .RepoTags 0}} has {{.Size}} bytes' "$(IMAGE)"
+
+image-test: install ## build the worker image, without a registry if need be, and work with it
+	ENGINE="$(ENGINE)" IMAGE="$(IMAGE)" sh tests/image/rehearse.sh
 
 lock: ## resolve the dependencies anew
 	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \

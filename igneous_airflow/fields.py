@@ -24,8 +24,9 @@ from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 
 LAYER = "layer"  # the `kind` of fields that hold an address; on a command line also a path
 FILES = "files"  # of fields that hold the address of other files
-WHERE, WHAT, HOW, LIMITS, RUN = "Where", "What", "How", "Limits", "Run"
-SECTIONS = (WHERE, WHAT, HOW, LIMITS, RUN)  # in the order in which people think
+WHERE, WHAT, HOW, LIMITS = "Where", "What", "How", "Limits"
+RUN, PODS = "Run", "Kubernetes pods"
+SECTIONS = (WHERE, WHAT, HOW, LIMITS, RUN, PODS)  # in the order in which people think
 
 _OTHER_FORMATS = ("graphene", "boss", "n5", "zarr", "zarr2", "zarr3", "nifti", "dvid", "brainmaps")
 _LABELS_AT_MOST = 10_000  # each message of a task holds them all

@@ -57,6 +57,7 @@ class Run(BaseModel):
     own_queue: bool = Field(description="whether the queue holds nothing but this run's tasks")
     cells: int
     batch: int = Field(default=1, ge=1, description="cells per task")
+    memory: int = Field(default=0, description="bytes of memory for the voxels of one task")
     by: str
     origin: dict[str, str] = Field(default={}, description="what launched it, in its own words")
     created: float = Field(description="seconds since the epoch")
@@ -119,6 +120,7 @@ class Run(BaseModel):
             queue=queue,
             own_queue=own_queue,
             cells=len(stage.cells()),
+            memory=plan.memory,
             by=by,
             origin=origin or {},
             created=time.time(),

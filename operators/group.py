@@ -8,7 +8,8 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from airflow.sdk import DAG, BaseOperator, TaskGroup, TriggerRule, chain
+from airflow.sdk import DAG, BaseOperator, TaskGroup, TriggerRule, XComArg, chain
+from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from igneous_airflow.operators.chain import Chain, Step
 from igneous_airflow.operators.form import Form
@@ -21,16 +22,12 @@ from igneous_airflow.operators.stage import (
     PlanStage,
     RemoveQueue,
 )
-from igneous_airflow.operators.workers import LocalWorkers
+from igneous_airflow.operators.stage_workers import stage_workers
 from igneous_airflow.stage import Stage
 
-#: Makes the task that works on a run, from the template that gives the run's URL.
-MakeWorkers = Callable[[str], BaseOperator]
-
-
-def local_workers(run_url: str) -> LocalWorkers:
-    """Workers on the machine of the Airflow task."""
-    return LocalWorkers(task_id="workers", run_url=run_url)
+#: Makes the task that works on a run, from the template that gives the run's URL and the names of
+#: the crew, which `EnqueueStage` returns.
+MakeWorkers = Callable[[str, XComArg], BaseOperator | MappedOperator]
 
 
 def stage_group(
@@ -38,7 +35,7 @@ def stage_group(
     *,
     group_id: str = "",
     parameters: Mapping[str, Any] | None = None,
-    workers: MakeWorkers = local_workers,
+    workers: MakeWorkers = stage_workers,
     patience: float = 60,
 ) -> TaskGroup:
     """The tasks of a stage, one after the other; must be called inside a DAG.
@@ -57,7 +54,7 @@ def pipeline(
     words: str,
     *steps: Step,
     shared: tuple[str, ...] = (),
-    workers: MakeWorkers = local_workers,
+    workers: MakeWorkers = stage_workers,
     patience: float = 60,
 ) -> DAG:
     """The DAG `igneous_NAME` of a chain of steps, with the form that they have together.
@@ -113,7 +110,7 @@ def _step_group(
         run_url = _run_url_of(group)
         queue = MakeQueue(task_id="queue", run_url=run_url)
         enqueue = EnqueueStage(task_id="enqueue", run_url=run_url)
-        working = workers(run_url)
+        working = workers(run_url, enqueue.output)
         # However the workers ended, receipts decide; yet there is nothing to decide when no task
         # was ever sent: one success among `enqueue` and `workers` is asked for.
         drained = StageDrainedSensor(

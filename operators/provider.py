@@ -9,6 +9,18 @@ from typing import Any
 _PACKAGE = "igneous-airflow"
 
 
+def _option(
+    description: str, *, default: str, example: str | None = None, kind: str = "string"
+) -> dict[str, Any]:
+    return {
+        "description": description,
+        "version_added": "0.1.0",
+        "type": kind,
+        "example": example,
+        "default": default,
+    }
+
+
 def get_provider_info() -> dict[str, Any]:
     """Name, version and configuration of the package, as Airflow's provider schema asks."""
     return {
@@ -21,16 +33,39 @@ def get_provider_info() -> dict[str, Any]:
             "igneous": {
                 "description": "Work on Neuroglancer Precomputed volumes.",
                 "options": {
-                    "state": {
-                        "description": (
-                            "Folder in which runs keep their record, receipts and errors: a "
-                            "bucket URL, or a folder that every Airflow component and worker sees."
-                        ),
-                        "version_added": "0.1.0",
-                        "type": "string",
-                        "example": "s3://bucket/igneous",
-                        "default": "file://{AIRFLOW_HOME}/igneous",
-                    }
+                    "state": _option(
+                        "Folder in which runs keep their record, receipts and errors: a bucket "
+                        "URL, or a folder that every Airflow component and worker sees.",
+                        default="file://{AIRFLOW_HOME}/igneous",
+                        example="s3://bucket/igneous",
+                    ),
+                    "workers": _option(
+                        "Where workers run unless a run says otherwise: local processes of the "
+                        "Airflow task, or pods in a Kubernetes cluster.",
+                        default="local",
+                        example="kubernetes",
+                    ),
+                    "image": _option(
+                        "The worker image of pods.",
+                        default=f"igneous-airflow-worker:{version(_PACKAGE)}",
+                        example="registry.example.org/igneous-airflow-worker:0.1.0",
+                    ),
+                    "namespace": _option("The namespace of pods.", default="igneous"),
+                    "pod_template": _option(
+                        "A pod template to use instead of the one that comes with the package.",
+                        default="",
+                        example="/etc/airflow/worker_pod.yaml",
+                    ),
+                    "kubernetes_conn_id": _option(
+                        "The connection to the cluster. Without such a connection, the cluster "
+                        "that Airflow runs in.",
+                        default="kubernetes_default",
+                    ),
+                    "deferrable": _option(
+                        "Whether the triggerer waits for pods, so that no Airflow worker has to.",
+                        default="True",
+                        kind="boolean",
+                    ),
                 },
             }
         },

@@ -1,6 +1,8 @@
-"""Where runs live, by Airflow's configuration and the DAG run's identity; used by PlanStage."""
+"""Where runs and workers live, by Airflow's configuration and the DAG run's identity."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Self
 
 from airflow.sdk import conf
 
@@ -8,6 +10,7 @@ from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.run import run_folder_name
 
 _FILE = "file://"
+_TEMPLATE = Path(__file__).parent.parent / "worker_image" / "pod_template.yaml"
 
 
 def run_url(dag_id: str, run_id: str, group_id: str) -> str:
@@ -23,6 +26,40 @@ def queue_url(run: str) -> str:
 
     name = run.rpartition("/")[2]
     return f"sqlite://{Path(AIRFLOW_HOME).absolute()}/igneous/queues/{name}.db"
+
+
+def workers_run_on() -> Literal["local", "kubernetes"]:
+    """The option `[igneous] workers`; raises InvalidParameter when it is no such place."""
+    text: str = conf.get("igneous", "workers")
+    if text == "local":
+        return "local"
+    if text == "kubernetes":
+        return "kubernetes"
+    raise InvalidParameter(
+        f"[igneous] workers = {text!r} in Airflow's configuration: write local or kubernetes"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PodSettings:
+    """What Airflow's configuration says of worker pods."""
+
+    image: str
+    namespace: str
+    template: Path
+    connection: str
+    deferrable: bool
+
+    @classmethod
+    def read(cls) -> Self:
+        """The options of `[igneous]` that concern pods."""
+        return cls(
+            image=conf.get("igneous", "image"),
+            namespace=conf.get("igneous", "namespace"),
+            template=Path(conf.get("igneous", "pod_template") or _TEMPLATE),
+            connection=conf.get("igneous", "kubernetes_conn_id"),
+            deferrable=conf.getboolean("igneous", "deferrable"),
+        )
 
 
 def state_url() -> str:

@@ -12,9 +12,10 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from igneous_airflow.errors import IgneousError, PlanRefused, TransientError
 from igneous_airflow.operators.chain import Step
+from igneous_airflow.operators.crew import crew, require_workable
 from igneous_airflow.operators.form import Form, Skipped
 from igneous_airflow.operators.links import NeuroglancerLink
-from igneous_airflow.operators.params import refuse_unknown
+from igneous_airflow.operators.params import RunOptions, read_params, refuse_unknown
 from igneous_airflow.operators.settings import queue_url, run_url
 from igneous_airflow.run import Run
 from igneous_airflow.storage.provenance import author
@@ -74,15 +75,18 @@ class PlanStage(BaseOperator):
         stage = self.form.read(values)[self.step.name]
         if isinstance(stage, Skipped):
             raise AirflowSkipException(stage.reason)
+        options = read_params(RunOptions, context["params"])
         with explained():
             for earlier in filter(None, self.after):
                 Run.load(earlier).require_finished()
             url = run_url(dag_run.dag_id, dag_run.run_id, self.group_id)
+            queue = queue_url(url)
+            require_workable(options, stage, (url, queue))
             try:
                 run, plan = Run.launch(
                     stage,
                     url=url,
-                    queue=queue_url(url),
+                    queue=queue,
                     by=dag_run.triggering_user_name or author(),
                     origin={
                         "dag_id": dag_run.dag_id,
@@ -127,12 +131,14 @@ class MakeQueue(RunOperator):
 class EnqueueStage(RunOperator):
     """Write what the tasks rely on, then send every task that has no receipt."""
 
-    def execute(self, context: "Context") -> int:  # noqa: ARG002
-        """Return how many tasks were sent."""
+    def execute(self, context: "Context") -> list[str]:
+        """Return the workers that the tasks need, by name."""
+        options = read_params(RunOptions, context["params"])
         with explained():
             run = Run.load(self.run_url)
             run.prepare()
             sent = run.enqueue()
+            workers = crew(options, sent)
         earlier = run.planned - sent
         self.log.info(
             "Sent %s of %s tasks to %s%s",
@@ -141,7 +147,7 @@ class EnqueueStage(RunOperator):
             run.queue,
             f"; {earlier:,} were done before" if earlier else "",
         )
-        return sent
+        return workers
 
 
 class FinishStage(RunOperator):

@@ -1,4 +1,4 @@
-"""Worker processes on the machine of the Airflow task; used by `group.py`."""
+"""Worker processes on the machine of the Airflow task; used by `stage_workers.py`."""
 
 import os
 import signal
@@ -41,6 +41,10 @@ class LocalWorkers(RunOperator):
         self._stopped = False
 
     def execute(self, context: "Context") -> None:
+        """Work, as an Airflow task."""
+        self.work(context)
+
+    def work(self, context: "Context") -> None:
         """Send what is missing if nobody can have it, then work."""
         options = read_params(RunOptions, context["params"])
         with explained():

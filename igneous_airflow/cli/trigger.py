@@ -129,7 +129,7 @@ class DagRun:
         tasks = self._tasks()
         for task in tasks:
             yield from self._log(task)
-            name, state = task["task_id"], task["state"] or "waiting"
+            name, state = _name(task), task["state"] or "waiting"
             if self._states.get(name, "waiting") != state:
                 self._states[name] = state
                 yield f"{name}: {state}"
@@ -137,7 +137,8 @@ class DagRun:
     def results(self) -> Iterator[str]:
         """Links to what the finished tasks made, a line each."""
         for task in self._tasks():
-            links = self.api.call("GET", f"{self._task_path(task)}/links")["extra_links"]
+            path = f"{self._task_path(task)}/links?map_index={task['map_index']}"
+            links = self.api.call("GET", path)["extra_links"]
             for name, link in links.items():
                 if link:
                     yield f"{name}: {link if '://' in link else self.api.url + link}"
@@ -154,16 +155,22 @@ class DagRun:
         attempt = task["try_number"]
         if not attempt or task["state"] in (None, "scheduled", "queued"):
             return
-        path = f"{self._task_path(task)}/logs/{attempt}"
+        path = f"{self._task_path(task)}/logs/{attempt}?map_index={task['map_index']}"
         try:
             text = self.api.call("GET", path, accept="x-ndjson")
         except HTTPError:  # there is none yet
             return
         entries = [json.loads(line) for line in text.splitlines() if line.strip()]
-        seen = (task["task_id"], attempt)
+        seen = (_name(task), attempt)
         for entry in entries[self._lines.get(seen, 0) :]:
             yield from (f"  {line}" for line in _told(entry))
         self._lines[seen] = len(entries)
+
+
+def _name(task: dict[str, Any]) -> str:
+    """A task's id; with a number when it is one of several."""
+    index = task["map_index"]
+    return f"{task['task_id']}[{index}]" if index > 0 else str(task["task_id"])
 
 
 def _told(entry: dict[str, Any]) -> Iterator[str]:

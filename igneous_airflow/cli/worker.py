@@ -13,6 +13,7 @@ from igneous_airflow.worker.loop import Settled, WorkerOptions
 from igneous_airflow.worker.pool import WorkerPool
 
 _DEFAULTS = WorkerOptions()
+_STOPPED = 143  # what shells use for SIGTERM
 
 
 @click.command
@@ -42,7 +43,14 @@ _DEFAULTS = WorkerOptions()
     show_default=True,
     help="After a request to stop, how long a running task may go on before it is given back.",
 )
+@click.option(
+    "--alive-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="IGNEOUS_AIRFLOW_ALIVE_FILE",
+    help="A file to touch all the time, for probes.",
+)
 @click.option("--stop-with-parent", type=int, metavar="PID", hidden=True)
+@click.version_option(package_name="igneous-airflow")
 def worker(
     queue: str,
     processes: int,
@@ -50,12 +58,13 @@ def worker(
     lease_seconds: float,
     max_attempts: int,
     grace_seconds: float,
+    alive_file: Path | None,
     stop_with_parent: int | None,
 ) -> None:
     """Work on the tasks of QUEUE, one line of log for each.
 
     SIGTERM lets the running tasks finish; a second one gives them back at once. The exit code is 1
-    when tasks were given up.
+    when tasks were given up, and 143 when this was stopped before --until-done had come true.
     """
     _require_queue(queue, until_done)
     options = WorkerOptions(
@@ -67,7 +76,11 @@ def worker(
     pool = WorkerPool(queue, processes, options, on_settled=_log)
     if stop_with_parent is not None:
         pool.stop_with(stop_with_parent)
-    sys.exit(pool.run())
+    if alive_file is not None:
+        pool.show_life(alive_file)
+    code = pool.run()
+    # who starts workers again, as Kubernetes does, must see that this one was not at its end
+    sys.exit(code or (_STOPPED if until_done and pool.stopped else 0))
 
 
 def _require_queue(url: str, until_done: bool) -> None:

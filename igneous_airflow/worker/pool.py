@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from threading import Thread
 from types import FrameType
 
-from igneous_airflow.errors import IgneousError, WorkerDied
+from igneous_airflow.errors import IgneousError, InvalidParameter, WorkerDied
 from igneous_airflow.queue.protocol import Lease, open_queue
 from igneous_airflow.task import Task
 from igneous_airflow.worker.loop import Settled, Worker, WorkerOptions, fail
@@ -60,6 +61,7 @@ class WorkerPool:
         self._children: list[_Child] = []
         self._stops = 0  # how often this pool was asked to stop
         self._stop_with_parent: int | None = None
+        self._alive_file: Path | None = None
         self._early_deaths = 0
         self._presence = Presence()
         self.failed = 0
@@ -67,6 +69,19 @@ class WorkerPool:
     def stop_with(self, parent: int) -> None:
         """Stop as for SIGTERM when the process of this id is no longer this process's parent."""
         self._stop_with_parent = parent
+
+    def show_life(self, file: Path) -> None:
+        """Touch a file all the time, for probes; raises InvalidParameter when it cannot be."""
+        try:
+            file.touch()
+        except OSError as error:
+            raise InvalidParameter(f"cannot touch {file}: {error.strerror}") from error
+        self._alive_file = file
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal, or the end of the parent, has asked for the end."""
+        return self._stops > 0
 
     def run(self) -> int:
         """Work; return 0 when every task went well, 1 when tasks or workers were given up."""
@@ -114,6 +129,8 @@ class WorkerPool:
                 child.process.terminate()
 
     def _wait(self) -> None:
+        if self._alive_file is not None:
+            self._alive_file.touch()
         if self._stop_with_parent not in (None, os.getppid()) and not self._stops:
             self._stops = 1
         self._tell()

@@ -28,6 +28,16 @@ def test_a_wheel_holds_the_real_files_of_a_linked_floor(wheel: zipfile.ZipFile, 
         assert wheel.read(f"igneous_airflow/{floor}/{file.name}") == file.read_bytes()
 
 
+def test_a_wheel_holds_what_the_worker_image_and_its_pods_are_made_of(
+    wheel: zipfile.ZipFile,
+) -> None:
+    files = [path for path in (ROOT / "worker_image").rglob("*") if path.is_file()]
+    assert files
+    for file in files:
+        name = file.relative_to(ROOT)
+        assert wheel.read(f"igneous_airflow/{name}") == file.read_bytes()
+
+
 def test_a_wheel_has_no_top_level_operators_or_dags(wheel: zipfile.ZipFile) -> None:
     assert {name.partition("/")[0] for name in wheel.namelist() if ".dist-info/" not in name} == {
         "igneous_airflow"

@@ -183,7 +183,8 @@ class RealAirflow:
         return str(self.dag_run(run)["state"])
 
     def task(self, run: str, task: str) -> str:
-        return f"/api/v2/dags/{self.dag}/dagRuns/{run}/taskInstances/{_full(task)}"
+        index = "/0" if task.endswith("workers") else ""  # the first of the crew
+        return f"/api/v2/dags/{self.dag}/dagRuns/{run}/taskInstances/{_full(task)}{index}"
 
     def xcom(self, run: str, task: str) -> Any:
         return self.call("GET", self.task(run, task) + "/xcomEntries/return_value")["value"]
@@ -195,7 +196,10 @@ class RealAirflow:
         return {task["state"] for task in tasks if task["task_id"].startswith(f"{step}.")}
 
     def log(self, run: str, task: str, attempt: int = 1) -> str:
-        return str(self.call("GET", f"{self.task(run, task)}/logs/{attempt}", accept="x-ndjson"))
+        place = self.task(run, task).removesuffix("/0")
+        index = 0 if task.endswith("workers") else -1
+        path = f"{place}/logs/{attempt}?map_index={index}"
+        return str(self.call("GET", path, accept="x-ndjson"))
 
     def clear(self, run: str, *tasks: str) -> None:
         """Clear tasks and all that comes after them."""

@@ -46,7 +46,7 @@ def test_the_steps_of_a_stage_leave_the_mips_and_take_the_queue_away(
     url = planned["run_url"]
 
     MakeQueue(task_id="queue", run_url=url).execute({})
-    assert EnqueueStage(task_id="enqueue", run_url=url).execute({}) == 4
+    assert EnqueueStage(task_id="enqueue", run_url=url).execute(context()) == ["local"]
     run = Run.load(url)
     queue = Path(run.queue.removeprefix("sqlite://"))
     assert queue.parent == Path(url.removeprefix("file://"))
@@ -122,7 +122,7 @@ def test_without_a_user_who_triggered_it_the_author_is_whoever_works_here(
 
 def test_a_run_that_is_not_complete_cannot_be_finished(make_layer: Make, context: Make) -> None:
     url = plan(context(layer=str(make_layer())))["run_url"]
-    EnqueueStage(task_id="enqueue", run_url=url).execute({})
+    EnqueueStage(task_id="enqueue", run_url=url).execute(context())
     with pytest.raises(AirflowFailException, match=r"1 of 1 tasks .* are not done"):
         FinishStage(task_id="finish", run_url=url).execute({})
 

@@ -140,6 +140,25 @@ def test_the_end_of_the_grace_gives_the_task_back(held_layer, tmp_path: Path, wo
     assert open_queue(run.queue).lease(1) is not None
 
 
+def test_workers_stopped_before_all_was_done_say_so_by_their_exit_code(
+    held_layer, tmp_path: Path, worker
+):
+    command = worker(held_layer.launch(tmp_path), "--until-done", "--grace-seconds", "0")
+    held_layer.wait_until_read()
+    command.signal(signal.SIGTERM)
+    assert command.end(5)[0] == 143
+
+
+def test_a_probe_sees_that_the_workers_are_alive_while_a_task_runs(
+    held_layer, tmp_path: Path, worker, wait_until
+):
+    alive = tmp_path / "alive"
+    worker(held_layer.launch(tmp_path), "--alive-file", str(alive))
+    held_layer.wait_until_read()
+    before = alive.stat().st_mtime_ns
+    wait_until(lambda: alive.stat().st_mtime_ns > before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_workers_that_are_just_starting_is_heard(
     held_layer, tmp_path: Path, worker, wait_until, number: int

@@ -1,0 +1,180 @@
+"""The pod that a template and a run make."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from igneous_airflow.errors import InvalidParameter
+from igneous_airflow.operators.params import RunOptions
+from igneous_airflow.operators.pod_template import PodTemplate
+from igneous_airflow.operators.settings import PodSettings
+from igneous_airflow.run import Run
+
+pytestmark = pytest.mark.airflow
+
+
+def run(memory: int = 0) -> Run:
+    return Run(
+        id="a-run-1a2b3c4d",
+        url="s3://bucket/runs/a-run-1a2b3c4d",
+        stage="downsample",
+        parameters={},
+        asked={},
+        queue="sqs://tasks",
+        own_queue=True,
+        cells=10,
+        memory=memory,
+        by="me",
+        created=0,
+    )
+
+
+def pod(memory: int = 0, **options: Any) -> dict[str, Any]:
+    settings = PodSettings.read()
+    template = PodTemplate.load(settings.template)
+    return template.fill_in(run(memory), RunOptions(**options), settings)
+
+
+def worker(manifest: dict[str, Any]) -> dict[str, Any]:
+    (container,) = manifest["spec"]["containers"]
+    return dict(container)
+
+
+def option(manifest: dict[str, Any], name: str) -> float:
+    arguments = worker(manifest)["args"]
+    return float(arguments[arguments.index(name) + 1])
+
+
+def test_the_pod_has_no_rights_and_no_place_to_write_but_tmp() -> None:
+    manifest = pod()
+    spec, container = manifest["spec"], worker(manifest)
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["automountServiceAccountToken"] is False
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    writable = [m for m in container["volumeMounts"] if not m.get("readOnly")]
+    assert [(m["mountPath"], list(volumes[m["name"]])[1]) for m in writable] == [
+        ("/tmp", "emptyDir")
+    ]
+
+
+def test_secrets_are_where_cloud_volume_looks_and_may_be_missing() -> None:
+    manifest = pod()
+    (mount,) = (m for m in worker(manifest)["volumeMounts"] if m.get("readOnly"))
+    dockerfile = (Path(__file__).parents[2] / "worker_image" / "Dockerfile").read_text()
+    assert "HOME=/home/worker" in dockerfile
+    assert mount["mountPath"] == "/home/worker/.cloudvolume/secrets"
+    secret = manifest["spec"]["volumes"][1]["secret"]
+    assert (secret["optional"], oct(secret["defaultMode"])) == (True, "0o440")
+
+
+def test_it_works_on_the_queue_until_the_run_is_done() -> None:
+    manifest = pod(max_attempts=3, lease_seconds=60)
+    arguments = worker(manifest)["args"]
+    assert arguments[0] == "sqs://tasks"
+    assert "--until-done" in arguments
+    assert (option(manifest, "--max-attempts"), option(manifest, "--lease-seconds")) == (3, 60)
+
+
+@pytest.mark.parametrize("period", [30, 120, None, 5])
+def test_a_task_is_back_before_the_pod_would_be_killed(tmp_path: Path, period: int | None) -> None:
+    settings = PodSettings.read()
+    manifest = yaml.safe_load(settings.template.read_text())
+    manifest["spec"]["terminationGracePeriodSeconds"] = period
+    if period is None:
+        del manifest["spec"]["terminationGracePeriodSeconds"]
+    made = PodTemplate(tmp_path, manifest).fill_in(run(), RunOptions(), settings)
+    killed = 30 if period is None else period
+    assert 0 <= option(made, "--grace-seconds") <= max(killed - 10, 0)
+
+
+def test_memory_is_what_the_plan_needs_for_each_process() -> None:
+    def megabytes(**values: Any) -> int:
+        resources = worker(pod(**values))["resources"]
+        assert resources["limits"]["memory"] == resources["requests"]["memory"]
+        return int(resources["requests"]["memory"].removesuffix("M"))
+
+    assert megabytes(memory=0) >= 256
+    assert megabytes(memory=10**9) - megabytes(memory=0) == 1250
+    assert megabytes(memory=10**9, cpu=4) > 4 * 1250
+    template = PodTemplate.load(PodSettings.read().template)
+    made = template.fill_in(run(10**9), RunOptions(memory=3.5, cpu=2.5), PodSettings.read())
+    assert worker(made)["resources"]["requests"] == {"cpu": "2.5", "memory": "3500M"}
+    assert option(made, "--processes") == 2
+
+
+def test_the_form_decides_before_the_configuration_and_that_before_the_template(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__IMAGE", "registry/image:2")
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__NAMESPACE", "configured")
+    manifest = pod()
+    assert worker(manifest)["image"] == "registry/image:2"
+    assert manifest["metadata"]["namespace"] == "configured"
+    assert manifest["spec"]["serviceAccountName"] == "igneous-worker"
+    manifest = pod(
+        image="registry/image:3",
+        namespace="other",
+        service_account="somebody",
+        node_selector={"pool": "spot"},
+        tolerations=[{"key": "spot", "operator": "Exists"}],
+    )
+    assert worker(manifest)["image"] == "registry/image:3"
+    assert manifest["metadata"]["namespace"] == "other"
+    spec = manifest["spec"]
+    assert spec["serviceAccountName"] == "somebody"
+    assert spec["nodeSelector"] == {"pool": "spot"}
+    assert spec["tolerations"] == [{"key": "spot", "operator": "Exists"}]
+
+
+def test_the_template_adds_to_what_the_form_says(tmp_path: Path) -> None:
+    settings = PodSettings.read()
+    manifest = yaml.safe_load(settings.template.read_text())
+    manifest["spec"]["nodeSelector"] = {"arch": "amd64"}
+    manifest["spec"]["containers"][0]["env"] = [{"name": "AWS_REGION", "value": "eu-west-1"}]
+    template = PodTemplate(tmp_path, manifest)
+    made = template.fill_in(run(), RunOptions(node_selector={"pool": "spot"}), settings)
+    assert made["spec"]["nodeSelector"] == {"arch": "amd64", "pool": "spot"}
+    assert worker(made)["env"] == [{"name": "AWS_REGION", "value": "eu-west-1"}]
+    assert manifest["spec"]["nodeSelector"] == {"arch": "amd64"}, "the template is as it was"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "spec: {}", "spec: {containers: [{name: base}]}", "- 1", "a: [", "spec: 3"]
+)
+def test_a_file_that_is_no_template_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "template.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidParameter, match=f"{path} cannot be used: it must be the YAML"):
+        PodTemplate.load(path)
+
+
+def test_a_template_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidParameter, match=r"nothing\.yaml cannot be used"):
+        PodTemplate.load(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("image", "two words"),
+        ("image", ""),
+        ("namespace", "Upper"),
+        ("namespace", "-a"),
+        ("service_account", "a/b"),
+        ("cpu", 0),
+        ("memory", -1),
+        ("run_on", "moon"),
+        ("tolerations", [{"key": 1}]),
+    ],
+)
+def test_values_that_kubernetes_would_refuse_are_refused_before(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=field):
+        RunOptions(**{field: value})
