@@ -95,6 +95,7 @@ class Worker:
         self._queue = queue
         self._options = options
         self._report = report
+        self._heartbeat = Heartbeat(queue, options.lease_seconds)
         self._stopping = False
         self._interruptible = False
         self._opened: tuple[object, Stage, Sequence[Any]] | None = None
@@ -166,7 +167,7 @@ class Worker:
 
     def _run(self, task: Task, lease: Lease) -> tuple[str, Work]:
         """Run the cells of a task; returns the first one's name and what was done."""
-        with Heartbeat(self._queue, lease, self._options.lease_seconds):
+        with self._heartbeat.keep(lease):
             self._interruptible = True
             try:
                 stage, cells = self._open(task)
