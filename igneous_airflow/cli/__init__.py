@@ -7,7 +7,7 @@ import click
 from igneous_airflow.cli.demo import demo
 from igneous_airflow.cli.embedded import airflow
 from igneous_airflow.cli.picture import picture
-from igneous_airflow.cli.runs import finish, resume, status
+from igneous_airflow.cli.runs import finish, redrive, resume, status
 from igneous_airflow.cli.stages import stage_commands, stages
 from igneous_airflow.cli.worker import dags_folder, worker
 from igneous_airflow.errors import IgneousError
@@ -19,7 +19,8 @@ def _group() -> None:
     """Work on Neuroglancer Precomputed layers, in steps that are proved done."""
 
 
-for _command in (worker, status, resume, finish, stages, picture, demo, airflow, dags_folder):
+_commands = (worker, status, resume, redrive, finish, stages, picture, demo, airflow, dags_folder)
+for _command in _commands:
     _group.add_command(_command)
 for _command in stage_commands():
     _group.add_command(_command)

@@ -9,7 +9,7 @@ from typing import Any
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.queue.protocol import Counts, DeadLetter, Lease
 from igneous_airflow.queue.sqs_address import Address
-from igneous_airflow.queue.sqs_sender import BATCH_ENTRIES, MESSAGE_BYTES
+from igneous_airflow.queue.sqs_sender import BATCH_ENTRIES, MESSAGE_BYTES, send_all
 from igneous_airflow.queue.sqs_service import QueueGone, Service
 
 _DEAD = "-dead"
@@ -26,6 +26,7 @@ _IN_FLIGHT = "ApproximateNumberOfMessagesNotVisible"
 _DELAYED = "ApproximateNumberOfMessagesDelayed"
 
 _LIST_SECONDS = 30  # others cannot see dead letters while they are listed
+_REDRIVE_SECONDS = 900  # the same, while they are looked through for those to be moved
 _LIST_WAIT = 1  # a poll that does not wait asks only some of SQS's machines
 _REDRIVEN = "no worker settled it: those that took it died, or their leases ran out"
 
@@ -161,21 +162,44 @@ def list_dead_letters(service: Service, url: str, limit: int) -> list[DeadLetter
     """List dead letters, oldest first, and make them visible to others again."""
     found: dict[str, dict[str, Any]] = {}
     while len(found) < limit:
-        request = {
-            "QueueUrl": url,
-            "MaxNumberOfMessages": min(limit - len(found), BATCH_ENTRIES),
-            "VisibilityTimeout": _LIST_SECONDS,
-            "WaitTimeSeconds": _LIST_WAIT,
-            "MessageSystemAttributeNames": ["SentTimestamp", "ApproximateReceiveCount"],
-            "MessageAttributeNames": ["Reason", "Attempt"],
-        }
-        messages = service.call("receive_message", request).get("Messages", [])
-        if not messages:
+        if not (messages := _look_at(service, url, limit - len(found), _LIST_SECONDS)):
             break
         found |= {message["MessageId"]: message for message in messages}
     make_visible(service, url, [message["ReceiptHandle"] for message in found.values()])
     oldest_first = sorted(found.values(), key=lambda m: int(m["Attributes"]["SentTimestamp"]))
     return [_dead_letter(message) for message in oldest_first]
+
+
+def redrive(service: Service, url: str, dead: str, wanted: Callable[[str], bool]) -> int:
+    """Move the dead letters that are wanted to the queue of the tasks; returns how many."""
+    sent = 0
+    left: dict[str, str] = {}
+    while messages := _look_at(service, dead, BATCH_ENTRIES, _REDRIVE_SECONDS):
+        back = [message for message in messages if wanted(message["Body"])]
+        others = {m["MessageId"]: m["ReceiptHandle"] for m in messages if m not in back}
+        if not back and others.keys() <= left.keys():
+            break  # they have become visible again: nothing else is there
+        left |= others
+        if back:
+            sent += send_all(service, url, [message["Body"] for message in back])
+            entries = [{"ReceiptHandle": message["ReceiptHandle"]} for message in back]
+            service.batch("delete_message_batch", dead, entries)
+    make_visible(service, dead, list(left.values()))
+    return sent
+
+
+def _look_at(service: Service, url: str, limit: int, seconds: int) -> list[dict[str, Any]]:
+    """Receive some dead letters, which nobody else can see for so many seconds."""
+    request = {
+        "QueueUrl": url,
+        "MaxNumberOfMessages": min(limit, BATCH_ENTRIES),
+        "VisibilityTimeout": seconds,
+        "WaitTimeSeconds": _LIST_WAIT,
+        "MessageSystemAttributeNames": ["SentTimestamp", "ApproximateReceiveCount"],
+        "MessageAttributeNames": ["Reason", "Attempt"],
+    }
+    messages: list[dict[str, Any]] = service.call("receive_message", request).get("Messages", [])
+    return messages
 
 
 def make_visible(service: Service, url: str, tokens: Sequence[str]) -> None:

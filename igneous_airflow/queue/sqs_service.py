@@ -6,7 +6,7 @@ The only module that knows boto3, which it imports when a client is first needed
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from igneous_airflow.errors import (
@@ -16,6 +16,7 @@ from igneous_airflow.errors import (
     LeaseLost,
     StorageUnavailable,
 )
+from igneous_airflow.queue.protocol import MakeClient
 from igneous_airflow.queue.sqs_address import Address
 
 #: Longer than the 60 seconds for which SQS refuses to purge again or to remake a deleted queue.
@@ -57,18 +58,23 @@ class Refused(InvalidParameter):
 
 
 def connect(address: Address) -> Any:
-    """Make a boto3 client, with credentials by its default chain; retries are left to `Service`."""
+    """Make a boto3 client, with credentials by its default chain."""
     from boto3.session import Session
+
+    return Session().client(
+        "sqs", region_name=address.region, endpoint_url=address.endpoint, config=client_config()
+    )
+
+
+def client_config() -> Any:
+    """Make the configuration of a client whose retries are left to `Service`."""
     from botocore.config import Config
 
-    config = Config(
+    return Config(
         connect_timeout=10,
         read_timeout=_READ_SECONDS,
         max_pool_connections=_CONNECTIONS,
         retries={"mode": "standard", "total_max_attempts": 1},
-    )
-    return Session().client(
-        "sqs", region_name=address.region, endpoint_url=address.endpoint, config=config
     )
 
 
@@ -92,9 +98,7 @@ class Service:
     Raises StorageUnavailable then, AccessDenied, LeaseLost, QueueGone and Refused.
     """
 
-    def __init__(
-        self, address: Address, make_client: Callable[[Address], Any], patience: float
-    ) -> None:
+    def __init__(self, address: Address, make_client: MakeClient, patience: float) -> None:
         self._address = address
         self._make_client = make_client
         self._patience = patience

@@ -27,9 +27,10 @@ from igneous_airflow.queue import sqs_queues
 from igneous_airflow.queue.protocol import Counts, Lease, Queue, open_queue
 from igneous_airflow.queue.sqs import SqsQueue
 from igneous_airflow.queue.sqs_address import Address
+from igneous_airflow.queue.sqs_cost import describe_cost, request_range
 from igneous_airflow.queue.sqs_leases import LONGEST_LEASE, LeaseBook
 from igneous_airflow.queue.sqs_service import connect
-from igneous_airflow.run import Run
+from igneous_airflow.run import Run, run_folder_name
 from igneous_airflow.stage import Audit, Plan, Stage, Work
 from igneous_airflow.testing.queues import QueueTests, drain, take
 from igneous_airflow.worker.loop import Worker, WorkerOptions
@@ -164,6 +165,7 @@ def queue_names(client: Any, prefix: str) -> list[str]:
 )
 def test_an_address_says_where_the_queue_is(text: str, address: Address) -> None:
     assert Address.parse(text) == address
+    assert Address.parse(address.url) == address
     assert isinstance(open_queue(text), SqsQueue)
 
 
@@ -193,6 +195,34 @@ def test_an_address_that_names_no_queue_is_refused_with_the_way_out(url: str, re
     if "?aws_" in url or "endpoint=http://me" in url:
         assert "abc" not in str(caught.value)
         assert "secret@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("run", ["", "a", "manual__2026-01-01T00_00_00.123_00_00" * 3, "ünïcode"])
+def test_a_run_has_a_queue_whose_name_sqs_takes_and_tells_it_from_others(run: str) -> None:
+    folders = [run_folder_name("igneous_downsample", run, group) for group in ("a", "b")]
+    names = [Address.of_run(folder).name for folder in folders]
+    assert names[0] != names[1]
+    for name, folder in zip(names, folders, strict=True):
+        assert Address.parse(f"sqs://{name}").name == name
+        assert name.startswith("igneous-igneous_downsample_")
+        assert name.endswith(folder[-9:])
+
+
+@pytest.mark.parametrize(
+    ("messages", "size", "fewest", "most"),
+    [
+        (0, 700, 0, 0),
+        (1, 700, 3, 3),
+        (1000, 700, 300, 2_100),
+        (1000, 20_000, 100 * (4 + 1 + 4), 400 + 2_000),  # 200 kB a batch are billed fourfold
+        (10, 1_000_000, 10 * (16 + 1 + 16), 160 + 160 + 10),
+    ],
+)
+def test_requests_are_counted_as_they_are_billed(
+    messages: int, size: int, fewest: int, most: int
+) -> None:
+    assert request_range(messages, size) == (fewest, most)
+    assert (f"{most:,} when" in describe_cost(messages, size)) == (messages > 0)
 
 
 def test_opening_asks_nothing_and_does_not_even_import_boto3() -> None:
