@@ -12,13 +12,12 @@ from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowFailException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from igneous_airflow.fields import section
+from igneous_airflow.fields import RUN, SECTIONS, section
 from igneous_airflow.stage import field_schemas
 from igneous_airflow.worker.loop import WorkerOptions
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_RUN = "Run"
 _DEFAULTS = WorkerOptions()
 
 
@@ -34,7 +33,7 @@ class RunOptions(BaseModel):
             le=64,
             title="Workers",
             description="Worker processes on the machine that runs the Airflow task.",
-            json_schema_extra=section(_RUN),
+            json_schema_extra=section(RUN),
         ),
     ] = 2
     max_attempts: Annotated[
@@ -44,7 +43,7 @@ class RunOptions(BaseModel):
             le=100,
             title="Attempts",
             description="Attempts at a task before it is given up.",
-            json_schema_extra=section(_RUN),
+            json_schema_extra=section(RUN),
         ),
     ] = _DEFAULTS.max_attempts
     lease_seconds: Annotated[
@@ -55,13 +54,13 @@ class RunOptions(BaseModel):
             title="Lease",
             description="Seconds after which the task of a worker that fell silent is given to "
             "another.",
-            json_schema_extra=section(_RUN),
+            json_schema_extra=section(RUN),
         ),
     ] = _DEFAULTS.lease_seconds
 
 
 def model_params(*models: type[BaseModel]) -> dict[str, Param]:
-    """The Params of the models' fields, those of a section together, otherwise in their order.
+    """The Params of the models' fields, section by section.
 
     A field without default becomes a Param without value, which the form demands. Raises
     TypeError for a field that no form can show, or that two of the models have.
@@ -72,8 +71,7 @@ def model_params(*models: type[BaseModel]) -> dict[str, Param]:
         if twice := fields.keys() & schemas.keys():
             raise TypeError(f"{model.__name__} repeats the fields {', '.join(sorted(twice))}")
         fields |= schemas
-    sections = list(dict.fromkeys(schema.get("section") for schema in fields.values()))
-    ordered = sorted(fields.items(), key=lambda field: sections.index(field[1].get("section")))
+    ordered = sorted(fields.items(), key=lambda field: SECTIONS.index(field[1]["section"]))
     return {name: Param(**_shown_as_text(schema)) for name, schema in ordered}
 
 
