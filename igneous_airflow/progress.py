@@ -29,6 +29,7 @@ class Progress(BaseModel):
     leased: int = 0
     dead: int = 0
     failed_attempts: int = 0
+    exact: bool = Field(default=True, description="whether the queue's counters do not lag behind")
 
     @property
     def state(self) -> State:

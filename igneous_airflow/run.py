@@ -24,7 +24,7 @@ from igneous_airflow.errors import (
 )
 from igneous_airflow.ledger import DoneTasks, Failure, Ledger
 from igneous_airflow.progress import Progress, State, Summary
-from igneous_airflow.queue.protocol import Queue, open_queue
+from igneous_airflow.queue.protocol import Counts, Queue, open_queue
 from igneous_airflow.stage import Plan, Stage, Work
 from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.codecs import decompress_bytes
@@ -235,28 +235,36 @@ class Run(BaseModel):
         except InvalidMessage:
             return False
 
-    def progress(self) -> Progress:
-        """Count receipts and messages."""
+    def progress(self, counts: Counts | None = None) -> Progress:
+        """Count receipts and messages; `counts` are the queue's, if they were just asked for."""
         if self.is_finished:  # the queue may be gone, and must not be made anew
             return Progress(
                 planned=self.planned,
                 done=self.planned,
                 failed_attempts=self.ledger.failed_attempts(),
             )
-        queue = self.open_queue()
-        try:
-            # the queue first: a task that is settled in between counts as done, not as lost
-            counts = queue.counts()
-        finally:
-            queue.close()
+        # the queue first: a task that is settled in between counts as done, not as lost
+        counts = counts or self._count()
         return Progress(
             planned=self.planned,
             done=self.done().count,
             waiting=counts.waiting,
             leased=counts.leased,
-            dead=counts.dead,
+            dead=counts.dead if self.own_queue or not counts.dead else self._given_up(),
             failed_attempts=self.ledger.failed_attempts(),
+            exact=counts.exact,
         )
+
+    def _count(self) -> Counts:
+        queue = self.open_queue()
+        try:
+            return queue.counts()
+        finally:
+            queue.close()
+
+    def _given_up(self) -> int:
+        """How many tasks were given up, where dead letters may be those of other runs."""
+        return sum(failure.final for failure in self.final_failures())
 
     def done(self) -> DoneTasks:
         """List which tasks have receipts."""

@@ -22,7 +22,7 @@ _DEFAULTS = WorkerOptions()
 
 
 class RunOptions(BaseModel):
-    """How a stage is run by local workers: the parameters that every stage's form has."""
+    """How a stage is run: the parameters that every stage's form has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -57,6 +57,26 @@ class RunOptions(BaseModel):
             json_schema_extra=section(RUN),
         ),
     ] = _DEFAULTS.lease_seconds
+    batch: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            title="Cells of a task",
+            description="How many cells make one task, and so one message. Empty: 1, or more where "
+            "there would be over 100,000 tasks.",
+            json_schema_extra=section(RUN),
+        ),
+    ] = None
+    queue: Annotated[
+        str | None,
+        Field(
+            title="Queue",
+            description="Where tasks wait: sqlite, for workers on one machine; sqs, for a queue of "
+            "this run on Amazon SQS; or the address of a queue that is there, such as sqs://NAME. "
+            "Empty: as Airflow's configuration says.",
+            json_schema_extra=section(RUN),
+        ),
+    ] = None
 
 
 def model_params(*models: type[BaseModel]) -> dict[str, Param]:

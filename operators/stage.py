@@ -11,8 +11,8 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from igneous_airflow.errors import IgneousError, TransientError
-from igneous_airflow.operators.params import read_params, refuse_unknown
-from igneous_airflow.operators.settings import queue_url, run_url
+from igneous_airflow.operators.params import RunOptions, read_params, refuse_unknown
+from igneous_airflow.operators.settings import load_run, queue_url, run_url
 from igneous_airflow.run import Run
 from igneous_airflow.stage import Stage
 from igneous_airflow.storage.provenance import author
@@ -63,13 +63,17 @@ class PlanStage(BaseOperator):
         refuse_unknown(dag_run.conf or {}, context["dag"].params)
         values = context["params"] if self.parameters is None else self.parameters
         stage = read_params(self.stage, values)
+        options = read_params(RunOptions, context["params"])
         with explained():
             url = run_url(dag_run.dag_id, dag_run.run_id, self.group_id)
+            queue, own_queue = queue_url(url, options.queue)
             run, plan = Run.launch(
                 stage,
                 url=url,
-                queue=queue_url(url),
+                queue=queue,
                 by=dag_run.triggering_user_name or author(),
+                own_queue=own_queue,
+                batch=options.batch,
             )
         self.log.info("%s", plan.describe())
         self.log.info("The run is recorded in %s", run.url)
@@ -90,10 +94,11 @@ class MakeQueue(RunOperator):
     """Make the queue of a run; a setup task."""
 
     def execute(self, context: "Context") -> None:  # noqa: ARG002
-        """Open the queue, which makes it when it is missing."""
+        """Make the queue if it is missing and the run's own, and look into it."""
         with explained():
-            run = Run.load(self.run_url)
+            run = load_run(self.run_url)
             queue = run.open_queue()
+            queue.send([])  # makes it
             counts = queue.counts()
             queue.close()
         self.log.info("%s holds %s tasks", run.queue, f"{counts.waiting + counts.leased:,}")
@@ -105,7 +110,7 @@ class EnqueueStage(RunOperator):
     def execute(self, context: "Context") -> int:  # noqa: ARG002
         """Return how many tasks were sent."""
         with explained():
-            run = Run.load(self.run_url)
+            run = load_run(self.run_url)
             run.prepare()
             sent = run.enqueue()
         earlier = run.planned - sent
@@ -125,7 +130,7 @@ class FinishStage(RunOperator):
     def execute(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002
         """Audit the output; fails without retry, naming what is missing."""
         with explained():
-            summary = Run.load(self.run_url).finish()
+            summary = load_run(self.run_url).finish()
         self.log.info("%s", summary.describe())
         return summary.model_dump(mode="json")
 
@@ -136,9 +141,10 @@ class RemoveQueue(RunOperator):
     def execute(self, context: "Context") -> None:  # noqa: ARG002
         """Remove the queue, or say why it stays."""
         with explained():
-            run = Run.load(self.run_url)
-            if not run.is_finished:
-                self.log.info("%s stays: the run can be resumed", run.queue)
+            run = load_run(self.run_url)
+            if not run.is_finished or not run.own_queue:
+                reason = "it is not this run's own" if run.is_finished else "the run can be resumed"
+                self.log.info("%s stays: %s", run.queue, reason)
                 return
             queue = run.open_queue()
             queue.delete()

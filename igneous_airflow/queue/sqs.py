@@ -143,7 +143,6 @@ class SqsQueue:
         A message released for later counts as leased.
         """
         self._tidy()
-        self._pair.find_tasks()
         return self._pair.counts()
 
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:

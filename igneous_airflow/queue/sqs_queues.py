@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.queue.protocol import Counts, DeadLetter, Lease
 from igneous_airflow.queue.sqs_address import Address
+from igneous_airflow.queue.sqs_counters import DEAD, Directory, missing, read_attributes
 from igneous_airflow.queue.sqs_sender import BATCH_ENTRIES, MESSAGE_BYTES, send_all
 from igneous_airflow.queue.sqs_service import QueueGone, Service
 
-_DEAD = "-dead"
 _RETENTION = 1_209_600  # 14 days, the most that SQS permits
 _VISIBILITY = 120  # of messages that others than our workers receive
 #: Well above the attempts of a worker, which buries tasks itself and says why. This catches those
@@ -20,10 +19,6 @@ _VISIBILITY = 120  # of messages that others than our workers receive
 _MAX_RECEIVES = 20
 _CREATED_SECONDS = 1.0  # until SQS promises that a new queue can be used
 _PURGED_SECONDS = 60.0  # during which a purge may still take messages that are sent after it
-
-_VISIBLE = "ApproximateNumberOfMessages"
-_IN_FLIGHT = "ApproximateNumberOfMessagesNotVisible"
-_DELAYED = "ApproximateNumberOfMessagesDelayed"
 
 _LIST_SECONDS = 30  # others cannot see dead letters while they are listed
 _REDRIVE_SECONDS = 900  # the same, while they are looked through for those to be moved
@@ -37,11 +32,11 @@ class QueuePair:
     def __init__(self, address: Address, service: Service) -> None:
         self._address = address
         self._service = service
-        self._urls: dict[str, str] = {}
+        self._directory = Directory(address)
 
     def forget(self) -> None:
         """Look the queues up again when they are next needed."""
-        self._urls.clear()
+        self._directory.urls.clear()
 
     def find_tasks(self) -> str | None:
         """Return the URL of the queue; None when it is missing and may be made.
@@ -53,45 +48,37 @@ class QueuePair:
         except QueueGone as error:
             if self._address.create:
                 return None
-            raise InvalidParameter(
-                f"{error}; make it, or look whether account and region are the right ones"
-            ) from error
+            raise missing(error) from error
 
     def tasks(self) -> str:
         """Return the URL of the queue; raises QueueGone."""
-        if "tasks" not in self._urls:
-            self._urls["tasks"] = self._look_up(self._address.name, self._address.account)
-        return self._urls["tasks"]
+        return self._service.take(self._directory.tasks())
 
     def dead(self) -> str:
         """Return the URL of the dead-letter queue; raises QueueGone.
 
         Raises InvalidParameter when the queue is somebody else's and has none.
         """
-        if "dead" not in self._urls:
-            name, account = self._address.name + _DEAD, ""
-            if not self._address.create:
-                account, name = self._redrive_target()
-            self._urls["dead"] = self._look_up(name, account)
-        return self._urls["dead"]
+        return self._service.take(self._directory.dead())
 
     def make(self) -> str:
         """Make both queues, which others may do at the same time, and return the tasks' URL."""
-        dead = self._make_one(_DEAD, "dead letters", {})
+        dead = self._make_one(DEAD, "dead letters", {})
         redrive = {
-            "deadLetterTargetArn": self._attributes(dead, ["QueueArn"])["QueueArn"],
+            "deadLetterTargetArn": self._service.take(read_attributes(dead, ["QueueArn"]))[
+                "QueueArn"
+            ],
             "maxReceiveCount": str(_MAX_RECEIVES),
         }
-        attributes = {"VisibilityTimeout": str(_VISIBILITY), "RedrivePolicy": json.dumps(redrive)}
-        tasks = self._make_one("", "tasks", attributes)
-        self._urls.update(tasks=tasks, dead=dead)
+        policy = {"VisibilityTimeout": str(_VISIBILITY), "RedrivePolicy": json.dumps(redrive)}
+        tasks = self._make_one("", "tasks", policy)
+        self._directory.urls.update(tasks=tasks, dead=dead)
         time.sleep(_CREATED_SECONDS)
         return tasks
 
     def counts(self) -> Counts:
         """Ask for the approximate counters; a queue that is missing holds nothing."""
-        visible, in_flight, delayed = self._counters(self.tasks)
-        return Counts(visible + delayed, in_flight, sum(self._counters(self.dead)), exact=False)
+        return self._service.take(self._directory.counts())
 
     def purge(self) -> None:
         """Empty both queues and wait until SQS has done so."""
@@ -108,40 +95,10 @@ class QueuePair:
             with suppress(QueueGone):
                 self._service.call(operation, {"QueueUrl": find()})
 
-    def _counters(self, find: Callable[[], str]) -> tuple[int, int, int]:
-        names = [_VISIBLE, _IN_FLIGHT, _DELAYED]
-        try:
-            values = self._attributes(find(), names)
-        except QueueGone:
-            return 0, 0, 0
-        return int(values[_VISIBLE]), int(values[_IN_FLIGHT]), int(values[_DELAYED])
-
-    def _redrive_target(self) -> tuple[str, str]:
-        """Account and name of the queue that gets the dead letters of somebody else's queue."""
-        policy = self._attributes(self.tasks(), ["RedrivePolicy"]).get("RedrivePolicy")
-        if not policy:
-            raise InvalidParameter(
-                f"queue {self._address.name} has no dead-letter queue: give it a redrive policy"
-            )
-        *_, account, name = json.loads(policy)["deadLetterTargetArn"].split(":")
-        return account, name
-
-    def _look_up(self, name: str, account: str) -> str:
-        owner = {"QueueOwnerAWSAccountId": account} if account else {}
-        url: str = self._service.call("get_queue_url", {"QueueName": name, **owner})["QueueUrl"]
-        return url
-
-    def _attributes(self, url: str, names: list[str]) -> dict[str, str]:
-        request = {"QueueUrl": url, "AttributeNames": names}
-        attributes: dict[str, str] = self._service.call("get_queue_attributes", request).get(
-            "Attributes", {}
-        )
-        return attributes
-
-    def _make_one(self, ending: str, holds: str, attributes: dict[str, str]) -> str:
+    def _make_one(self, ending: str, holds: str, policy: dict[str, str]) -> str:
         request = {
             "QueueName": self._address.name + ending,
-            "Attributes": {"MessageRetentionPeriod": str(_RETENTION), **attributes},
+            "Attributes": {"MessageRetentionPeriod": str(_RETENTION), **policy},
             "tags": {"application": "igneous_airflow", "holds": holds},
         }
         url: str = self._service.call("create_queue", request)["QueueUrl"]

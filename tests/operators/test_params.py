@@ -103,7 +103,7 @@ def test_a_field_that_no_form_can_show_is_an_error_for_the_developer() -> None:
 
 
 def test_two_models_with_a_field_of_one_name_are_an_error_for_the_developer() -> None:
-    with pytest.raises(TypeError, match="RunOptions repeats the fields lease_seconds"):
+    with pytest.raises(TypeError, match=r"RunOptions repeats the fields .*lease_seconds"):
         model_params(RunOptions, RunOptions)
 
 
