@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from igneous_airflow.errors import IgneousError, InvalidParameter
 from igneous_airflow.queue.protocol import Counts
 from igneous_airflow.queue.sqs_address import Address
-from igneous_airflow.queue.sqs_service import QueueGone, Steps, explain
+from igneous_airflow.queue.sqs_service import QueueGone, Steps, explain, failure_types
 
 #: Follows the name of a queue of ours in that of its dead letters.
 DEAD = "-dead"
@@ -114,14 +114,13 @@ class AsyncCounter:
             raise
 
     async def _take(self, steps: Generator[Any, Any, Result]) -> Result:
-        from botocore.exceptions import BotoCoreError, ClientError
-
+        failures = failure_types()
         try:
             operation, request = next(steps)
             while True:
                 try:
                     response = await getattr(self._client, operation)(**request)
-                except (BotoCoreError, ClientError) as error:
+                except failures as error:
                     reason = explain(self._address.name, operation, error)
                     operation, request = steps.throw(reason)
                 else:

@@ -84,6 +84,14 @@ def client_config() -> Any:
     )
 
 
+def failure_types() -> tuple[type[Exception], ...]:
+    """What a call of a client raises, for `explain` to tell what it means."""
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
+
+    return BotoCoreError, ClientError, ResponseParserError
+
+
 def attempts(patience: float) -> Iterator[int]:
     """Count from 0, with growing random pauses in between, until `patience` seconds are over."""
     deadline = time.monotonic() + patience
@@ -126,14 +134,12 @@ class Service:
         self, operation: str, request: Mapping[str, Any], patience: float | None = None
     ) -> dict[str, Any]:
         """Call an operation by boto3's name for it and return the response."""
-        from botocore.exceptions import BotoCoreError, ClientError
-        from botocore.parsers import ResponseParserError
-
+        failures = failure_types()
         reason: IgneousError | None = None
         for _ in attempts(self._patience if patience is None else patience):
             try:
                 response: dict[str, Any] = getattr(self._connected(), operation)(**request)
-            except (BotoCoreError, ClientError, ResponseParserError) as error:
+            except failures as error:
                 reason = explain(self._address.name, operation, error)
                 if type(reason) is not StorageUnavailable:
                     raise reason from error
