@@ -29,10 +29,11 @@ class RunOptions(BaseModel):
     workers: Annotated[
         int,
         Field(
-            ge=1,
+            ge=0,
             le=64,
             title="Workers",
-            description="Worker processes on the machine that runs the Airflow task.",
+            description="Worker processes on the machine that runs the Airflow task; 0 leaves the "
+            "tasks to workers elsewhere.",
             json_schema_extra=section(RUN),
         ),
     ] = 2
