@@ -8,10 +8,10 @@ DATA ?=
 ENGINE ?= $(shell for engine in docker podman; do $$engine info >/dev/null 2>&1 && echo $$engine && break; done)
 IMAGE ?= igneous-airflow-worker:$(shell sed -nE 's/^version = "(.*)"/\1/p' pyproject.toml)
 
-.PHONY: help install demo airflow test check format bench picture lock image image-test
+.PHONY: help install demo airflow env test e2e check format bench picture lock image image-test
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | column -t -s '	'
 
 install: .venv/installed ## make .venv with the igneous-airflow command in it
 
@@ -29,6 +29,16 @@ demo: install ## give a sample dataset mips and meshes by real Airflow DAG runs 
 
 airflow: install ## start Airflow with the project's DAGs and print its address
 	$(BIN)/igneous-airflow airflow
+
+# random, 48 bytes each; the Fernet key has 32
+env: ## make .env, with new secrets for docker compose
+	@test -e .env || (umask 077; $(PYTHON) -c 'import base64, os, sys; \
+	random = lambda name: base64.urlsafe_b64encode(os.urandom(32 if "FERNET" in name else 48)).decode(); \
+	lines = open(".env.example").read().splitlines(); \
+	print("\n".join(l + random(l) if l.endswith("=") else l for l in lines))' > .env)
+
+e2e: install ## run DAGs over REST with the services of docker-compose.yml as processes
+	$(BIN)/python -m pytest -m services tests/e2e
 
 test: install ## run the whole test suite
 	$(BIN)/python -m pytest

@@ -336,7 +336,7 @@ def main() -> None:
             bench.profile(options.profile)
             return
         measure(bench, options.cases)
-    for name in ("bench_queue", "bench_enqueue") if "q" in options.cases else ():
+    for name in ("bench_queue", "bench_enqueue", "bench_sqs") if "q" in options.cases else ():
         print(f"\n{name}", flush=True)
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=ROOT, check=True)
 

@@ -64,7 +64,7 @@ def timed(label: str) -> Iterator[None]:
 
 def launch(stage: Stage, folder: Path) -> Run:
     url, queue = f"file://{folder}/run", f"sqlite://{folder}/run/queue.db"
-    return Run.launch(stage, url=url, queue=queue, by="benchmark")[0]
+    return Run.launch(stage, url=url, queue=queue, by="benchmark", batch=1)[0]
 
 
 def huge_layer(folder: Path, tasks: int) -> str:

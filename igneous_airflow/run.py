@@ -8,15 +8,17 @@ import json
 import re
 import time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from igneous_airflow.errors import (
     AuditFailed,
     IgneousError,
+    InvalidMessage,
     InvalidParameter,
     PlanRefused,
     RunFailed,
@@ -24,13 +26,13 @@ from igneous_airflow.errors import (
 )
 from igneous_airflow.ledger import DoneTasks, Failure, Ledger
 from igneous_airflow.progress import Progress, State, Summary
-from igneous_airflow.queue.protocol import Queue, open_queue
+from igneous_airflow.queue.protocol import Counts, Queue, open_queue
 from igneous_airflow.stage import Plan, Stage
 from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.storage.overlap import overlap_width
-from igneous_airflow.task import LAUNCH_ID, TaskEncoder
+from igneous_airflow.task import LAUNCH_ID, Task, TaskEncoder
 
 _RECORD, _SUMMARY = "run.json", "summary.json"
 _ERRORS_NAMED = 5
@@ -38,6 +40,8 @@ _TASKS_NAMED = 10
 #: Beyond so many receipts a summary leaves out what they add up to, since reading each takes its
 #: time, and in a bucket a request. The proof needs only their names.
 _READ_ON_DISK, _READ_IN_BUCKET = 1_000_000, 20_000
+_MANY_TASKS = 100_000  # beyond this many, a task works on several cells
+_LARGEST_BATCH = 100  # that is chosen by itself, so that a lost task is no great loss
 
 
 class Run(BaseModel):
@@ -62,6 +66,14 @@ class Run(BaseModel):
     origin: dict[str, str] = Field(default={}, description="what launched it, in its own words")
     created: float = Field(description="seconds since the epoch")
 
+    _open_queue: Callable[[str], Queue] | None = PrivateAttr(default=None)
+
+    def opening_queues(self, how: Callable[[str], Queue]) -> Self:
+        """The same run, which opens its queue in another way: with credentials, for example."""
+        run = self.model_copy()
+        run._open_queue = how  # noqa: SLF001
+        return run
+
     @property
     def planned(self) -> int:
         """Number of tasks."""
@@ -81,10 +93,10 @@ class Run(BaseModel):
 
     def open_queue(self) -> Queue:
         """The run's queue."""
-        return open_queue(self.queue)
+        return (self._open_queue or open_queue)(self.queue)
 
     @classmethod
-    def launch(
+    def launch(  # noqa: PLR0913 - what a run is, all of it by name
         cls,
         stage: Stage,
         *,
@@ -93,9 +105,11 @@ class Run(BaseModel):
         by: str,
         own_queue: bool = True,
         origin: dict[str, str] | None = None,
+        batch: int | None = None,
     ) -> tuple[Self, Plan]:
         """Plan a stage and record the run; or take up the unfinished run recorded at `url`.
 
+        `batch` cells make a task; by default one, or more where there would be very many tasks.
         A run that has finished starts from the beginning. Raises PlanRefused with every reason
         when the stage cannot start, and InvalidParameter when an unfinished run of other
         parameters is recorded there; the layer is not written to in either case.
@@ -103,13 +117,14 @@ class Run(BaseModel):
         earlier = cls._find(url)
         if earlier is not None and not earlier.is_finished:
             earlier._require_same(stage)  # noqa: SLF001
-            return earlier, earlier.make_stage().plan().require_accepted()
+            return earlier, earlier._announced(earlier.make_stage().plan().require_accepted())  # noqa: SLF001
         asked = stage.parameters()
         try:
             stage = stage.resolved()
         except IgneousError as error:
             raise PlanRefused(stage.name, [str(error)]) from error
         plan = stage.plan().require_accepted()
+        cells = len(stage.cells())
         run = cls(
             id=url.rstrip("/").rpartition("/")[2],
             url=url.rstrip("/"),
@@ -119,7 +134,8 @@ class Run(BaseModel):
             asked=asked,
             queue=queue,
             own_queue=own_queue,
-            cells=len(stage.cells()),
+            cells=cells,
+            batch=batch or _batch(cells),
             memory=plan.memory,
             by=by,
             origin=origin or {},
@@ -129,7 +145,22 @@ class Run(BaseModel):
         if earlier is not None:
             run.ledger.forget_everything()
             open_folder(run.url).delete(_SUMMARY)  # last: until then this can be done again
-        return run, plan
+        return run, run._announced(plan)
+
+    def _announced(self, plan: Plan) -> Plan:
+        """The plan with what it did not know: how cells become messages, and what these cost."""
+        notes = list(plan.notes)
+        if self.batch > 1:
+            notes.append(f"each task works on {self.batch:,} cells, to send fewer messages")
+        if self.planned:
+            size = len(self._encoder().encode(self.planned - 1))
+            notes.append(self.open_queue().cost(self.planned, size))
+        return plan.model_copy(
+            update={"tasks": self.planned, "notes": tuple(note for note in notes if note)}
+        )
+
+    def _encoder(self) -> TaskEncoder:
+        return TaskEncoder(self.url, self.launch_id, self.make_stage(), self.batch, self.cells)
 
     @classmethod
     def load(cls, url: str) -> Self:
@@ -187,7 +218,7 @@ class Run(BaseModel):
         They take the place of whatever a queue of the run's own still holds.
         """
         missing = self.ledger.done(self.planned).missing()
-        encoder = TaskEncoder(self.url, self.launch_id, self.make_stage(), self.batch, self.cells)
+        encoder = self._encoder()
         queue = self.open_queue()
         try:
             if self.own_queue:
@@ -207,8 +238,29 @@ class Run(BaseModel):
             return 0
         return self.enqueue()
 
-    def progress(self) -> Progress:
-        """Count receipts and messages."""
+    def redrive(self) -> int:
+        """Send the run's tasks that were given up once more and return how many.
+
+        Those that still wait or are worked on are left alone.
+        """
+        if self.is_finished:
+            return 0
+        queue = self.open_queue()
+        try:
+            self.ledger.forget_failures()
+            return queue.redrive(self._is_own)
+        finally:
+            queue.close()
+
+    def _is_own(self, body: str) -> bool:
+        try:
+            task = Task.decode(body)
+        except InvalidMessage:
+            return False
+        return (task.run, task.launch_id) == (self.url, self.launch_id)
+
+    def progress(self, counts: Counts | None = None) -> Progress:
+        """Count receipts and messages; `counts` are the queue's, if they were just asked for."""
         if self.is_finished:  # the queue may be gone
             return Progress(
                 planned=self.planned,
@@ -216,12 +268,8 @@ class Run(BaseModel):
                 failed_attempts=self.ledger.failed_attempts(),
                 shared=not self.own_queue,
             )
-        queue = self.open_queue()
-        try:
-            # the queue first: a task that is settled in between counts as done, not as lost
-            counts = queue.counts()
-        finally:
-            queue.close()
+        # the queue first: a task that is settled in between counts as done, not as lost
+        counts = counts or self._count()
         done = self.done()
         dead = self.ledger.given_up(done)
         if self.own_queue:  # it may have buried what no worker lived to record
@@ -238,6 +286,13 @@ class Run(BaseModel):
             shared=not self.own_queue,
             exact=counts.exact,
         )
+
+    def _count(self) -> Counts:
+        queue = self.open_queue()
+        try:
+            return queue.counts()
+        finally:
+            queue.close()
 
     def done(self) -> DoneTasks:
         """List which tasks have receipts."""
@@ -319,6 +374,11 @@ class Run(BaseModel):
     def _write(self, name: str, entry: BaseModel) -> None:
         content = entry.model_dump_json(indent=2).encode()
         open_folder(self.url).write(name, StoredFile(content), content_type="application/json")
+
+
+def _batch(cells: int) -> int:
+    """How many cells make a task when nobody says."""
+    return min(max(1, -(-cells // _MANY_TASKS)), _LARGEST_BATCH)
 
 
 def run_folder_name(*parts: str) -> str:

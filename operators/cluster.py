@@ -102,7 +102,7 @@ class ClusterWorkers(ABC):
             progress = self._run.progress()
             if progress.state is State.FAILED:
                 self._run.require_done(progress)
-            if progress.state is State.WORKING:
+            if progress.undecided:
                 return True
             if progress.state is State.DONE:
                 log.info("Every task has its receipt")
@@ -118,7 +118,7 @@ class ClusterWorkers(ABC):
         """Let Airflow retry, later and not for ever, when workers ended and nothing was gained."""
         with explained():
             progress = self._run.progress()
-        if progress.state is not State.WORKING or self._killed:
+        if not progress.undecided or self._killed:
             return
         if progress.done <= self._done:
             raise AirflowException(

@@ -22,8 +22,8 @@ MOST_PROCESSES = 64
 
 
 def crew(options: RunOptions, tasks: int) -> list[str]:
-    """Name the workers for this many tasks; none when there is nothing to do."""
-    if not tasks:
+    """Name the workers for this many tasks; none when they are left to workers elsewhere."""
+    if not tasks or not options.workers:
         return []
     if _place(options) == "local":
         return [LOCAL]

@@ -20,6 +20,7 @@ from kubernetes.client.exceptions import ApiException
 from igneous_airflow.operators.cluster import ClusterWorkers
 from igneous_airflow.operators.crew import pods_wanted
 from igneous_airflow.operators.params import RunOptions
+from igneous_airflow.operators.settings import load_run
 from igneous_airflow.progress import Pace, Progress, State
 from igneous_airflow.run import Run
 
@@ -34,7 +35,7 @@ _FORGOTTEN_SECONDS = 3600  # after which Kubernetes removes an ended Job that no
 _TROUBLES_BORNE = 10  # looks that fail, one after the other
 _LOGS_SHOWN = 5
 _LINES_SHOWN = 20
-_UNDECIDED = (State.WORKING, State.STALLED)
+_DECIDED = (State.DONE, State.FAILED)
 
 
 class JobOfPods(ClusterWorkers):
@@ -111,7 +112,7 @@ class JobOfPods(ClusterWorkers):
                 log.info("%s", text)
                 said = text
             status = hook.get_job_status(job.metadata.name, job.metadata.namespace)
-            if progress.state not in _UNDECIDED or _is_over(status):
+            if progress.state in _DECIDED or _is_over(status):
                 return
             time.sleep(_POLL_SECONDS)
 
@@ -193,7 +194,7 @@ class JobTrigger(BaseTrigger):
             if (text := pace.describe(progress)) != said:
                 self.log.info("%s", text)
                 said = text
-            if progress.state not in _UNDECIDED or _is_over(job):
+            if progress.state in _DECIDED or _is_over(job):
                 status = "over"
         event = {"status": status, "name": self.name, "namespace": self.namespace, **self.memory}
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
@@ -212,4 +213,4 @@ class JobTrigger(BaseTrigger):
         return AsyncKubernetesHook(conn_id=self.connection)
 
     def _progress(self) -> Progress:
-        return Run.load(self.run_url).progress()
+        return load_run(self.run_url).progress()

@@ -39,10 +39,11 @@ class RunOptions(BaseModel):
     workers: Annotated[
         int,
         Field(
-            ge=1,
+            ge=0,
             le=1000,
             title="Workers",
-            description="Worker processes on the machine, or pods in the cluster.",
+            description="Worker processes on the machine, or pods in the cluster; 0 leaves the "
+            "tasks to workers elsewhere.",
             json_schema_extra=section(RUN),
         ),
     ] = 2
@@ -67,6 +68,26 @@ class RunOptions(BaseModel):
             json_schema_extra=section(RUN),
         ),
     ] = _DEFAULTS.lease_seconds
+    batch: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            title="Cells of a task",
+            description="How many cells make one task, and so one message. Empty: 1, or more where "
+            "there would be over 100,000 tasks.",
+            json_schema_extra=section(RUN),
+        ),
+    ] = None
+    queue: Annotated[
+        str | None,
+        Field(
+            title="Queue",
+            description="Where tasks wait: sqlite, for workers on one machine; sqs, for a queue of "
+            "this run on Amazon SQS; or the address of a queue that is there, such as sqs://NAME. "
+            "Empty: as Airflow's configuration says.",
+            json_schema_extra=section(RUN),
+        ),
+    ] = None
     cpu: Annotated[
         float,
         Field(

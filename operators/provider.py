@@ -66,6 +66,21 @@ def get_provider_info() -> dict[str, Any]:
                         default="True",
                         kind="boolean",
                     ),
+                    "queue": _option(
+                        "Where tasks wait for workers. `sqlite`: a file for each run, for workers "
+                        "on one machine. `sqs`: a queue on Amazon SQS for each run, made and "
+                        "removed with it; `sqs?region=eu-west-1` and "
+                        "`sqs?endpoint=http://host:port` say where. Or the address of a queue that "
+                        "is there, `sqs://NAME` or its full URL. Forms can say otherwise.",
+                        default="sqlite",
+                        example="sqs",
+                    ),
+                    "aws_conn_id": _option(
+                        "Connection with the credentials, region and endpoint for SQS; where there "
+                        "is no such connection, those of the environment are used.",
+                        default="aws_default",
+                        example="aws_default",
+                    ),
                 },
             }
         },

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator
 from airflow.sdk.exceptions import AirflowException, AirflowSensorTimeout
 
+from igneous_airflow.operators.params import RunOptions, read_params
+from igneous_airflow.operators.settings import aws_conn_id, load_run
 from igneous_airflow.operators.stage import RUN_URL, explained
 from igneous_airflow.operators.trigger import StageDrainedTrigger, Verdict, Watch
 from igneous_airflow.progress import Pace
-from igneous_airflow.run import Run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 _RESENDS = 3  # of lost messages
+_PATIENCE_WITH_OTHERS = 1800.0  # seconds; workers elsewhere may have to be started first
 
 
 class StageDrainedSensor(BaseSensorOperator):
@@ -24,7 +26,8 @@ class StageDrainedSensor(BaseSensorOperator):
 
     Fails without retry, naming tasks and errors, when tasks were given up, when messages are lost
     again and again, and when tasks wait but nobody takes one for `patience` seconds. The first
-    look is made at once; further ones by the triggerer when `deferrable`, else by this task.
+    look is made at once; further ones by the triggerer when `deferrable`, else by this task, after
+    `poke_interval` to `max_interval` seconds.
     """
 
     template_fields: Sequence[str] = (RUN_URL,)
@@ -35,7 +38,8 @@ class StageDrainedSensor(BaseSensorOperator):
         run_url: str,
         patience: float = 600,
         deferrable: bool = True,
-        poke_interval: float = 10,
+        poke_interval: float = 5,
+        max_interval: float = 60,
         retries: int = 2,
         **kwargs: Any,
     ) -> None:
@@ -43,6 +47,7 @@ class StageDrainedSensor(BaseSensorOperator):
         self.run_url = run_url
         self.patience = patience
         self.deferrable = deferrable
+        self.max_interval = max_interval
         self._watch = Watch(patience)
         self._pace = Pace()
         self._said = ""
@@ -50,6 +55,9 @@ class StageDrainedSensor(BaseSensorOperator):
 
     def execute(self, context: "Context") -> None:
         """Look, and wait when the run is undecided."""
+        if not read_params(RunOptions, context["params"]).workers:
+            self.patience = max(self.patience, _PATIENCE_WITH_OTHERS)
+            self._watch = Watch(self.patience)
         if not self.deferrable:
             super().execute(context)
         elif not self.poke(context):
@@ -58,7 +66,7 @@ class StageDrainedSensor(BaseSensorOperator):
     def poke(self, context: "Context") -> bool:  # noqa: ARG002
         """Whether every task has its receipt; raises AirflowFailException when that is hopeless."""
         with explained():
-            progress = Run.load(self.run_url).progress()
+            progress = load_run(self.run_url).progress()
         if (text := self._pace.describe(progress)) != self._said:
             self.log.info("%s", text)
             self._said = text
@@ -76,16 +84,19 @@ class StageDrainedSensor(BaseSensorOperator):
             self._defer(until=time.time() + self.timeout)
 
     def _defer(self, until: float) -> None:
+        shortest = max(self.poke_interval, 1)  # a trigger that fires at once is lost
+        longest = max(self.max_interval, shortest)
         self.defer(
             trigger=StageDrainedTrigger(
                 run_url=self.run_url,
-                poll_interval=max(self.poke_interval, 1),  # one that fires at once is lost
+                intervals=(shortest, longest),
                 patience=self.patience,
                 until=until,
                 resends=self._resends,
+                aws_conn_id=aws_conn_id(),
             ),
             method_name=self.execute_complete.__name__,
-            timeout=timedelta(seconds=self.timeout + 2 * self.poke_interval + 60),
+            timeout=timedelta(seconds=self.timeout + 2 * longest + 60),
         )
 
     def _act(self, verdict: Verdict) -> bool:
@@ -96,7 +107,7 @@ class StageDrainedSensor(BaseSensorOperator):
             self.log.info("Every task has its receipt")
             return True
         with explained():
-            run = Run.load(self.run_url)
+            run = load_run(self.run_url)
             if verdict is Verdict.LOST and self._resends < _RESENDS:
                 self._resends += 1
                 self.log.warning("Messages were lost: sent %s tasks again", f"{run.enqueue():,}")

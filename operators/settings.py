@@ -1,13 +1,19 @@
-"""Where runs and workers live, by Airflow's configuration and the DAG run's identity."""
+"""Where runs, their queues and workers live, by Airflow's configuration and the DAG run's identity.
 
-from dataclasses import dataclass
+Used by the operators, the sensor and the trigger.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
 from airflow.sdk import conf
 
 from igneous_airflow.errors import InvalidParameter
-from igneous_airflow.run import run_folder_name
+from igneous_airflow.queue.protocol import open_queue
+from igneous_airflow.queue.sqs_address import Address
+from igneous_airflow.run import Run, run_folder_name
 
 _FILE = "file://"
 _TEMPLATE = Path(__file__).parent.parent / "worker_image" / "pod_template.yaml"
@@ -18,7 +24,70 @@ def run_url(dag_id: str, run_id: str, group_id: str) -> str:
     return f"{state_url()}/{run_folder_name(dag_id, run_id, group_id)}"
 
 
-def queue_url(run: str) -> str:
+def load_run(url: str) -> Run:
+    """Load a run whose queue is opened with Airflow's credentials; raises RunNotFound."""
+    return with_credentials(Run.load(url))
+
+
+def with_credentials(run: Run) -> Run:
+    """The run with a queue that is opened with the credentials of `[igneous] aws_conn_id`."""
+    if not is_on_sqs(run.queue):
+        return run
+    from igneous_airflow.operators.aws import client_maker
+
+    return run.opening_queues(partial(open_queue, make_client=client_maker(aws_conn_id())))
+
+
+def aws_conn_id() -> str:
+    """The option `[igneous] aws_conn_id`."""
+    return str(conf.get("igneous", "aws_conn_id"))
+
+
+def is_on_sqs(queue: str) -> bool:
+    """Whether the address is one of SQS."""
+    return queue.startswith(("sqs://", "https://"))
+
+
+def queue_url(run: str, asked: str | None = None) -> tuple[str, bool]:
+    """The queue of a run, and whether it is the run's own, to be made and removed with it.
+
+    `asked`, or else the option `[igneous] queue`, is `sqlite`, `sqs` with options like
+    `?region=eu-west-1`, or the address of a queue that is there. Raises InvalidParameter.
+    """
+    text = asked or conf.get("igneous", "queue")
+    kind, _, options = text.partition("?")
+    if text == "sqlite":
+        return _embedded(run), True
+    if kind == "sqs":
+        wanted = Address.parse(f"sqs://any?{options}")
+        return _completed(Address.of_run(run.rpartition("/")[2], wanted.region, wanted.endpoint))
+    if is_on_sqs(text):
+        return _completed(_existing(text))
+    if not text.startswith("sqlite://"):
+        raise InvalidParameter(
+            f"queue: {text!r} is no queue that workers can share: write sqlite, sqs, or the "
+            "address of a queue that is there, such as sqs://NAME"
+        )
+    open_queue(text)  # refuses an address without a path
+    return text, False
+
+
+def _existing(text: str) -> Address:
+    """The address of a queue that is somebody else's, whatever it says of that."""
+    if "create=" not in text:
+        text += f"{'&' if '?' in text else '?'}create=false"
+    return replace(Address.parse(text), create=False)
+
+
+def _completed(address: Address) -> tuple[str, bool]:
+    from igneous_airflow.operators.aws import completed
+
+    url = completed(address, aws_conn_id()).url
+    open_queue(url)  # refuses an endpoint with credentials
+    return url, address.create
+
+
+def _embedded(run: str) -> str:
     """The embedded queue of a run: in the run's folder, or with Airflow when that is a bucket."""
     if run.startswith(_FILE):
         return f"sqlite://{run.removeprefix(_FILE)}/queue.db"

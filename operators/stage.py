@@ -16,7 +16,7 @@ from igneous_airflow.operators.crew import crew, require_workable
 from igneous_airflow.operators.form import Form, Skipped
 from igneous_airflow.operators.links import NeuroglancerLink
 from igneous_airflow.operators.params import RunOptions, read_params, refuse_unknown
-from igneous_airflow.operators.settings import queue_url, run_url
+from igneous_airflow.operators.settings import load_run, queue_url, run_url
 from igneous_airflow.run import Run
 from igneous_airflow.storage.provenance import author
 
@@ -80,13 +80,15 @@ class PlanStage(BaseOperator):
             for earlier in filter(None, self.after):
                 Run.load(earlier).require_finished()
             url = run_url(dag_run.dag_id, dag_run.run_id, self.group_id)
-            queue = queue_url(url)
+            queue, own_queue = queue_url(url, options.queue)
             require_workable(options, stage, (url, queue))
             try:
                 run, plan = Run.launch(
                     stage,
                     url=url,
                     queue=queue,
+                    own_queue=own_queue,
+                    batch=options.batch,
                     by=dag_run.triggering_user_name or author(),
                     origin={
                         "dag_id": dag_run.dag_id,
@@ -118,11 +120,11 @@ class MakeQueue(RunOperator):
     """Make the queue of a run; a setup task."""
 
     def execute(self, context: "Context") -> None:  # noqa: ARG002
-        """Send nothing, which makes the queue when it is missing."""
+        """Make the queue if it is missing and the run's own, and look into it."""
         with explained():
-            run = Run.load(self.run_url)
+            run = load_run(self.run_url)
             queue = run.open_queue()
-            queue.send([])
+            queue.send([])  # makes it
             counts = queue.counts()
             queue.close()
         self.log.info("%s holds %s tasks", run.queue, f"{counts.waiting + counts.leased:,}")
@@ -135,7 +137,7 @@ class EnqueueStage(RunOperator):
         """Return the workers that the tasks need, by name."""
         options = read_params(RunOptions, context["params"])
         with explained():
-            run = Run.load(self.run_url)
+            run = load_run(self.run_url)
             run.prepare()
             sent = run.enqueue()
             workers = crew(options, sent)
@@ -158,7 +160,7 @@ class FinishStage(RunOperator):
     def execute(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002
         """Audit the output; fails without retry, naming what is missing."""
         with explained():
-            summary = Run.load(self.run_url).finish()
+            summary = load_run(self.run_url).finish()
         self.log.info("%s", summary.describe())
         return summary.model_dump(mode="json")
 
@@ -169,9 +171,10 @@ class RemoveQueue(RunOperator):
     def execute(self, context: "Context") -> None:  # noqa: ARG002
         """Remove the queue, or say why it stays."""
         with explained():
-            run = Run.load(self.run_url)
-            if not run.is_finished:
-                self.log.info("%s stays: the run can be resumed", run.queue)
+            run = load_run(self.run_url)
+            if not run.is_finished or not run.own_queue:
+                reason = "it is not this run's own" if run.is_finished else "the run can be resumed"
+                self.log.info("%s stays: %s", run.queue, reason)
                 return
             queue = run.open_queue()
             queue.delete()

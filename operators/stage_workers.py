@@ -11,9 +11,9 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from igneous_airflow.operators.crew import JOB, LOCAL
 from igneous_airflow.operators.params import RunOptions, read_params
+from igneous_airflow.operators.settings import load_run
 from igneous_airflow.operators.stage import RUN_URL, RunOperator, explained
 from igneous_airflow.operators.workers import LocalWorkers
-from igneous_airflow.run import Run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -59,7 +59,7 @@ class StageWorkers(RunOperator):
 
         options = read_params(RunOptions, context["params"])
         with explained():
-            run = Run.load(self.run_url)
+            run = load_run(self.run_url)
         if self.worker.startswith(JOB):
             return JobOfPods(self.task_id, run, options)
         return WorkerPod(self.task_id, run, options, leads=context["ti"].map_index == 0)

@@ -13,6 +13,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from igneous_airflow.errors import RunFailed, TransientError
 from igneous_airflow.operators.params import RunOptions, read_params
+from igneous_airflow.operators.settings import aws_conn_id, is_on_sqs, load_run
 from igneous_airflow.operators.stage import RunOperator, explained
 from igneous_airflow.progress import Pace, State
 from igneous_airflow.run import Run
@@ -48,7 +49,7 @@ class LocalWorkers(RunOperator):
         """Send what is missing if nobody can have it, then work."""
         options = read_params(RunOptions, context["params"])
         with explained():
-            run = Run.load(self.run_url)
+            run = load_run(self.run_url)
             for _ in range(_ROUNDS):
                 if sent := run.resume():
                     self.log.info("Sent %s tasks that are not done yet", f"{sent:,}")
@@ -85,6 +86,7 @@ class LocalWorkers(RunOperator):
             stderr=subprocess.STDOUT,
             pass_fds=(read,),
             start_new_session=True,
+            env={**_keys(run), **os.environ},  # its own credentials, if any, come first
         )
         os.close(write)
         with os.fdopen(read, errors="replace") as lines:
@@ -131,6 +133,15 @@ class LocalWorkers(RunOperator):
             # tasks that were given up would fail again; the machine's troubles may pass
             kind = AirflowFailException if progress.state is State.FAILED else AirflowException
             raise kind(str(error)) from None
+
+
+def _keys(run: Run) -> dict[str, str]:
+    """What the workers need to use the queue, as environment variables, which only they see."""
+    if not is_on_sqs(run.queue):
+        return {}
+    from igneous_airflow.operators.aws import static_keys
+
+    return static_keys(aws_conn_id())
 
 
 def _command(run: Run, options: RunOptions) -> list[str]:

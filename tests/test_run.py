@@ -1,4 +1,5 @@
 import json
+import shutil
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -783,3 +784,47 @@ def test_names_of_runs_are_new_and_fit_for_folders():
     assert all(
         name.replace("_", "a").replace(".", "a").replace("-", "a").isalnum() for name in names
     )
+
+
+@pytest.mark.parametrize(
+    ("cells", "asked", "batch", "tasks"),
+    [
+        (100_000, None, 1, 100_000),
+        (100_001, None, 2, 50_001),
+        (1_000_000, None, 10, 100_000),
+        (50_000_000, None, 100, 500_000),
+        (1_000_000, 1, 1, 1_000_000),
+        (10, 4, 4, 3),
+    ],
+)
+def test_very_many_cells_are_put_together_to_tasks(
+    many: type[Many], tmp_path: Path, cells: int, asked: int | None, batch: int, tasks: int
+) -> None:
+    run, plan = Run.launch(
+        many(count=cells), url=f"file://{tmp_path}/run", queue="memory://q", by="me", batch=asked
+    )
+    assert (run.batch, run.planned, plan.tasks) == (batch, tasks, tasks)
+    assert (f"works on {batch:,} cells" in plan.describe()) == (batch > 1)
+
+
+def test_a_batch_of_cells_is_one_task_with_one_receipt(
+    many: type[Many], tmp_path: Path, launch: LaunchRun
+) -> None:
+    run, _ = Run.launch(
+        many(count=10), url=f"file://{tmp_path}/run", queue="memory://b", by="me", batch=4
+    )
+    assert run.enqueue() == 3
+    work(run)
+    receipts = {receipt.task: receipt.work.voxels for receipt in run.ledger.receipts()}
+    assert receipts == {0: 0 + 1 + 2 + 3, 1: 4 + 5 + 6 + 7, 2: 8 + 9}
+    assert run.progress().state is State.DONE
+
+
+def test_a_plan_says_how_many_requests_a_queue_in_the_cloud_will_cost(
+    many: type[Many], tmp_path: Path
+) -> None:
+    for queue, priced in (("sqs://q?region=eu-west-1", True), (f"sqlite://{tmp_path}/q", False)):
+        _, plan = Run.launch(many(count=1000), url=f"file://{tmp_path}/r", queue=queue, by="me")
+        assert ("note:  costs 300 requests to SQS" in plan.describe()) == priced
+        assert ("up to 2,100 when" in plan.describe()) == priced
+        shutil.rmtree(tmp_path / "r")

@@ -135,6 +135,23 @@ def resume(run: str, state: str, processes: int, send_only: bool) -> None:
 
 @_add_run_argument
 @click.command
+def redrive(run: str, state: str) -> None:
+    """Send the tasks of RUN that were given up, its dead letters, to the queue once more.
+
+    For when their cause is mended while others are still worked on; `resume` waits for nobody.
+    """
+    loaded = _load(run, state)
+    if not (sent := loaded.redrive()):
+        click.echo(f"No task of {loaded.id} is among the dead letters.")
+        return
+    click.echo(
+        f"{sent:,} tasks are back in {loaded.queue}.\n"
+        f"  if no worker is left:  igneous-airflow worker '{loaded.queue}' --until-done"
+    )
+
+
+@_add_run_argument
+@click.command
 def finish(run: str, state: str) -> None:
     """Prove that RUN is complete, and record its provenance."""
     click.echo(_load(run, state).finish().describe())

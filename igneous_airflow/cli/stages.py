@@ -107,12 +107,24 @@ def _common_options() -> Iterator[click.Parameter]:
         show_default=True,
         help="Worker processes on this machine.",
     )
+    yield click.Option(
+        ["--batch"],
+        type=click.IntRange(1),
+        metavar="CELLS",
+        help="Cells of a task: 1, or more where there would be over 100,000 tasks.",
+    )
     yield state_option()
 
 
 def _callback(stage: type[Stage]) -> Callable[..., None]:
     def run_stage(
-        *, dry_run: bool, queue: str | None, processes: int, state: str, **values: Any
+        *,
+        dry_run: bool,
+        queue: str | None,
+        processes: int,
+        batch: int | None,
+        state: str,
+        **values: Any,
     ) -> None:
         launched = make_stage(stage, values)
         if dry_run:
@@ -125,6 +137,7 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
             queue=queue or embedded_queue(url),
             by=author(),
             own_queue=queue is None,
+            batch=batch,
         )
         click.echo(plan.describe())
         click.echo(f"  if stopped, go on with: igneous-airflow resume {quoted(run.url)}")

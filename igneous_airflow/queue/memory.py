@@ -110,6 +110,13 @@ class MemoryQueue:
         with self._changed:
             return self._dead[:limit]
 
+    def redrive(self, wanted: Callable[[str], bool]) -> int:
+        """Send the dead letters whose bodies are wanted once more; returns how many."""
+        with self._changed:
+            sent = self.send(letter.body for letter in self._dead if wanted(letter.body))
+            self._dead = [letter for letter in self._dead if not wanted(letter.body)]
+            return sent
+
     def purge(self) -> None:
         """Forget every message, leased and dead ones too."""
         with self._changed:
@@ -123,6 +130,10 @@ class MemoryQueue:
 
     def close(self) -> None:
         """Do nothing: there is no connection."""
+
+    def cost(self, messages: int, size: int) -> str:  # noqa: ARG002
+        """Return nothing: these messages cost nothing."""
+        return ""
 
     def _set_due(self, number: int, due: float) -> None:
         self._messages[number].due = due

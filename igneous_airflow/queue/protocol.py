@@ -3,12 +3,16 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 from igneous_airflow.errors import InvalidParameter
 
 #: The module of each URL scheme; each has an `open_queue(url)`. Backends are imported when used.
 _BACKENDS = {"memory": "memory", "sqlite": "sqlite", "sqs": "sqs", "https": "sqs"}
+_CLOUD = frozenset({"sqs"})
+
+#: Makes the client of a cloud's queue service for a parsed address, with whatever credentials.
+MakeClient = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,9 @@ class Queue(Protocol):
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """The first dead letters, oldest first."""
 
+    def redrive(self, wanted: Callable[[str], bool]) -> int:
+        """Send the dead letters whose bodies are wanted once more; returns how many."""
+
     def purge(self) -> None:
         """Forget every message, leased and dead ones too."""
 
@@ -98,13 +105,17 @@ class Queue(Protocol):
     def close(self) -> None:
         """Let go of connections; the messages stay."""
 
+    def cost(self, messages: int, size: int) -> str:
+        """What so many messages of `size` bytes will cost, in words; empty when nothing."""
 
-def open_queue(url: str) -> Queue:
+
+def open_queue(url: str, make_client: MakeClient | None = None) -> Queue:
     """Open a queue by its URL: `sqlite:///path/to/file.db`, `memory://name`, `sqs://name`.
 
     For SQS it may end in `?region=NAME&endpoint=URL`, and in `create=false` for an existing queue
     that is not ours to make, purge or delete; `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME` is
-    such a queue too. Credentials are those of the environment, never part of the URL.
+    such a queue too. Credentials are never part of the URL: they are those of the environment, or
+    of `make_client` where the service is a cloud's.
 
     Raises InvalidParameter for another scheme.
     """
@@ -113,5 +124,7 @@ def open_queue(url: str) -> Queue:
         known = ", ".join(f"{name}://" for name in sorted(_BACKENDS))
         raise InvalidParameter(f"{url!r} is not the address of a queue: it must start with {known}")
     backend = import_module(f"igneous_airflow.queue.{_BACKENDS[scheme]}")
-    opener: Callable[[str], Queue] = backend.open_queue
+    opener: Callable[..., Queue] = backend.open_queue
+    if make_client is not None and _BACKENDS[scheme] in _CLOUD:
+        return opener(url, make_client)
     return opener(url)

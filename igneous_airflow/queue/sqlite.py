@@ -48,6 +48,8 @@ _RELEASE = "UPDATE messages SET due = ?, token = NULL WHERE id = ? AND token = ?
 _DONE = "DELETE FROM messages WHERE id = ? AND token = ?"
 _BURY = "INSERT INTO dead (attempt, reason, body) VALUES (?, ?, ?)"
 _DEAD_LETTERS = "SELECT body, attempt, reason FROM dead ORDER BY id LIMIT ?"
+_NEXT_DEAD = "SELECT id, body FROM dead WHERE id > ? ORDER BY id LIMIT ?"
+_FORGET_DEAD = "DELETE FROM dead WHERE id = ?"
 _COUNTS = """
 SELECT (SELECT count(*) FROM messages),
     (SELECT count(*) FROM messages WHERE due > ?),
@@ -307,6 +309,23 @@ class SqliteQueue:
         with self._database.connected() as connection:
             return [DeadLetter(*row) for row in connection.execute(_DEAD_LETTERS, (limit,))]
 
+    def redrive(self, wanted: Callable[[str], bool]) -> int:
+        """Send the dead letters whose bodies are wanted once more; returns how many."""
+        sent, last = 0, 0
+        while True:
+            with self._database.connected() as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                rows = connection.execute(_NEXT_DEAD, (last, _BATCH_MESSAGES)).fetchall()
+                back = [(number, body) for number, body in rows if wanted(body)]
+                due = self._clock()
+                connection.executemany(_SEND, ((due, body) for _, body in back))
+                connection.executemany(_FORGET_DEAD, ((number,) for number, _ in back))
+                connection.execute("COMMIT")
+            if not rows:
+                return sent
+            sent += len(back)
+            last = rows[-1][0]
+
     def purge(self) -> None:
         """Forget every message, leased and dead ones too; the file keeps its size."""
         with self._database.connected() as connection:
@@ -322,6 +341,10 @@ class SqliteQueue:
     def close(self) -> None:
         """Close the connection; the next use opens it again."""
         self._database.close()
+
+    def cost(self, messages: int, size: int) -> str:  # noqa: ARG002
+        """Return nothing: these messages cost nothing."""
+        return ""
 
     def _take(self, seconds: float) -> Lease | None:
         with self._database.connected() as connection:

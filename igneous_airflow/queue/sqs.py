@@ -21,13 +21,15 @@ from threading import Thread
 from typing import Any
 
 from igneous_airflow.errors import IgneousError, InvalidParameter, LeaseLost, TransientError
-from igneous_airflow.queue.protocol import Counts, DeadLetter, Lease
+from igneous_airflow.queue.protocol import Counts, DeadLetter, Lease, MakeClient
 from igneous_airflow.queue.sqs_address import Address
+from igneous_airflow.queue.sqs_cost import describe_cost
 from igneous_airflow.queue.sqs_leases import LONGEST_LEASE, LeaseBook
 from igneous_airflow.queue.sqs_queues import (
     QueuePair,
     list_dead_letters,
     make_visible,
+    redrive,
     send_dead_letter,
 )
 from igneous_airflow.queue.sqs_sender import send_all
@@ -64,7 +66,7 @@ class SqsQueue:
     def __init__(
         self,
         address: Address,
-        make_client: Callable[[Address], Any] = connect,
+        make_client: MakeClient = connect,
         patience: float = PATIENCE,
     ) -> None:
         self._address = address
@@ -145,7 +147,6 @@ class SqsQueue:
         A message released for later counts as leased.
         """
         self._tidy()
-        self._pair.find_tasks()
         return self._pair.counts()
 
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
@@ -157,6 +158,16 @@ class SqsQueue:
             return list_dead_letters(self._service, self._pair.dead(), limit)
         except QueueGone:
             return []
+
+    def redrive(self, wanted: Callable[[str], bool]) -> int:
+        """Send the dead letters whose bodies are wanted once more; returns how many.
+
+        A crash on the way leaves a message in both places, whose task is repeated at worst.
+        """
+        try:
+            return redrive(self._service, self._pair.tasks(), self._pair.dead(), wanted)
+        except QueueGone:
+            return 0
 
     def purge(self) -> None:
         """Forget every message, leased and dead ones too; takes a minute unless there is none.
@@ -192,6 +203,10 @@ class SqsQueue:
             self._acknowledge(old=False)
             self._give_back(late=False)
         self._service.close()
+
+    def cost(self, messages: int, size: int) -> str:
+        """Say how many requests will be billed, all workers together."""
+        return describe_cost(messages, size)
 
     def _receive(self, seconds: int, wait: float) -> list[Lease]:
         """Ask once for messages, waiting for at most 20 seconds."""
@@ -267,9 +282,9 @@ def _lease(message: dict[str, Any], expires: float) -> Lease:
     return Lease(message["MessageId"], message["ReceiptHandle"], message["Body"], attempt, expires)
 
 
-def open_queue(url: str) -> SqsQueue:
+def open_queue(url: str, make_client: MakeClient = connect) -> SqsQueue:
     """Open `sqs://NAME?region=&endpoint=&create=false` or a full https URL; asks nothing yet.
 
     Raises InvalidParameter for another address.
     """
-    return SqsQueue(Address.parse(url))
+    return SqsQueue(Address.parse(url), make_client)

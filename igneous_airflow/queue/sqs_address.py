@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from typing import Self
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from igneous_airflow.errors import InvalidParameter
 
@@ -11,6 +11,8 @@ _OPTIONS = frozenset({"region", "endpoint", "create"})
 _QUEUE_HOST = re.compile(r"sqs(?:-fips)?\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _LONGEST_OWN_NAME = 75  # room for the ending of the dead-letter queue
+_PREFIX = "igneous-"  # of the queues of runs: policies may grant what begins so
+_HASH = 9  # characters at the end of a run's name that make it the only one
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,26 @@ class Address:
     endpoint: str | None = None
     create: bool = True
     account: str = ""
+
+    @classmethod
+    def of_run(cls, run: str, region: str | None = None, endpoint: str | None = None) -> Self:
+        """The queue of a run, by the name of the run's folder."""
+        plain = re.sub("[^A-Za-z0-9_-]", "_", run)
+        start = plain[:-_HASH][: _LONGEST_OWN_NAME - len(_PREFIX) - _HASH]
+        return cls(f"{_PREFIX}{start}{plain[-_HASH:]}", region, endpoint)
+
+    @property
+    def url(self) -> str:
+        """The address as `parse` reads it."""
+        options = {"region": self.region, "endpoint": self.endpoint}
+        if self.account:
+            china = ".cn" if str(self.region).startswith("cn-") else ""
+            place = f"https://sqs.{self.region}.amazonaws.com{china}/{self.account}/{self.name}"
+        else:
+            place = f"sqs://{self.name}"
+            options["create"] = None if self.create else "false"
+        query = urlencode({key: value for key, value in options.items() if value}, safe="/:")
+        return f"{place}?{query}" if query else place
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.queue.protocol import Counts, DeadLetter, Lease
 from igneous_airflow.queue.sqs_address import Address
-from igneous_airflow.queue.sqs_sender import BATCH_ENTRIES, MESSAGE_BYTES
+from igneous_airflow.queue.sqs_counters import DEAD, Directory, missing, read_attributes
+from igneous_airflow.queue.sqs_sender import BATCH_ENTRIES, MESSAGE_BYTES, send_all
 from igneous_airflow.queue.sqs_service import QueueGone, Service
 
-_DEAD = "-dead"
 _RETENTION = 1_209_600  # 14 days, the most that SQS permits
 _VISIBILITY = 120  # of messages that others than our workers receive
 #: The most that SQS permits. Workers count attempts that failed and bury tasks themselves, saying
@@ -21,11 +20,8 @@ _MAX_RECEIVES = 1_000
 _CREATED_SECONDS = 1.0  # until SQS promises that a new queue can be used
 _PURGED_SECONDS = 60.0  # during which a purge may still take messages that are sent after it
 
-_VISIBLE = "ApproximateNumberOfMessages"
-_IN_FLIGHT = "ApproximateNumberOfMessagesNotVisible"
-_DELAYED = "ApproximateNumberOfMessagesDelayed"
-
 _LIST_SECONDS = 30  # others cannot see dead letters while they are listed
+_REDRIVE_SECONDS = 900  # the same, while they are looked through for those to be moved
 _LIST_WAIT = 1  # a poll that does not wait asks only some of SQS's machines
 _REDRIVEN = "no worker settled it: those that took it died, or their leases ran out"
 
@@ -36,11 +32,11 @@ class QueuePair:
     def __init__(self, address: Address, service: Service) -> None:
         self._address = address
         self._service = service
-        self._urls: dict[str, str] = {}
+        self._directory = Directory(address)
 
     def forget(self) -> None:
         """Look the queues up again when they are next needed."""
-        self._urls.clear()
+        self._directory.urls.clear()
 
     def find_tasks(self) -> str | None:
         """Return the URL of the queue; None when it is missing and may be made.
@@ -52,45 +48,37 @@ class QueuePair:
         except QueueGone as error:
             if self._address.create:
                 return None
-            raise InvalidParameter(
-                f"{error}; make it, or look whether account and region are the right ones"
-            ) from error
+            raise missing(error) from error
 
     def tasks(self) -> str:
         """Return the URL of the queue; raises QueueGone."""
-        if "tasks" not in self._urls:
-            self._urls["tasks"] = self._look_up(self._address.name, self._address.account)
-        return self._urls["tasks"]
+        return self._service.take(self._directory.tasks())
 
     def dead(self) -> str:
         """Return the URL of the dead-letter queue; raises QueueGone.
 
         Raises InvalidParameter when the queue is somebody else's and has none.
         """
-        if "dead" not in self._urls:
-            name, account = self._address.name + _DEAD, ""
-            if not self._address.create:
-                account, name = self._redrive_target()
-            self._urls["dead"] = self._look_up(name, account)
-        return self._urls["dead"]
+        return self._service.take(self._directory.dead())
 
     def make(self) -> str:
         """Make both queues, which others may do at the same time, and return the tasks' URL."""
-        dead = self._make_one(_DEAD, "dead letters", {})
+        dead = self._make_one(DEAD, "dead letters", {})
         redrive = {
-            "deadLetterTargetArn": self._attributes(dead, ["QueueArn"])["QueueArn"],
+            "deadLetterTargetArn": self._service.take(read_attributes(dead, ["QueueArn"]))[
+                "QueueArn"
+            ],
             "maxReceiveCount": str(_MAX_RECEIVES),
         }
-        attributes = {"VisibilityTimeout": str(_VISIBILITY), "RedrivePolicy": json.dumps(redrive)}
-        tasks = self._make_one("", "tasks", attributes)
-        self._urls.update(tasks=tasks, dead=dead)
+        policy = {"VisibilityTimeout": str(_VISIBILITY), "RedrivePolicy": json.dumps(redrive)}
+        tasks = self._make_one("", "tasks", policy)
+        self._directory.urls.update(tasks=tasks, dead=dead)
         time.sleep(_CREATED_SECONDS)
         return tasks
 
     def counts(self) -> Counts:
         """Ask for the approximate counters; a queue that is missing holds nothing."""
-        visible, in_flight, delayed = self._counters(self.tasks)
-        return Counts(visible + delayed, in_flight, sum(self._counters(self.dead)), exact=False)
+        return self._service.take(self._directory.counts())
 
     def purge(self) -> None:
         """Empty both queues and wait until SQS has done so."""
@@ -107,40 +95,10 @@ class QueuePair:
             with suppress(QueueGone):
                 self._service.call(operation, {"QueueUrl": find()})
 
-    def _counters(self, find: Callable[[], str]) -> tuple[int, int, int]:
-        names = [_VISIBLE, _IN_FLIGHT, _DELAYED]
-        try:
-            values = self._attributes(find(), names)
-        except QueueGone:
-            return 0, 0, 0
-        return int(values[_VISIBLE]), int(values[_IN_FLIGHT]), int(values[_DELAYED])
-
-    def _redrive_target(self) -> tuple[str, str]:
-        """Account and name of the queue that gets the dead letters of somebody else's queue."""
-        policy = self._attributes(self.tasks(), ["RedrivePolicy"]).get("RedrivePolicy")
-        if not policy:
-            raise InvalidParameter(
-                f"queue {self._address.name} has no dead-letter queue: give it a redrive policy"
-            )
-        *_, account, name = json.loads(policy)["deadLetterTargetArn"].split(":")
-        return account, name
-
-    def _look_up(self, name: str, account: str) -> str:
-        owner = {"QueueOwnerAWSAccountId": account} if account else {}
-        url: str = self._service.call("get_queue_url", {"QueueName": name, **owner})["QueueUrl"]
-        return url
-
-    def _attributes(self, url: str, names: list[str]) -> dict[str, str]:
-        request = {"QueueUrl": url, "AttributeNames": names}
-        attributes: dict[str, str] = self._service.call("get_queue_attributes", request).get(
-            "Attributes", {}
-        )
-        return attributes
-
-    def _make_one(self, ending: str, holds: str, attributes: dict[str, str]) -> str:
+    def _make_one(self, ending: str, holds: str, policy: dict[str, str]) -> str:
         request = {
             "QueueName": self._address.name + ending,
-            "Attributes": {"MessageRetentionPeriod": str(_RETENTION), **attributes},
+            "Attributes": {"MessageRetentionPeriod": str(_RETENTION), **policy},
             "tags": {"application": "igneous_airflow", "holds": holds},
         }
         url: str = self._service.call("create_queue", request)["QueueUrl"]
@@ -161,21 +119,44 @@ def list_dead_letters(service: Service, url: str, limit: int) -> list[DeadLetter
     """List dead letters, oldest first, and make them visible to others again."""
     found: dict[str, dict[str, Any]] = {}
     while len(found) < limit:
-        request = {
-            "QueueUrl": url,
-            "MaxNumberOfMessages": min(limit - len(found), BATCH_ENTRIES),
-            "VisibilityTimeout": _LIST_SECONDS,
-            "WaitTimeSeconds": _LIST_WAIT,
-            "MessageSystemAttributeNames": ["SentTimestamp", "ApproximateReceiveCount"],
-            "MessageAttributeNames": ["Reason", "Attempt"],
-        }
-        messages = service.call("receive_message", request).get("Messages", [])
-        if not messages:
+        if not (messages := _look_at(service, url, limit - len(found), _LIST_SECONDS)):
             break
         found |= {message["MessageId"]: message for message in messages}
     make_visible(service, url, [message["ReceiptHandle"] for message in found.values()])
     oldest_first = sorted(found.values(), key=lambda m: int(m["Attributes"]["SentTimestamp"]))
     return [_dead_letter(message) for message in oldest_first]
+
+
+def redrive(service: Service, url: str, dead: str, wanted: Callable[[str], bool]) -> int:
+    """Move the dead letters that are wanted to the queue of the tasks; returns how many."""
+    sent = 0
+    left: dict[str, str] = {}
+    while messages := _look_at(service, dead, BATCH_ENTRIES, _REDRIVE_SECONDS):
+        back = [message for message in messages if wanted(message["Body"])]
+        others = {m["MessageId"]: m["ReceiptHandle"] for m in messages if m not in back}
+        if not back and others.keys() <= left.keys():
+            break  # they have become visible again: nothing else is there
+        left |= others
+        if back:
+            sent += send_all(service, url, [message["Body"] for message in back])
+            entries = [{"ReceiptHandle": message["ReceiptHandle"]} for message in back]
+            service.batch("delete_message_batch", dead, entries)
+    make_visible(service, dead, list(left.values()))
+    return sent
+
+
+def _look_at(service: Service, url: str, limit: int, seconds: int) -> list[dict[str, Any]]:
+    """Receive some dead letters, which nobody else can see for so many seconds."""
+    request = {
+        "QueueUrl": url,
+        "MaxNumberOfMessages": min(limit, BATCH_ENTRIES),
+        "VisibilityTimeout": seconds,
+        "WaitTimeSeconds": _LIST_WAIT,
+        "MessageSystemAttributeNames": ["SentTimestamp", "ApproximateReceiveCount"],
+        "MessageAttributeNames": ["Reason", "Attempt"],
+    }
+    messages: list[dict[str, Any]] = service.call("receive_message", request).get("Messages", [])
+    return messages
 
 
 def make_visible(service: Service, url: str, tokens: Sequence[str]) -> None:

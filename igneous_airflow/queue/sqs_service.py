@@ -6,8 +6,8 @@ The only module that knows boto3, which it imports when a client is first needed
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from igneous_airflow.errors import (
     AccessDenied,
@@ -16,6 +16,7 @@ from igneous_airflow.errors import (
     LeaseLost,
     StorageUnavailable,
 )
+from igneous_airflow.queue.protocol import MakeClient
 from igneous_airflow.queue.sqs_address import Address
 
 #: Longer than the 60 seconds for which SQS refuses to purge again or to remake a deleted queue.
@@ -44,6 +45,12 @@ _DENIED = frozenset(
 )  # fmt: skip
 
 
+Result = TypeVar("Result")
+
+#: Gives names of operations with their requests, gets the responses, and returns a result.
+Steps = Generator[tuple[str, dict[str, Any]], dict[str, Any], Result]
+
+
 class QueueGone(StorageUnavailable):
     """There is no such queue now; there may have been, and may be again."""
 
@@ -57,19 +64,32 @@ class Refused(InvalidParameter):
 
 
 def connect(address: Address) -> Any:
-    """Make a boto3 client, with credentials by its default chain; retries are left to `Service`."""
+    """Make a boto3 client, with credentials by its default chain."""
     from boto3.session import Session
+
+    return Session().client(
+        "sqs", region_name=address.region, endpoint_url=address.endpoint, config=client_config()
+    )
+
+
+def client_config() -> Any:
+    """Make the configuration of a client whose retries are left to `Service`."""
     from botocore.config import Config
 
-    config = Config(
+    return Config(
         connect_timeout=10,
         read_timeout=_READ_SECONDS,
         max_pool_connections=_CONNECTIONS,
         retries={"mode": "standard", "total_max_attempts": 1},
     )
-    return Session().client(
-        "sqs", region_name=address.region, endpoint_url=address.endpoint, config=config
-    )
+
+
+def failure_types() -> tuple[type[Exception], ...]:
+    """What a call of a client raises, for `explain` to tell what it means."""
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
+
+    return BotoCoreError, ClientError, ResponseParserError
 
 
 def attempts(patience: float) -> Iterator[int]:
@@ -92,9 +112,7 @@ class Service:
     Raises StorageUnavailable then, AccessDenied, LeaseLost, QueueGone and Refused.
     """
 
-    def __init__(
-        self, address: Address, make_client: Callable[[Address], Any], patience: float
-    ) -> None:
+    def __init__(self, address: Address, make_client: MakeClient, patience: float) -> None:
         self._address = address
         self._make_client = make_client
         self._patience = patience
@@ -116,20 +134,33 @@ class Service:
         self, operation: str, request: Mapping[str, Any], patience: float | None = None
     ) -> dict[str, Any]:
         """Call an operation by boto3's name for it and return the response."""
-        from botocore.exceptions import BotoCoreError, ClientError
-        from botocore.parsers import ResponseParserError
-
+        failures = failure_types()
         reason: IgneousError | None = None
         for _ in attempts(self._patience if patience is None else patience):
             try:
                 response: dict[str, Any] = getattr(self._connected(), operation)(**request)
-            except (BotoCoreError, ClientError, ResponseParserError) as error:
-                reason = self._explain(operation, error)
+            except failures as error:
+                reason = explain(self._address.name, operation, error)
                 if type(reason) is not StorageUnavailable:
                     raise reason from error
             else:
                 return response
         raise reason or StorageUnavailable(f"queue {self._address.name}: no time to ask SQS")
+
+    def take(self, steps: Steps[Result]) -> Result:
+        """Take steps, one request after the other, and return what they come to."""
+        try:
+            operation, request = next(steps)
+            while True:
+                try:
+                    response = self.call(operation, request)
+                except IgneousError as error:
+                    operation, request = steps.throw(error)
+                else:
+                    operation, request = steps.send(response)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
 
     def batch(
         self,
@@ -175,57 +206,61 @@ class Service:
         code = failure.get("Code", "")
         if code in _BUSY or not (failure.get("SenderFault") or code in _DENIED):
             return None
-        return self._judge(operation, code, failure.get("Message", ""), 400)
-
-    def _explain(self, operation: str, error: Exception) -> IgneousError:
-        """Turn an error of boto3 into ours; plain StorageUnavailable when a retry may help."""
-        from botocore import exceptions, parsers
-
-        if isinstance(error, exceptions.ClientError):
-            entry = error.response.get("Error", {})
-            # the code of the JSON protocol, where the service gives that of the older one as well
-            code = entry.get("QueryErrorCode") or entry.get("Code", "").rpartition(".")[2]
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return self._judge(operation, code, entry.get("Message", ""), status)
-        name = self._address.name
-        transient = (
-            exceptions.ConnectionError, exceptions.HTTPClientError,
-            exceptions.IncompleteReadError, parsers.ResponseParserError,
-        )  # fmt: skip
-        if isinstance(error, transient):
-            return StorageUnavailable(f"queue {name}: SQS does not answer: {error}")
-        credentials = (
-            exceptions.NoCredentialsError, exceptions.PartialCredentialsError,
-            exceptions.CredentialRetrievalError, exceptions.TokenRetrievalError,
-            exceptions.SSOError,
-        )  # fmt: skip
-        if isinstance(error, credentials):
-            return AccessDenied(
-                f"queue {name}: no AWS credentials to be used: {error} Give some by the "
-                "environment, a profile or the role of the pod"
-            )
-        hint = "; add ?region=" if isinstance(error, exceptions.NoRegionError) else ""
-        return InvalidParameter(f"queue {name}: {error}{hint}")
-
-    def _judge(self, operation: str, code: str, message: str, status: int) -> IgneousError:
-        name, action = self._address.name, _action(operation)
-        said = f"{code}: {message}"
-        settles = operation in ("change_message_visibility", "delete_message")
-        if code in _BUSY or status >= 500 or status == 429:
-            return StorageUnavailable(f"queue {name}: SQS cannot do {action} now: {said}")
-        if code in _GONE:
-            return QueueGone(f"queue {name} does not exist: {said}")
-        if code in _LOST or (settles and code == "InvalidParameterValue"):
-            return LeaseLost(f"queue {name}: the lease has ended: {said}")
-        if code in _DENIED or status in (401, 403):
-            permission = f"sqs:{action.removesuffix('Batch')}"
-            return AccessDenied(
-                f"queue {name}: AWS refuses {action}: {said}; grant {permission} to these "
-                "credentials, or renew them if they have expired"
-            )
-        return Refused(f"queue {name}: SQS refuses {action}: {said}", code)
+        return _judge(self._address.name, operation, code, failure.get("Message", ""), 400)
 
 
 def _action(operation: str) -> str:
     """AWS's name of an operation: `send_message_batch` is SendMessageBatch."""
     return "".join(word.capitalize() for word in operation.split("_"))
+
+
+def explain(name: str, operation: str, error: Exception) -> IgneousError:
+    """Turn an error of boto3 about queue `name` into ours.
+
+    It is a plain StorageUnavailable when a retry may help.
+    """
+    from botocore import exceptions, parsers
+
+    if isinstance(error, exceptions.ClientError):
+        entry = error.response.get("Error", {})
+        # the code of the JSON protocol, where the service gives that of the older one as well
+        code = entry.get("QueryErrorCode") or entry.get("Code", "").rpartition(".")[2]
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return _judge(name, operation, code, entry.get("Message", ""), status)
+    transient = (
+        exceptions.ConnectionError, exceptions.HTTPClientError,
+        exceptions.IncompleteReadError, parsers.ResponseParserError,
+    )  # fmt: skip
+    if isinstance(error, transient):
+        return StorageUnavailable(f"queue {name}: SQS does not answer: {error}")
+    credentials = (
+        exceptions.NoCredentialsError, exceptions.PartialCredentialsError,
+        exceptions.CredentialRetrievalError, exceptions.TokenRetrievalError,
+        exceptions.SSOError,
+    )  # fmt: skip
+    if isinstance(error, credentials):
+        return AccessDenied(
+            f"queue {name}: no AWS credentials to be used: {error} Give some by the "
+            "environment, a profile or the role of the pod"
+        )
+    hint = "; add ?region=" if isinstance(error, exceptions.NoRegionError) else ""
+    return InvalidParameter(f"queue {name}: {error}{hint}")
+
+
+def _judge(name: str, operation: str, code: str, message: str, status: int) -> IgneousError:
+    action = _action(operation)
+    said = f"{code}: {message}"
+    settles = operation in ("change_message_visibility", "delete_message")
+    if code in _BUSY or status >= 500 or status == 429:
+        return StorageUnavailable(f"queue {name}: SQS cannot do {action} now: {said}")
+    if code in _GONE:
+        return QueueGone(f"queue {name} does not exist: {said}")
+    if code in _LOST or (settles and code == "InvalidParameterValue"):
+        return LeaseLost(f"queue {name}: the lease has ended: {said}")
+    if code in _DENIED or status in (401, 403):
+        permission = f"sqs:{action.removesuffix('Batch')}"
+        return AccessDenied(
+            f"queue {name}: AWS refuses {action}: {said}; grant {permission} to these "
+            "credentials, or renew them if they have expired"
+        )
+    return Refused(f"queue {name}: SQS refuses {action}: {said}", code)

@@ -10,11 +10,10 @@ from igneous_airflow.errors import (
     AccessDenied,
     IgneousError,
     InvalidParameter,
-    PermanentError,
     SourceNotFound,
-    StorageUnavailable,
     UnreadableSource,
 )
+from igneous_airflow.storage.bucket_errors import explain, mend_cloud_files
 from igneous_airflow.storage.files import FileEntry, StoredFile, content_version, plain_name
 
 _PART = 1 << 20  # bytes of a file that are fetched ahead
@@ -28,6 +27,7 @@ class BucketFolder:
         from cloudfiles import CloudFiles
         from cloudfiles.exceptions import UnsupportedProtocolError
 
+        mend_cloud_files()
         if "://" not in url or url.split("://", maxsplit=1)[0] not in _protocols():
             known = ", ".join(f"{name}://" for name in sorted(_protocols()))
             raise InvalidParameter(
@@ -65,7 +65,9 @@ class BucketFolder:
 
     def delete(self, name: str) -> None:
         with self._errors("delete", name):
-            self._files.delete(name)
+            # not CloudFiles.delete, which says nothing of what the service refuses to delete
+            with self._files._get_connection() as connection:  # noqa: SLF001
+                connection.delete_file(name)
             while self._in_memory and self._files.exists(name):
                 self._files.delete(name)
 
@@ -125,7 +127,8 @@ class BucketFolder:
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         with self._errors("list", prefix):
             listed = self._files.list(prefix=f"{prefix}/" if prefix else "", flat=True, size=True)
-            for name, size in listed:
+            for entry in listed:
+                name, size = (entry, 0) if isinstance(entry, str) else entry  # a folder, or a file
                 if not name.endswith("/"):
                     yield plain_name(name.rpartition("/")[2]), size
 
@@ -164,6 +167,9 @@ class BucketFolder:
     def delete_folder(self, prefix: str) -> None:
         with self._errors("delete", prefix):
             self._files.delete(list(self._files.list(prefix=f"{prefix}/")))
+            left = list(self._files.list(prefix=f"{prefix}/"))
+        for name in left:
+            self.delete(name)  # says why it could not be deleted
 
     def check_writable(self) -> None:
         if self._url.startswith(_READ_ONLY):
@@ -181,7 +187,7 @@ class BucketFolder:
         except IgneousError:
             raise
         except Exception as error:
-            raise _storage_error(action, place, error) from error
+            raise explain(action, place, error) from error
 
 
 class _FileInBucket(io.RawIOBase):
@@ -216,32 +222,7 @@ class _FileInBucket(io.RawIOBase):
 
 
 def _protocols() -> frozenset[str]:
-    from cloudfiles.paths import ALLOWED_PROTOCOLS
+    from cloudfiles import paths
 
-    return frozenset(ALLOWED_PROTOCOLS)
-
-
-def _storage_error(
-    action: str, place: str, error: Exception
-) -> PermanentError | StorageUnavailable:
-    response: dict[str, Any] = getattr(error, "response", None) or {}
-    details = response.get("Error", {}) if isinstance(response, dict) else {}
-    code = str(details.get("Code") or getattr(error, "code", ""))
-    denied = {
-        "403",
-        "401",
-        "AccessDenied",
-        "InvalidAccessKeyId",
-        "SignatureDoesNotMatch",
-        "ExpiredToken",
-    }
-    if code in denied or type(error).__name__ in {
-        "AuthorizationError",
-        "Forbidden",
-        "NoCredentialsError",
-    }:
-        return AccessDenied(
-            f"cannot {action} {place}: access denied ({error}); check the credentials and the "
-            "bucket's permissions"
-        )
-    return StorageUnavailable(f"cannot {action} {place}: {type(error).__name__}: {error}")
+    paths.update_aliases_from_file()
+    return frozenset(paths.ALLOWED_PROTOCOLS)

@@ -260,6 +260,23 @@ class QueueTests:
         queue.bury(take(queue), "broken")
         assert queue.counts().drained
 
+    def test_dead_letters_that_are_wanted_become_new_messages(self, queue: Queue) -> None:
+        queue.send([f"good {i}" for i in range(15)] + [f"bad {i}" for i in range(12)])
+        while lease := self.lease_or_none(queue):
+            queue.bury(lease, "broken")
+        queue.send(["waiting"])
+        assert queue.redrive(lambda body: body.startswith("good")) == 15
+        assert_counts(queue, waiting=16, leased=0, dead=12)
+        leases = drain(queue)
+        assert {lease.attempt for lease in leases} == {1}
+        assert sorted(lease.body for lease in leases) == sorted(
+            ["waiting", *(f"good {i}" for i in range(15))]
+        )
+        assert {letter.reason for letter in queue.dead_letters()} == {"broken"}
+        assert queue.redrive(lambda body: body.startswith("good")) == 0
+        assert queue.redrive(lambda _: True) == 12
+        assert_counts(queue, waiting=12, leased=0, dead=0)
+
     def test_lease_returns_at_once_when_it_shall_not_wait(self, queue: Queue) -> None:
         queue.counts()  # the queue may be made on first use, which takes time
         start = time.monotonic()

@@ -28,6 +28,9 @@ from igneous_airflow.stage import Stage, Work
 from igneous_airflow.task import Task
 from igneous_airflow.worker.heartbeat import Heartbeat
 
+_LOOKS = 5  # at a queue whose counters lag, before it is believed to be drained
+_LONGEST_IDLE = 20.0  # seconds of one look at such a queue; messages end it at once
+
 Outcome = Literal["done", "repeated", "retry", "failed", "given back"]
 
 
@@ -103,6 +106,7 @@ class Worker:
         self._queue = queue
         self._options = options
         self._report = report
+        self._heartbeat = Heartbeat(queue, options.lease_seconds)
         self._stopping = False
         self._interruptible = False
         self._opened: tuple[object, Stage, Sequence[Any]] | None = None
@@ -115,13 +119,26 @@ class Worker:
         self._stopping = True
 
     def work(self) -> None:
-        """Work until stopped or, with `until_done`, drained."""
+        """Work until stopped or, with `until_done`, drained.
+
+        Counters that are not exact are believed when several looks, one after the other, found
+        nothing. Such a queue is also far away and paid by the request: it is asked less often
+        while there is nothing to do.
+        """
+        looks, wait = 0, self._options.idle_seconds
         while not self._stopping:
-            lease = self._queue.lease(self._options.lease_seconds, wait=self._options.idle_seconds)
+            lease = self._queue.lease(self._options.lease_seconds, wait=wait)
             if lease is not None:
+                looks, wait = 0, self._options.idle_seconds
                 self._take(lease)
-            elif self._options.until_done and self._queue.counts().drained:
+                continue
+            counts = self._queue.counts()
+            ends = self._options.until_done and counts.drained
+            looks = looks + 1 if ends else 0
+            if looks >= (1 if counts.exact else _LOOKS):
                 return
+            if not counts.exact:
+                wait = self._options.idle_seconds if ends else min(2 * wait, _LONGEST_IDLE)
 
     def _take(self, lease: Lease) -> None:
         if self._stopping:  # asked to while waiting for the lease
@@ -190,7 +207,7 @@ class Worker:
 
     def _run(self, task: Task, lease: Lease) -> tuple[str, Work]:
         """Run the cells of a task; returns the first one's name and what was done."""
-        with Heartbeat(self._queue, lease, self._options.lease_seconds):
+        with self._heartbeat.keep(lease):
             self._interruptible = True
             try:
                 stage, cells = self._open(task)

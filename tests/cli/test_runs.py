@@ -280,3 +280,28 @@ def test_a_folder_is_a_path_or_a_url(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert folder_url("/data/x") == "file:///data/x"
     assert folder_url("data/x") == f"file://{os.getcwd()}/data/x"  # noqa: PTH109
     assert folder_url("~/x") == "file:///home/somebody/x"
+
+
+def test_redrive_sends_the_dead_letters_of_a_run_and_nothing_else(cli, run: Run):
+    queue = run.open_queue()
+    for _ in range(2):
+        lease = queue.lease(60)
+        fail(queue, lease, Task.decode(lease.body), CorruptChunk("broken"), WorkerOptions())
+    queue.send(["not a task"])
+    held = queue.lease(60)
+    assert held is not None
+    answer = cli("redrive", "run-1")
+    assert answer.code == 0
+    assert answer.out.startswith(f"2 tasks are back in {run.queue}.\n")
+    assert run.progress().waiting + run.progress().leased == 5
+    assert run.progress().dead == 0
+    assert run.ledger.failed_attempts() == 0
+    assert cli("redrive", "run-1").out == "No task of run-1 is among the dead letters.\n"
+
+
+def test_redrive_of_a_finished_run_makes_no_queue(cli, run: Run):
+    assert cli("worker", run.queue, "--until-done").code == 0
+    assert cli("finish", "run-1").code == 0
+    run.open_queue().delete()
+    assert "No task" in cli("redrive", "run-1").out
+    assert not Path(run.queue.removeprefix("sqlite://")).exists()

@@ -317,7 +317,7 @@ def test_the_form_shows_the_fields_of_the_stage(airflow: RealAirflow) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("mip", -9), ("num_mips", "many"), ("method", "guess"), ("factor", [2, 2]), ("workers", 0)],
+    [("mip", -9), ("num_mips", "many"), ("method", "guess"), ("factor", [2, 2]), ("workers", -1)],
 )
 def test_a_wrong_value_is_refused_before_anything_starts(
     airflow: RealAirflow, field: str, value: object

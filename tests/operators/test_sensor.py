@@ -85,7 +85,7 @@ def test_an_undecided_run_is_left_to_the_triggerer(run: Run) -> None:
     trigger = deferred.value.trigger
     assert isinstance(trigger, StageDrainedTrigger)
     assert trigger.run_url == run.url
-    assert trigger.poll_interval >= 1, "a trigger that fires at once is lost"
+    assert trigger.intervals == (1, 60), "a trigger that fires at once is lost"
     assert deferred.value.method_name == "execute_complete"
     assert deferred.value.timeout.total_seconds() > 100, "the trigger itself comes first"
 

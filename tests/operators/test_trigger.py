@@ -9,7 +9,7 @@ import pytest
 from airflow.sdk.module_loading import import_string
 
 from igneous_airflow.errors import StorageUnavailable
-from igneous_airflow.operators.trigger import StageDrainedTrigger, Verdict, Watch
+from igneous_airflow.operators.trigger import Rhythm, StageDrainedTrigger, Verdict, Watch
 from igneous_airflow.progress import Progress
 from igneous_airflow.run import Run
 
@@ -71,13 +71,51 @@ def test_a_long_task_may_take_longer_than_the_patience_while_its_lease_lives() -
         assert watch.judge(leased) is Verdict.WAIT
 
 
+def test_counters_that_lag_are_believed_when_nothing_changes_for_a_minute() -> None:
+    for lost, verdict in (
+        (Progress(planned=3, done=1, exact=False), Verdict.LOST),
+        (Progress(planned=3, done=1, dead=1, exact=False), Verdict.FAILED),
+    ):
+        clock = Clock()
+        watch = Watch(600, clock)
+        seen = []
+        for clock.now in (0, 30, 59, 60):
+            seen.append(watch.judge(lost))
+        assert seen == [Verdict.WAIT] * 3 + [verdict]
+        clock.now = 61
+        assert watch.judge(lost.model_copy(update={"done": 2})) is Verdict.WAIT
+        clock.now = 200
+        assert watch.judge(lost.model_copy(update={"done": 2})) is Verdict.WAIT, "two looks"
+        assert watch.judge(lost.model_copy(update={"done": 2})) is verdict
+
+
+def test_the_receipts_of_a_run_are_believed_whatever_the_counters_say() -> None:
+    assert Watch(60).judge(Progress(planned=3, done=3, waiting=9, exact=False)) is Verdict.DONE
+
+
+def test_looks_become_rare_while_nothing_happens_and_frequent_near_the_end() -> None:
+    clock = Clock()
+    rhythm = Rhythm(5, 60, clock)
+    still = Progress(planned=1000, done=0, waiting=1000)
+    pauses = [rhythm.seconds(None), *(rhythm.seconds(still) for _ in range(8))]
+    assert pauses[:3] == [5, 7.5, 11.25]
+    assert pauses[-2:] == [60, 60]
+    clock.now = 100
+    assert rhythm.seconds(still.model_copy(update={"done": 100})) == 60, "900 seconds are left"
+    clock.now = 900
+    assert rhythm.seconds(still.model_copy(update={"done": 900})) == pytest.approx(100 / 3)
+    clock.now = 999
+    assert rhythm.seconds(still.model_copy(update={"done": 999})) == 5
+
+
 def trigger(**changes: Any) -> StageDrainedTrigger:
     arguments: dict[str, Any] = {
         "run_url": "file:///nowhere/run",
-        "poll_interval": 0.01,
+        "intervals": [0.01, 0.02],
         "patience": 60.0,
         "until": time.time() + 60,
         "resends": 2,
+        "aws_conn_id": "aws_default",
     }
     return StageDrainedTrigger(**{**arguments, **changes})
 
@@ -90,6 +128,8 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         remaining = list(seen)
 
         class Looked:
+            queue = "sqlite:///queue.db"
+
             def progress(self) -> Progress:
                 found = remaining.pop(0)
                 if isinstance(found, Exception):
@@ -129,7 +169,7 @@ async def test_the_trigger_fires_when_the_run_is_decided(looks: Callable[..., No
 async def test_the_first_look_comes_after_an_interval(looks: Callable[..., None]) -> None:
     looks(Progress(planned=1, done=1))
     started = time.monotonic()
-    await fired(trigger(poll_interval=0.2))
+    await fired(trigger(intervals=[0.2, 0.2]))
     assert time.monotonic() - started >= 0.2
 
 

@@ -1,4 +1,4 @@
-"""Starts a local server that speaks SQS's language, for tests and benchmarks.
+"""Starts a local server that speaks the languages of SQS and S3, for tests and benchmarks.
 
 Other files load this one by its path: tests are no package.
 """
@@ -53,13 +53,13 @@ def install() -> Path:
 
 
 @contextmanager
-def running() -> Iterator[str]:
+def running(services: str = "sqs") -> Iterator[str]:
     """Run the server on a free port of this machine only, and give its address."""
     program = install()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": "sqs"}
+    settings = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": services}
     server = subprocess.Popen(
         [program],
         env=os.environ | settings | {"LOG_LEVEL": "ERROR"},
@@ -77,6 +77,21 @@ def running() -> Iterator[str]:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+@contextmanager
+def required(services: str = "sqs") -> Iterator[str]:
+    """Run the server for tests: where it cannot be installed, skip on a laptop and fail in CI."""
+    import pytest
+
+    try:
+        install()
+    except Unavailable as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+    with running(services) as endpoint:
+        yield endpoint
 
 
 def _wait_for(server: subprocess.Popen[bytes], endpoint: str) -> None:

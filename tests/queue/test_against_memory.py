@@ -47,6 +47,11 @@ class SameAsMemory(RuleBasedStateMachine):
     def send(self, bodies: list[str]) -> None:
         assert self.memory.send(bodies) == self.sqlite.send(iter(bodies)) == len(bodies)
 
+    @rule(letter=st.sampled_from("abc0"))
+    def redrive(self, letter: str) -> None:
+        sent = [queue.redrive(lambda body: letter in body) for queue in (self.memory, self.sqlite)]
+        assert sent[0] == sent[1]
+
     @rule(seconds=seconds)
     def lease(self, seconds: float) -> None:
         one, two = self.memory.lease(seconds), self.sqlite.lease(seconds)

@@ -16,7 +16,7 @@ from igneous_airflow.errors import (
 from igneous_airflow.ledger import Ledger, Receipt
 from igneous_airflow.progress import State
 from igneous_airflow.queue.memory import MemoryQueue
-from igneous_airflow.queue.protocol import Lease
+from igneous_airflow.queue.protocol import Counts, Lease
 from igneous_airflow.run import Run
 from igneous_airflow.task import Task
 from igneous_airflow.worker.loop import GiveBack, Settled, Worker, WorkerOptions
@@ -438,6 +438,38 @@ def test_until_done_waits_for_delayed_retries_and_for_tasks_of_others(launch, ob
     assert other is not None
     assert [(s.outcome, s.task) for s in settled] == [("done", 1), ("retry", 0), ("done", 0)]
     assert time.monotonic() - started > 0.7
+
+
+class Lagging(MemoryQueue):
+    """A queue whose counters are not exact: the next looks see what is in `seen`."""
+
+    def __init__(self, seen: list[int]) -> None:
+        super().__init__()
+        self.seen = seen
+        self.waits: list[float] = []
+
+    def lease(self, seconds: float, *, wait: float = 0) -> Lease | None:
+        self.waits.append(wait)
+        return super().lease(seconds, wait=min(wait, 0.01))
+
+    def counts(self) -> Counts:
+        return Counts(waiting=0, leased=self.seen.pop(0) if self.seen else 0, dead=0, exact=False)
+
+
+def test_counters_that_lag_are_believed_after_several_looks_in_a_row(launch):
+    queue = Lagging([0, 0, 0, 0, 3])
+    launch(queue, count=1)
+    assert [s.outcome for s in work(queue)] == ["done"]
+    assert len(queue.waits) == 1 + 5 + 5
+    assert not queue.seen
+
+
+def test_a_queue_far_away_is_asked_ever_less_often_while_others_have_the_tasks(launch):
+    queue = Lagging([1] * 12)
+    launch(queue, count=0)
+    work(queue, WorkerOptions(idle_seconds=0.5, until_done=True))
+    assert queue.waits[:8] == [0.5, 1, 2, 4, 8, 16, 20, 20]
+    assert queue.waits[13:] == [0.5] * 4
 
 
 def test_without_until_done_a_worker_goes_on_until_it_is_stopped(launch):

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import runpy
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,15 +25,8 @@ Handler = Callable[..., Any]
 @pytest.fixture(scope="session")
 def endpoint() -> Iterator[str]:
     """Start the server; where it cannot be installed, skip on a laptop and fail in CI."""
-    try:
-        server = SERVER["running"]()
-        endpoint = server.__enter__()
-    except SERVER["Unavailable"] as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(error))
-    yield endpoint
-    server.__exit__(None, None, None)
+    with SERVER["required"]() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(autouse=True)

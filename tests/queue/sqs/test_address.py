@@ -6,6 +6,7 @@ from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.queue.sqs import SqsQueue
 from igneous_airflow.queue.sqs_address import Address
+from igneous_airflow.run import run_folder_name
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,7 @@ from igneous_airflow.queue.sqs_address import Address
 )
 def test_an_address_says_where_the_queue_is(text: str, address: Address) -> None:
     assert Address.parse(text) == address
+    assert Address.parse(address.url) == address
     assert isinstance(open_queue(text), SqsQueue)
 
 
@@ -60,3 +62,14 @@ def test_an_address_that_names_no_queue_is_refused_with_the_way_out(url: str, re
     if "?aws_" in url or "endpoint=http://me" in url:
         assert "abc" not in str(caught.value)
         assert "secret@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("run", ["", "a", "manual__2026-01-01T00_00_00.123_00_00" * 3, "ünïcode"])
+def test_a_run_has_a_queue_whose_name_sqs_takes_and_tells_it_from_others(run: str) -> None:
+    folders = [run_folder_name("igneous_downsample", run, group) for group in ("a", "b")]
+    names = [Address.of_run(folder).name for folder in folders]
+    assert names[0] != names[1]
+    for name, folder in zip(names, folders, strict=True):
+        assert Address.parse(f"sqs://{name}").name == name
+        assert name.startswith("igneous-igneous_downsample_")
+        assert name.endswith(folder[-9:])

@@ -65,7 +65,7 @@ def work(url: str) -> Counter[str]:
             outcomes[event.outcome] += 1
 
     queue = open_queue(url)
-    Worker(queue, WorkerOptions(until_done=True), report).work()
+    Worker(queue, WorkerOptions(idle_seconds=0, until_done=True), report).work()
     queue.close()
     return outcomes
 

@@ -1,0 +1,130 @@
+"""What goes wrong with buckets: which errors may pass, and what to do about those that do not.
+
+Used by `bucket.py`. The storage libraries have many kinds of errors for the same few causes; they
+are told apart by the service's code, the HTTP status, or the name of the class.
+"""
+
+import os
+from functools import cache
+from typing import Any
+
+from igneous_airflow.errors import (
+    AccessDenied,
+    InvalidParameter,
+    PermanentError,
+    StorageUnavailable,
+)
+
+# S3 answers HEAD requests without a body, so that only the status tells; 400 is expired credentials
+_DENIED = frozenset(
+    {
+        "400", "401", "403", "AccessDenied", "AllAccessDisabled", "AccountProblem", "Forbidden",
+        "InvalidAccessKeyId", "InvalidToken", "InvalidClientTokenId", "SignatureDoesNotMatch",
+        "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestTimeTooSkewed",
+        "UnrecognizedClientException", "NotSignedUp",
+    }
+)  # fmt: skip
+_NO_CREDENTIALS = frozenset(
+    {
+        "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError",
+        "TokenRetrievalError", "UnauthorizedSSOTokenError", "SSOTokenLoadError",
+        "DefaultCredentialsError", "RefreshError", "AuthorizationError", "Unauthorized",
+        "Forbidden",
+    }
+)  # fmt: skip
+_NO_BUCKET = frozenset({"NoSuchBucket", "InvalidBucketName", "PermanentRedirect"})
+
+#: What the services call the permission for what a folder does.
+_PERMISSIONS = {
+    "s3": {
+        "read": "s3:GetObject",
+        "look for": "s3:GetObject",
+        "write": "s3:PutObject and s3:PutObjectAcl",
+        "delete": "s3:DeleteObject",
+        "list": "s3:ListBucket",
+    },
+    "gs": {
+        "read": "storage.objects.get",
+        "look for": "storage.objects.get",
+        "write": "storage.objects.create and storage.objects.delete",
+        "delete": "storage.objects.delete",
+        "list": "storage.objects.list",
+    },
+}
+
+
+def explain(action: str, place: str, error: Exception) -> PermanentError | StorageUnavailable:
+    """Our error for one of a storage library, with the object, the bucket and the way out.
+
+    `action` is one of those that permissions are named for; `place` the address of the object.
+    """
+    from cloudfiles.paths import extract
+
+    path = extract(place)
+    if _is_denied(error):
+        permission = _PERMISSIONS.get(path.protocol, {}).get(action)
+        grant = f"grant these credentials {permission}" if permission else "check the credentials"
+        hint = ""
+        if path.protocol == "s3" and action in ("read", "look for"):
+            hint = "; without s3:ListBucket, S3 says so of objects that do not exist as well"
+        return AccessDenied(
+            f"cannot {action} {place}: access denied ({_words(error)}); {grant} on bucket "
+            f"{path.bucket}, or renew them if they have expired{hint}"
+        )
+    if _code(error) in _NO_BUCKET:
+        return InvalidParameter(
+            f"cannot {action} {place}: there is no bucket {path.bucket} here ({_words(error)}); "
+            "make it, or correct the address, the region or the endpoint"
+        )
+    return StorageUnavailable(f"cannot {action} {place}: {_words(error)}")
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _code(error: Exception) -> str:
+    """The service's code for an error, or the HTTP status; empty when there is neither."""
+    response: Any = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        return str(response.get("Error", {}).get("Code", ""))
+    return str(getattr(response, "status_code", None) or getattr(error, "code", None) or "")
+
+
+def _is_denied(error: Exception) -> bool:
+    return _code(error) in _DENIED or type(error).__name__ in _NO_CREDENTIALS
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    return isinstance(error, Exception) and not _is_denied(error) and _code(error) not in _NO_BUCKET
+
+
+@cache
+def mend_cloud_files() -> None:
+    """Mend what hinders us in cloud-files 6.4; once a process.
+
+    It tries everything seven times over half a minute or more, denied access too. And keys from the
+    environment without a session token are a KeyError to it; an empty token means none.
+    """
+    from cloudfiles import connectionpools, interfaces
+
+    def mend(method: Any) -> Any:
+        policy = method.retry
+        earlier = policy.retry
+        policy.retry = lambda state: earlier(state) and _may_pass(state.outcome.exception())
+        return method
+
+    classes = (
+        interfaces.S3Interface,
+        interfaces.GoogleCloudStorageInterface,
+        connectionpools.S3ConnectionPool,
+        connectionpools.GCloudBucketPool,
+    )
+    for kind in classes:
+        for method in vars(kind).values():
+            if hasattr(method, "retry"):
+                mend(method)
+    retry = interfaces.retry  # of functions inside of methods, made at each call
+    interfaces.retry = lambda function: mend(retry(function))
+    if "AWS_ACCESS_KEY_ID" in os.environ:
+        os.environ.setdefault("AWS_SESSION_TOKEN", "")

@@ -1,0 +1,144 @@
+"""A server in front of a real one, which lets requests through, or spoils them as a test says.
+
+Other files load this one by its path: tests are no package.
+"""
+
+import http.client
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+_OWN_HEADERS = frozenset({"transfer-encoding", "connection", "date", "server", "content-length"})
+
+
+@dataclass
+class Fault:
+    """What happens to the next `times` requests of a method whose path has `part` in it.
+
+    The answer is late by `delay` seconds. With a `status` the request is not let through: it is
+    answered with the `body`, or with S3's words for the `code` of an error. With `cut` the
+    connection ends in the middle of the request's body ("request"), or of the answer's ("answer").
+    """
+
+    method: str = ""
+    part: str = ""
+    times: int = 1
+    delay: float = 0
+    status: int = 0
+    code: str = "InternalError"
+    body: str = ""
+    cut: str = ""
+
+    def takes(self, method: str, path: str) -> bool:
+        return self.times > 0 and self.method in ("", method) and self.part in path
+
+
+@dataclass
+class Proxy:
+    """Where the proxy answers, and what it is to do and has seen."""
+
+    endpoint: str
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    page: int = 0  # names that one answer lists at most, if set
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, method: str, path: str) -> Fault:
+        """Count a request, and say what is to happen to it."""
+        with self.lock:
+            self.requests.append(f"{method} {path}")
+            for fault in self.faults:
+                if fault.takes(method, path):
+                    fault.times -= 1
+                    return fault
+        return Fault()
+
+
+@contextmanager
+def running(behind: str) -> Iterator[Proxy]:
+    """Run a proxy of the server `behind`, on a free port of this machine only."""
+    handler = type("Handler", (_Handler,), {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    proxy = Proxy(f"http://127.0.0.1:{server.server_port}")
+    handler.proxy, handler.behind = proxy, urlsplit(behind).netloc
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    proxy: Proxy
+    behind: str
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def answer(self) -> None:
+        fault = self.proxy.note(self.command, self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        time.sleep(fault.delay)
+        if fault.cut == "request":
+            self._forward_half(body)
+            self.close_connection = True
+        elif fault.status:
+            self._refuse(fault)
+        else:
+            self._pass_on(body, fault)
+
+    def _forward_half(self, body: bytes) -> None:
+        """Begin the upload at the server and never end it."""
+        server = http.client.HTTPConnection(self.behind, timeout=30)
+        server.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            server.putheader(name, value)
+        server.endheaders(body[: len(body) // 2])
+        server.close()
+
+    def _refuse(self, fault: Fault) -> None:
+        error = f"<Error><Code>{fault.code}</Code><Message>as told</Message></Error>"
+        content = f'<?xml version="1.0"?>{fault.body or error}'.encode()
+        self._begin(fault.status, [("Content-Type", "application/xml")], len(content))
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _pass_on(self, body: bytes, fault: Fault) -> None:
+        path = self.path
+        if self.proxy.page and "list-type" in path:
+            path += f"&max-keys={self.proxy.page}"
+        server = http.client.HTTPConnection(self.behind, timeout=30)
+        try:
+            server.request(self.command, path, body, dict(self.headers.items()))
+            response = server.getresponse()
+            content = response.read()
+        finally:
+            server.close()
+        length = int(response.getheader("Content-Length") or len(content))
+        self._begin(response.status, response.getheaders(), length)
+        if fault.cut == "answer":
+            content = content[: len(content) // 2]
+            self.close_connection = True
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _begin(self, status: int, headers: list[tuple[str, str]], length: int) -> None:
+        self.send_response(status)
+        for name, value in headers:
+            if name.lower() not in _OWN_HEADERS:
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+
+
+for _method in ("GET", "PUT", "POST", "DELETE", "HEAD"):
+    setattr(_Handler, f"do_{_method}", _Handler.answer)

@@ -1,0 +1,355 @@
+"""Folders in buckets of a real S3-compatible server, with a proxy between that spoils requests."""
+
+import itertools
+import json
+import os
+import runpy
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+import tenacity
+from cloudfiles import interfaces
+from google.api_core import exceptions as google_errors
+from google.auth.exceptions import DefaultCredentialsError, RefreshError
+
+from igneous_airflow.errors import (
+    AccessDenied,
+    IgneousError,
+    InvalidParameter,
+    MissingChunk,
+    PermanentError,
+    StorageUnavailable,
+)
+from igneous_airflow.geometry.bbox import Vec3
+from igneous_airflow.ledger import Ledger, Receipt
+from igneous_airflow.storage.bucket_errors import explain
+from igneous_airflow.storage.files import Folder, StoredFile, open_folder
+from igneous_airflow.storage.info import Info, Scale
+from igneous_airflow.storage.layer import Layer
+
+HERE = Path(__file__).parent
+SERVER = runpy.run_path(str(HERE.parent / "queue" / "sqs_server.py"))
+PROXY = runpy.run_path(str(HERE / "faulty_proxy.py"))
+Fault = PROXY["Fault"]
+NUMBERS = itertools.count()
+REFUSED_INSIDE = {
+    "status": 200,
+    "body": "<DeleteResult><Error><Key>x</Key><Code>AccessDenied</Code></Error></DeleteResult>",
+}
+DENIED = {"status": 403, "code": "AccessDenied", "times": 1_000}
+
+
+@pytest.fixture(scope="module")
+def proxy() -> Iterator[Any]:
+    """A proxy of an S3 server, to which `s3://` leads by the environment."""
+    with SERVER["required"]("s3") as server, PROXY["running"](server) as proxy:
+        earlier = dict(os.environ)
+        # keys without a session token, as people have them
+        os.environ.update(AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing")
+        os.environ.pop("AWS_SESSION_TOKEN", None)
+        os.environ["AWS_ENDPOINT_URL_S3"] = proxy.endpoint
+        yield proxy
+        os.environ.clear()
+        os.environ.update(earlier)
+
+
+@pytest.fixture
+def bucket(proxy: Any) -> Iterator[str]:
+    """A bucket of its own for each test, since cloud-files keeps connections by bucket."""
+    name = f"bucket-{next(NUMBERS)}"
+    client = boto3.client("s3", region_name="us-east-1")
+    client.create_bucket(Bucket=name)
+    proxy.requests.clear()
+    yield name
+    proxy.faults.clear()
+    proxy.page = 0
+    client.close()
+
+
+@pytest.fixture
+def folder(bucket: str) -> Folder:
+    return open_folder(f"s3://{bucket}/layers/one")
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let cloud-files give up after two attempts, and botocore after one."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for method in vars(interfaces.S3Interface).values():
+        if policy := getattr(method, "retry", None):
+            monkeypatch.setattr(policy, "stop", tenacity.stop_after_attempt(2))
+            monkeypatch.setattr(policy, "wait", tenacity.wait_none())
+    quick = tenacity.retry(reraise=True, stop=tenacity.stop_after_attempt(2))
+    monkeypatch.setattr(interfaces, "retry", quick)
+
+
+# what a folder is
+
+
+@pytest.mark.parametrize("compression", ["", "gzip", "br", "zstd"])
+def test_a_file_is_read_as_it_was_written(folder: Folder, compression: str) -> None:
+    file = StoredFile(bytes(range(256)), compression)
+    assert folder.read("a/b") is None
+    assert not folder.exists("a/b")
+    folder.write("a/b", file, content_type="image/jpeg")
+    assert folder.read("a/b") == file
+    assert folder.exists("a/b")
+    folder.write("a/b", StoredFile(b"new"))
+    assert folder.read("a/b") == StoredFile(b"new")
+    folder.delete("a/b")
+    folder.delete("a/b")
+    assert folder.read("a/b") is None
+
+
+def test_folders_are_listed_beyond_the_names_of_one_answer(folder: Folder, proxy: Any) -> None:
+    proxy.page = 10
+    names = {f"{number:05d}" for number in range(35)}
+    for name in names:
+        folder.write(f"done/{name}", StoredFile(b"x"))
+    folder.write("done/deep/er", StoredFile(b"x"))
+    folder.write("done-not", StoredFile(b"x"))
+    assert set(folder.names("done")) == names
+    assert dict(folder.sizes("done")) == dict.fromkeys(names, 1)
+    folder.delete_folder("done")
+    assert list(folder.names("done")) == []
+    assert not folder.exists("done/deep/er")
+    assert folder.exists("done-not")
+
+
+def test_a_folder_can_be_given_by_an_alias_of_cloud_files(
+    proxy: Any, bucket: str, tmp_path: Path
+) -> None:
+    aliases = tmp_path / "cloudfiles" / "aliases.json"
+    aliases.parent.mkdir()
+    aliases.write_text(json.dumps({"local": {"host": f"s3://{proxy.endpoint}/"}}))
+    program = (
+        "import sys; from igneous_airflow.storage.files import StoredFile, open_folder; "
+        "folder = open_folder(sys.argv[1]); folder.write('x', StoredFile(b'abc')); "
+        "print(folder.read('x').content.decode(), *folder.names(''))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "AWS_ENDPOINT_URL_S3"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, f"local://{bucket}/folder"],
+        env=environment | {"CLOUD_FILES_DIR": str(aliases.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["abc", "x"]
+    assert any(f"/{bucket}/folder/x" in request for request in proxy.requests)
+
+
+@pytest.mark.parametrize("url", ["s3+http://127.0.0.1:9000/bucket/layer", "loc://bucket/layer"])
+def test_an_address_that_would_become_a_local_folder_is_refused(url: str) -> None:
+    with pytest.raises(InvalidParameter, match="not an address we can open"):
+        open_folder(url)
+    assert not Path(url.partition("://")[0] + ":").exists()
+
+
+# faults that pass
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 500},
+        {"status": 503, "code": "SlowDown"},
+        {"status": 503, "code": "ServiceUnavailable", "times": 3},  # more than botocore's own two
+        {"status": 429, "code": "TooManyRequests"},
+        {"delay": 1.5},
+        {"cut": "answer"},
+        {"cut": "request"},
+    ],
+    ids=str,
+)
+def test_faults_that_pass_are_waited_for(
+    folder: Folder, proxy: Any, fault: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    content = os.urandom(200_000)
+    for method in ("PUT", "GET"):
+        proxy.faults.append(Fault(method=method, **fault))
+    folder.write("chunk", StoredFile(content, "gzip"))
+    assert folder.read("chunk") == StoredFile(content, "gzip")
+    assert all(left.times == 0 for left in proxy.faults)
+
+
+def test_faults_of_lists_and_deletions_that_pass_are_waited_for(folder: Folder, proxy: Any) -> None:
+    folder.write("done/1", StoredFile(b"x"))
+    for method in ("GET", "DELETE", "HEAD"):
+        proxy.faults.append(Fault(method=method, status=503, code="SlowDown", times=2))
+    assert list(folder.names("done")) == ["1"]
+    assert folder.exists("done/1")
+    folder.delete("done/1")
+    assert list(folder.names("done")) == []
+
+
+def test_an_upload_that_was_cut_leaves_the_old_object_or_none(
+    folder: Folder, proxy: Any, hasty: None
+) -> None:
+    proxy.faults.append(Fault(method="PUT", cut="request", times=1_000))
+    content = os.urandom(200_000)
+    with pytest.raises(StorageUnavailable, match=f"cannot write {folder.url}/chunk: "):
+        folder.write("chunk", StoredFile(content))
+    proxy.faults.clear()
+    assert folder.read("chunk") is None
+    folder.write("chunk", StoredFile(content))
+    proxy.faults.append(Fault(method="PUT", cut="request", times=1_000))
+    with pytest.raises(StorageUnavailable):
+        folder.write("chunk", StoredFile(os.urandom(300_000)))
+    proxy.faults.clear()
+    assert folder.read("chunk") == StoredFile(content)
+
+
+@pytest.mark.parametrize("action", ["read", "write", "exists", "names", "delete"])
+def test_faults_that_stay_are_an_error_that_names_the_object_and_may_be_retried(
+    folder: Folder, proxy: Any, hasty: None, action: str
+) -> None:
+    proxy.faults.append(Fault(status=500, times=1_000))
+    with pytest.raises(
+        StorageUnavailable, match=rf"cannot .* {folder.url}/a/b: .*(500|InternalError)"
+    ) as caught:
+        do(folder, action)
+    assert not isinstance(caught.value, PermanentError)
+
+
+# refusals
+
+
+def do(folder: Folder, action: str) -> object:
+    return {
+        "read": lambda: folder.read("a/b"),
+        "write": lambda: folder.write("a/b", StoredFile(b"x")),
+        "exists": lambda: folder.exists("a/b"),
+        "names": lambda: list(folder.names("a/b")),
+        "delete": lambda: folder.delete("a/b"),
+        "delete_folder": lambda: folder.delete_folder("a"),
+        "check_writable": folder.check_writable,
+    }[action]()
+
+
+@pytest.mark.parametrize(
+    ("action", "permission"),
+    [
+        ("read", "s3:GetObject on bucket"),
+        ("write", "s3:PutObject and s3:PutObjectAcl on bucket"),
+        ("exists", "s3:GetObject on bucket"),
+        ("names", "s3:ListBucket on bucket"),
+        ("delete", "s3:DeleteObject on bucket"),
+        ("check_writable", "s3:PutObject and s3:PutObjectAcl on bucket"),
+    ],
+)
+@pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "ExpiredToken"])
+def test_a_refusal_names_bucket_and_permission_at_once(
+    folder: Folder, proxy: Any, bucket: str, action: str, permission: str, code: str
+) -> None:
+    status = 400 if code == "ExpiredToken" else 403
+    proxy.faults.append(Fault(**{**DENIED, "status": status, "code": code}))
+    started = time.monotonic()
+    with pytest.raises(AccessDenied, match=f"{permission} {bucket}, or renew them") as caught:
+        do(folder, action)
+    assert time.monotonic() - started < 2, "no retry can help"
+    assert len(proxy.requests) <= 2, "botocore may ask for the bucket's region"
+    assert folder.url in str(caught.value)
+
+
+def test_objects_that_stay_though_their_deletion_was_answered_are_an_error(
+    folder: Folder, proxy: Any
+) -> None:
+    """S3 answers a deletion of many objects with success, and with what it refused inside."""
+    folder.write("done/1", StoredFile(b"x"))
+    folder.write("done/2", StoredFile(b"x"))
+    proxy.faults += [Fault(method="POST", **REFUSED_INSIDE), Fault("DELETE", **DENIED)]
+    with pytest.raises(AccessDenied, match="s3:DeleteObject"):
+        folder.delete_folder("done")
+
+
+def test_a_bucket_that_does_not_exist_is_named_at_once(proxy: Any) -> None:
+    started = time.monotonic()
+    with pytest.raises(InvalidParameter, match="there is no bucket nowhere-at-all here"):
+        open_folder("s3://nowhere-at-all/layer").read("info")
+    assert time.monotonic() - started < 3
+
+
+def test_missing_credentials_are_named(bucket: str, proxy: Any, tmp_path: Path) -> None:
+    program = "from igneous_airflow.storage.files import open_folder; open_folder({!r}).read('x')"
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    environment = {k: v for k, v in os.environ.items() if k not in keys}
+    done = subprocess.run(
+        [sys.executable, "-c", program.format(f"s3://{bucket}/layer")],
+        env=environment | {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"s3:GetObject on bucket {bucket}" in done.stderr
+    assert "Unable to locate credentials" in done.stderr
+
+
+# what stands on folders
+
+
+def test_a_layer_in_a_bucket_survives_faults_and_names_missing_chunks(
+    bucket: str, proxy: Any
+) -> None:
+    scale = Scale("4_4_40", (4.0, 4.0, 40.0), Vec3(70, 50, 9), Vec3(3, -5, 1), Vec3.full(32), "raw")
+    info = Info.new(data_type="uint16", layer_type="image", scale=scale)
+    voxels = np.random.default_rng(1).integers(0, 9999, (70, 50, 9), dtype=np.uint16)
+    url = f"s3://{bucket}/layer"
+    proxy.faults.append(Fault(status=503, code="SlowDown", times=3))
+    Layer.create(url, info).write(scale, voxels)
+    proxy.faults.append(Fault(method="GET", part="4_4_40", cut="answer", times=3))
+    layer = Layer.open(url)
+    assert (layer.read(scale, scale.bounds)[..., 0] == voxels).all()
+    chunk = next(iter(scale.chunks))
+    layer.delete_chunk(scale, chunk)
+    with pytest.raises(MissingChunk, match=f"chunk {chunk} of {url}/4_4_40"):
+        layer.read(scale, scale.bounds)
+
+
+def test_a_ledger_in_a_bucket_never_takes_old_receipts_for_new_ones(
+    bucket: str, proxy: Any
+) -> None:
+    ledger = Ledger(f"s3://{bucket}/runs/one")
+    for task in range(3):
+        ledger.write_receipt(Receipt(task=task, attempt=1, seconds=0, worker="me"))
+    assert ledger.done(5).count == 3
+    proxy.faults += [Fault(method="POST", **REFUSED_INSIDE), Fault("DELETE", **DENIED)]
+    with pytest.raises(AccessDenied):
+        ledger.forget_everything()
+    proxy.faults.clear()
+    ledger.forget_everything()
+    assert ledger.done(5).count == 0
+
+
+# Google's storage speaks in other words
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (google_errors.Forbidden("no"), AccessDenied, "storage.objects.get on bucket b"),
+        (google_errors.Unauthorized("no"), AccessDenied, "renew them"),
+        (DefaultCredentialsError("none"), AccessDenied, "none"),
+        (RefreshError("expired"), AccessDenied, "expired"),
+        (google_errors.ServiceUnavailable("later"), StorageUnavailable, "later"),
+        (google_errors.TooManyRequests("later"), StorageUnavailable, "later"),
+        (google_errors.InternalServerError("oops"), StorageUnavailable, "oops"),
+        (ConnectionError("reset"), StorageUnavailable, "reset"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_errors_of_google_are_told_apart(
+    error: Exception, kind: type[IgneousError], words: str
+) -> None:
+    ours = explain("read", "gs://b/layer/info", error)
+    assert type(ours) is kind
+    assert words in str(ours)
+    assert "gs://b/layer/info" in str(ours)
