@@ -14,6 +14,7 @@ from igneous_airflow.worker.loop import Settled, WorkerOptions
 from igneous_airflow.worker.pool import WorkerPool
 
 _ERRORS_SHOWN = 10
+_SEEN_SECONDS = 45.0  # three times as long as the pause between a worker's signs of life
 _ROUNDS = 3  # of sending lost messages again
 _SAMPLE_SECONDS = 2.0
 _INTERRUPTED = 130  # what shells use for Ctrl-C
@@ -71,6 +72,9 @@ def status(run: str, state: str) -> None:
     click.echo(f"done     {progress.done:,}")
     click.echo(f"failed   {progress.dead:,} given up, {progress.failed_attempts:,} failed attempts")
     click.echo(f"waiting  {_waiting(progress)}")
+    if progress.undecided:
+        seen = loaded.ledger.workers(_SEEN_SECONDS)
+        click.echo(f"workers  {len(seen):,} seen in the last {_SEEN_SECONDS:.0f} seconds")
     click.echo(f"progress {words}")
     if judgement is not State.DONE:
         for failure in loaded.final_failures(_ERRORS_SHOWN):

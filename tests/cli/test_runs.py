@@ -37,6 +37,7 @@ def test_status_of_a_run_that_is_worked_on(cli, run: Run, state: Path):
     queue = run.open_queue()
     queue.done(queue.lease(60))
     queue.lease(60)
+    run.ledger.note_worker("here:1", 1)
     answer = cli("status", "run-1")
     assert answer.code == 0
     assert [line.split(maxsplit=1) for line in answer.out.splitlines()] == [
@@ -46,6 +47,7 @@ def test_status_of_a_run_that_is_worked_on(cli, run: Run, state: Path):
         ["done", "1"],
         ["failed", "0 given up, 0 failed attempts"],
         ["waiting", "2, and 1 held by workers"],
+        ["workers", "1 seen in the last 45 seconds"],
         ["progress", "25.0 % done: 1 of 4 tasks"],
         [
             "next",
@@ -88,6 +90,7 @@ def test_status_of_a_run_whose_workers_were_killed(cli, run: Run):
     answer = cli("status", "run-1")
     assert "state    interrupted" in answer.out
     assert "1 were held by workers that fell silent" in answer.out
+    assert "workers  0 seen" in answer.out
 
 
 def test_status_of_a_run_all_of_whose_tasks_wait_for_another_attempt(cli, run: Run):
