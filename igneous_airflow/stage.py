@@ -162,6 +162,13 @@ class Stage(BaseModel, ABC):
     #: Message key, DAG id after `igneous_`, and, with hyphens, the command.
     name: ClassVar[str]
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy the parameters, and nothing that was found by them and kept."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in vars(copied).keys() - type(self).model_fields.keys():
+            del vars(copied)[name]
+        return copied
+
     def resolved(self) -> Self:
         """Replace values that depend on the layer's present state, as `mip=-1`, by what they mean.
 

@@ -3,6 +3,7 @@
 PyramidOptions      how coarser mips are made and chunks are stored
 └── WritesLayer     fills a layer with voxels, from a source of the stage's own
     └── Conversion  from another layer, whose voxels it may change
+ReadsFiles          reads files besides, whose content is fixed when a run is launched
 """
 
 from abc import abstractmethod

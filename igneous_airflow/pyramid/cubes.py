@@ -49,21 +49,21 @@ class CubeGrid:
         """The cube of each cell of the grid that has one."""
         return {self.kept(cube): cube for cube in self.cubes}
 
-    def problems(self) -> Iterator[str]:
-        """Reasons why the cubes do not make a volume."""
+    @cached_property
+    def problems(self) -> tuple[str, ...]:
+        """Every reason why the cubes do not make a volume."""
         for cube in self.cubes:
             if min(self.kept(cube).size) < 1:
-                yield (
-                    f"overlap: {self.overlap} voxels are all of cube {cube.name}, which is "
-                    f"{cube.box.size}"
-                )
-                return
+                whole = f"cube {cube.name}, which is {cube.box.size}"
+                return (f"overlap: {self.overlap} voxels are all of {whole}",)
+        return (*self._disagreements(), *self._place_problems())
+
+    def _disagreements(self) -> Iterator[str]:
         for what in ("resolution", "unit"):
             by_value = {str(getattr(cube, what)): cube.name for cube in self.cubes}
             if len(by_value) > 1:
                 (one, a), (other, b), *_ = by_value.items()
                 yield f"the cubes do not agree on their {what}: {a} has {one}, {b} has {other}"
-        yield from self._place_problems()
 
     def _place_problems(self) -> Iterator[str]:
         seen: dict[int, Cube] = {}
@@ -97,17 +97,20 @@ class CubeGrid:
                 )
         return ""
 
-    def gaps(self) -> Iterator[str]:
+    @cached_property
+    def gaps(self) -> tuple[str, ...]:
         """What is not there: places without a cube, and folders that are none."""
+        found = []
         half = self.overlap // 2
         empty = self.grid.shape.product - len(self.by_place)
         if empty:
-            cells = (cell for cell in self.grid if cell not in self.by_place)
-            first = islice(cells, NAMED_AT_MOST)
+            every = self.grid.overlapping(self.grid.box)  # lazily: there may be very many
+            first = islice((cell for cell in every if cell not in self.by_place), NAMED_AT_MOST)
             boxes = [str(BoundingBox(cell.min - half, cell.max + half)) for cell in first]
-            yield f"cubes are missing at {first_few(boxes, of=empty)}"
+            found.append(f"cubes are missing at {first_few(boxes, of=empty)}")
         if self.others:
-            yield f"folders without metadata.json are no cubes: {first_few(self.others)}"
+            found.append(f"folders without metadata.json are no cubes: {first_few(self.others)}")
+        return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class VoxelKind:
         return cls(info.data_type, info.channels, info.layer_type)
 
     def conflict(self, present: Info) -> str | None:
-        """The reason why a layer that exists cannot take such voxels; its type is its own."""
+        """The reason why a layer that exists cannot take such voxels."""
         if (present.data_type, present.channels) == (self.data_type, self.channels):
             return None
         return (

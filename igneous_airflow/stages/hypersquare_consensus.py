@@ -82,7 +82,7 @@ class HypersquareConsensus(ReadsFiles, Conversion):
         kind = VoxelKind(self._dtype, layer.info.channels, "segmentation")
         return replace(super()._request(layer), kind=kind, clean_info=True)
 
-    @property
+    @cached_property
     def _dtype(self) -> str:
         from igneous_airflow.pyramid.destination import open_destination
 

@@ -169,12 +169,11 @@ class HypersquareIngest(WritesLayer):
         from igneous_airflow.pyramid.layout import background_problems
         from igneous_airflow.pyramid.placement import placement_problems
 
-        broken = list(self._cubes.problems())
-        yield from broken
-        if broken:
+        yield from self._cubes.problems
+        if self._cubes.problems:
             return
         if not self.fill_missing:
-            for gap in self._cubes.gaps():
+            for gap in self._cubes.gaps:
                 yield f"{gap}: restore them, or set fill_missing to take background"
         yield from background_problems(route.place.layer.dtype, self.background_color)
         yield from placement_problems(route.place, route.geometry.unit)
@@ -187,7 +186,7 @@ class HypersquareIngest(WritesLayer):
             f"{len(cubes.cubes):,} cubes of {cubes.grid.cell} voxels without the overlap, "
             f"{resolution}; their offsets are in {cubes.cubes[0].unit}"
         )
-        for gap in cubes.gaps():
+        for gap in cubes.gaps:
             yield f"{gap}: background is taken"
         yield from super()._notes(route)
 

@@ -24,6 +24,7 @@ from igneous_airflow.storage.overlap import Overlap, overlap_width
 _METADATA, _LABELS = "metadata.json", "segmentation.lzma"
 _TYPES = {"UInt8": "uint8", "UInt16": "uint16", "UInt32": "uint32", "UInt64": "uint64"}
 _NANOMETRES = ("nanometers", "nanometres", "nm")
+_LZMA_MEMORY = 1 << 28  # bytes; four times what lzma's highest level needs
 NAMED_AT_MOST = 10
 
 
@@ -74,7 +75,7 @@ class Cube:
         """All labels as (x, y, z); raises MissingChunk or CorruptChunk naming the file."""
         content = self._read(_LABELS)
         expected = self.box.voxels * self._dtype.itemsize
-        decoder = lzma.LZMADecompressor()
+        decoder = lzma.LZMADecompressor(memlimit=_LZMA_MEMORY)
         try:
             labels = decoder.decompress(content, expected + 1)
         except (lzma.LZMAError, EOFError) as error:

@@ -187,7 +187,7 @@ def test_each_cube_is_decoded_once_where_it_holds_whole_chunks(tmp_path, monkeyp
     write_cubes(tmp_path / "cubes", volume)
     decoded = []
     real = lzma.LZMADecompressor
-    monkeypatch.setattr(lzma, "LZMADecompressor", lambda: (decoded.append(1), real())[1])
+    monkeypatch.setattr(lzma, "LZMADecompressor", lambda **how: (decoded.append(1), real(**how))[1])
     stage = ingest(tmp_path, shape=(32, 32, 16), max_mips=1, chunk_size=(8, 8, 8))
     complete(stage)
     assert len(decoded) == 4 * 3 * 2

@@ -282,6 +282,15 @@ def test_a_fingerprint_asks_for_a_certain_map(remap):
     assert "sha256:abc" in "".join(stage.plan().refusals)
 
 
+def test_a_copy_of_the_stage_with_another_map_uses_that_one(tmp_path, remap):
+    labels, values = labels_of(Vec3(16, 16, 8)), map_of(1000)
+    stage = remap(labels, values, max_mips=0, compress="none")
+    stage.plan().require_accepted()
+    np.save(tmp_path / "other.npy", values // 2)
+    complete(stage.model_copy(update={"map_path": f"file://{tmp_path}/other.npy"}))
+    assert_mips(tmp_path / "dest", [(values // 2)[labels]])
+
+
 def refusals_of(stage):
     """The reasons of a plan; what is refused must not start, whatever is called."""
     refusals = stage.plan().refusals
