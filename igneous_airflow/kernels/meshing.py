@@ -131,10 +131,11 @@ class LabelMesh:
     faces: "NDArray[np.uint32]"
 
     @property
-    def box(self) -> list[float]:
-        """Lowest and highest corner in nm."""
-        corners = (self.vertices.min(axis=0), self.vertices.max(axis=0))
-        return [float(number) for corner in corners for number in corner]
+    def box(self) -> list[int]:
+        """Lowest and highest corner in nm, rounded outward to whole numbers."""
+        low = map(math.floor, self.vertices.min(axis=0).tolist())
+        high = map(math.ceil, self.vertices.max(axis=0).tolist())
+        return [*low, *high]
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,7 +224,7 @@ class Mesh(Stage):
         place = self._place()
         layer, scale, folder = place.layer, place.scale, place.folder
         error = float(self.max_simplification_error) if self.simplification else None
-        boxes: dict[int, list[float]] = {}
+        boxes: dict[int, list[int]] = {}
         sizes: list[int] = []
 
         def write(mesh: "LabelMesh") -> None:

@@ -133,10 +133,13 @@ class MeshFolder:
         return sizes
 
     def write_spatial_index(
-        self, name: str, boxes: Mapping[int, Sequence[float]], compress: str
+        self, name: str, boxes: Mapping[int, Sequence[int]], compress: str
     ) -> int:
-        """Write the spatial index of a cell: the lowest and highest corner in nm of each label."""
-        text = json.dumps({str(label): list(box) for label, box in boxes.items()})
+        """Write the spatial index of a cell: the lowest and highest corner in nm of each label.
+
+        cloud-volume takes whole numbers only.
+        """
+        text = json.dumps({str(label): box for label, box in boxes.items()}, separators=(",", ":"))
         return self._write(name, text.encode(), "application/json", compress)
 
     def write_record(self, box: BoundingBox, record: Record) -> None:
