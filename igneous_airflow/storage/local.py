@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from igneous_airflow.errors import (
     AccessDenied,
+    IgneousError,
     InvalidParameter,
     SourceNotFound,
     StorageUnavailable,
@@ -35,6 +36,8 @@ def _disk_errors(action: str, path: Path | str) -> Iterator[None]:
     """Turn the operating system's errors into ours, naming the path."""
     try:
         yield
+    except IgneousError:
+        raise
     except PermissionError as error:
         raise AccessDenied(f"cannot {action} {path}: permission denied") from error
     except OSError as error:
