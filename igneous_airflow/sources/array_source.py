@@ -173,10 +173,6 @@ class ArraySource:
         """What only a look into every file can tell."""
         return self.array.look()
 
-    def problems(self) -> tuple[str, ...]:
-        """Reasons to refuse that need no look into the files: none."""
-        return ()
-
     @property
     def notes(self) -> tuple[str, ...]:
         """What is worth knowing of the source."""

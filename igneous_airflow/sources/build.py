@@ -6,6 +6,7 @@ older writers had it, (1, x, y, z). `LAYER/build/` is where they lie by custom.
 
 import io
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -187,14 +188,13 @@ class BuildSource:
             f"{self.coverage.boxes[0]} {self.dtype} in {self.channels}"
         )
 
-    def problems(self) -> tuple[str, ...]:
-        """Overlaps, and holes that nothing fills, as the names of the files tell."""
+    def _place_problems(self) -> Iterator[str]:
+        """What the names of the files tell."""
         pairs = [f"{one} and {other}" for one, other in islice(self.coverage.overlaps(), 10)]
         if pairs:
-            return (f"build chunks overlap, so that voxels are told twice: {named(pairs)}",)
-        if self.missing is None and self.coverage.uncovered:
-            return (f"{self._holes()}: add the files, or set fill_missing to read background",)
-        return ()
+            yield f"build chunks overlap, so that voxels are told twice: {named(pairs)}"
+        elif self.missing is None and self.coverage.uncovered:
+            yield f"{self._holes()}: add the files, or set fill_missing to read background"
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ _NAMED_AT_MOST = 10
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
     """The key that sorts s2.tif before s10.tif."""
-    return [int(part) if i % 2 else part for i, part in enumerate(_DIGITS.split(name))], name
+    parts = _DIGITS.split(PurePosixPath(name).stem)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 @dataclass(frozen=True)

@@ -88,14 +88,14 @@ def _opened(folder: Folder, path: str) -> ZarrArray:
         warnings.simplefilter("ignore")  # about what others have put into the folder
         root = zarr.open(store, mode="r")
         node: Any = root[path] if path and isinstance(root, zarr.Group) else root
-        image: _Image | None = None
+        image: OmeImage | None = None
         if isinstance(node, zarr.Group):
-            image = _Image.of(node.attrs.asdict())
+            image = OmeImage.of(node.attrs.asdict())
             if image is None:
                 raise _no_image(folder.url, path, node)
             node = node[image.finest]
         elif isinstance(root, zarr.Group):
-            image = _Image.of(root.attrs.asdict())
+            image = OmeImage.of(root.attrs.asdict())
     scale = image.scale_of(path) if image else None
     return ZarrArray(_facts(folder, node, image, scale), node, f"{folder.url}/{node.path}")
 
@@ -124,7 +124,7 @@ def _no_image(url: str, path: str, group: "zarr.Group") -> InvalidParameter:
 
 
 def _facts(
-    folder: Folder, array: "zarr.Array[Any]", image: "_Image | None", scale: list[float] | None
+    folder: Folder, array: "zarr.Array[Any]", image: "OmeImage | None", scale: list[float] | None
 ) -> ArrayFacts:
     axes = (image.axes if image and len(image.axes) == array.ndim else None) or _named_axes(array)
     return ArrayFacts(
@@ -147,7 +147,7 @@ def _named_axes(array: "zarr.Array[Any]") -> str | None:
 
 
 @dataclass(frozen=True)
-class _Image:
+class OmeImage:
     """What the metadata of an OME image say of its arrays."""
 
     axes: str
@@ -156,7 +156,7 @@ class _Image:
     finest: str
 
     @classmethod
-    def of(cls, attributes: Mapping[str, Any]) -> "_Image | None":
+    def of(cls, attributes: Mapping[str, Any]) -> "OmeImage | None":
         """The first image of a group; None where there is none. Raises InvalidParameter."""
         ome = attributes.get("ome", attributes)
         images = ome.get("multiscales") if isinstance(ome, Mapping) else None

@@ -181,7 +181,6 @@ class Ingest(WritesLayer):
         from igneous_airflow.pyramid.placement import placement_problems
 
         source, place = _file_source(route), route.place
-        yield from source.problems()
         yield from _label_problems(source) if self.layer_type == "segmentation" else ()
         yield from background_problems(place.layer.dtype, self.background_color)
         yield from placement_problems(place, route.geometry.unit)

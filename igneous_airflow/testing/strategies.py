@@ -22,6 +22,18 @@ def boxes(largest: int = 40, offset: int = 100) -> st.SearchStrategy[BoundingBox
     return st.builds(BoundingBox.at, vectors(-offset, offset), sizes(largest))
 
 
+def boxes_within(size: Vec3) -> st.SearchStrategy[BoundingBox]:
+    """Boxes of at least one voxel inside a volume of a size that starts at the origin."""
+    corners = st.tuples(*(st.integers(0, length - 1) for length in size))
+    return corners.flatmap(
+        lambda low: st.builds(
+            BoundingBox,
+            st.just(Vec3(*low)),
+            st.builds(Vec3, *(st.integers(a + 1, n) for a, n in zip(low, size, strict=True))),
+        )
+    )
+
+
 def factors() -> st.SearchStrategy[Vec3]:
     """Pooling factors: the usual ones, anisotropic ones, and each axis alone."""
     usual = ["221", "222", "212", "122", "211", "121", "112", "441", "421", "142"]
