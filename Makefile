@@ -11,7 +11,7 @@ IMAGE ?= igneous-airflow-worker:$(shell sed -nE 's/^version = "(.*)"/\1/p' pypro
 .PHONY: help install demo airflow env test e2e check format bench picture lock image image-test
 
 help: ## list the targets
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | column -t -s '	'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
 
 install: .venv/installed ## make .venv with the igneous-airflow command in it
 

@@ -55,7 +55,7 @@ class StageDrainedSensor(BaseSensorOperator):
 
     def execute(self, context: "Context") -> None:
         """Look, and wait when the run is undecided."""
-        if not read_params(RunOptions, context["params"]).workers:
+        if not read_params(RunOptions, context.get("params") or {}).workers:
             self.patience = max(self.patience, _PATIENCE_WITH_OTHERS)
             self._watch = Watch(self.patience)
         if not self.deferrable:

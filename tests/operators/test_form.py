@@ -120,7 +120,11 @@ def test_shared_fields_and_switches_come_first_then_each_step_then_how_it_is_run
         "Stretch": ["stretch_dest", "low", "high"],
         "Coarsen": ["coarsen_mip", "coarsen_shape"],
         "Surface": ["surface_mip"],
-        "Run": list(RunOptions.model_fields),
+        "Run": ["run_on", "workers", "max_attempts", "lease_seconds", "batch", "queue"],
+        "Kubernetes pods": [
+            *("cpu", "memory", "image", "namespace"),
+            *("service_account", "node_selector", "tolerations"),
+        ],
     }
 
 
@@ -184,7 +188,7 @@ def test_wrong_values_of_every_step_are_refused_at_once_in_the_words_of_the_form
         "low": 9,
         "high": 3,
         "coarsen_mip": -7,
-        "workers": 0,
+        "workers": -1,
     }
     with pytest.raises(AirflowFailException) as caught:
         form.read(opened(form) | given)
@@ -194,7 +198,7 @@ def test_wrong_values_of_every_step_are_refused_at_once_in_the_words_of_the_form
         "  - source: Field required",
         "  - read_dest: 'nowhere' is not an address",
         "  - coarsen_mip: Input should be greater than or equal to -1; got -7",
-        "  - workers: Input should be greater than or equal to 1; got 0",
+        "  - workers: Input should be greater than or equal to 0; got -1",
     )
     for line, beginning in zip(lines, beginnings, strict=True):
         assert line.startswith(beginning)

@@ -13,8 +13,8 @@ from igneous_airflow.operators.params import (
     make_params,
     read_params,
     refuse_unknown,
+    titled_schemas,
 )
-from igneous_airflow.stage import field_schemas
 
 pytestmark = pytest.mark.airflow
 
@@ -47,7 +47,7 @@ class Shapes(BaseModel):
 
 
 def model_params(*models: type[BaseModel]) -> dict[str, Param]:
-    return make_params({n: s for model in models for n, s in field_schemas(model).items()})
+    return make_params({n: s for model in models for n, s in titled_schemas(model).items()})
 
 
 def test_a_field_keeps_its_words_its_default_and_its_limits() -> None:
@@ -65,8 +65,11 @@ def test_a_field_keeps_its_words_its_default_and_its_limits() -> None:
 
 def test_a_description_names_other_fields_by_the_titles_that_the_form_shows() -> None:
     class Pair(BaseModel):
-        one: Annotated[int, Field(title="The first")] = 1
-        two: Annotated[int, Field(description="More than `one`, never `three`.")] = 2
+        one: Annotated[int, Field(title="The first", json_schema_extra=section("How"))] = 1
+        two: Annotated[
+            int,
+            Field(description="More than `one`, never `three`.", json_schema_extra=section("How")),
+        ] = 2
 
     assert model_params(Pair)["two"].description == "More than 'The first', never `three`."
 
