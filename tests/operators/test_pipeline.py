@@ -12,7 +12,7 @@ from airflow.sdk import DAG
 from airflow.utils.session import create_session
 
 from igneous_airflow.operators.sensor import StageDrainedSensor
-from igneous_airflow.operators.workers import LocalWorkers
+from igneous_airflow.operators.stage_workers import StageWorkers
 from igneous_airflow.run import Run
 from igneous_airflow.storage.layer import Layer
 
@@ -199,7 +199,7 @@ def lose_a_receipt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "blamed"), [(LocalWorkers, "drained"), (StageDrainedSensor, "finish")]
+    ("kind", "blamed"), [(StageWorkers, "drained"), (StageDrainedSensor, "finish")]
 )
 def test_the_next_step_starts_only_when_every_task_has_its_receipt(
     copy: DAG,
