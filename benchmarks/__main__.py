@@ -325,7 +325,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="counted pairs of a case")
     parser.add_argument(
-        "--cases", default="abcdefgqwz", help="some of a to g, w, z, and q: the queue"
+        "--cases",
+        default="abcdefgmqwz",
+        help="some of a to g, w, z, m: meshes, q: the queue",
     )
     parser.add_argument("--profile", choices=list(CASES), help="only show our profile of a case")
     options = parser.parse_args()
@@ -336,7 +338,8 @@ def main() -> None:
             bench.profile(options.profile)
             return
         measure(bench, options.cases)
-    for name in ("bench_queue", "bench_enqueue", "bench_sqs") if "q" in options.cases else ():
+    others = {"m": ("bench_mesh",), "q": ("bench_queue", "bench_enqueue", "bench_sqs")}
+    for name in (name for case in options.cases for name in others.get(case, ())):
         print(f"\n{name}", flush=True)
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=ROOT, check=True)
 
