@@ -152,23 +152,31 @@ def fresh_copy(source: Path, copy: Path) -> str:
 
 def layer_to_write(case: Case, source: Path, layer: Path) -> str:
     """Clear the place of what is made: a copy of the source, or nothing; return its address."""
-    if not case.is_transfer:
+    if case.is_in_place:
         return fresh_copy(source, layer)
     shutil.rmtree(layer, ignore_errors=True)
     return layer.as_uri()
 
 
 def new_bytes(case: Case, layer: Path) -> int:
-    """Add up the stored bytes of all mips that were made."""
+    """Add up the stored bytes of all that was made."""
     scales = json.loads((layer / "info").read_text())["scales"][case.first :]
     folders = [layer / scale["key"] for scale in scales]
+    if case.stage == "luminance_levels":
+        folders = [layer / "levels" / "0"]
     return sum(file.stat().st_size for folder in folders for file in folder.iterdir())
 
 
 def own_command(layer: str, case: Case, core: int, *options: str) -> list[str]:
     """Put together the command of our side."""
-    program = [sys.executable, "-m", "benchmarks.own_side"]
+    program = [sys.executable, "-m", "benchmarks.own_side", case.stage]
     return [*program, layer, str(case.mips), str(core), *options]
+
+
+def other_command(layer: str, case: Case, core: int, source: str) -> list[str]:
+    """Put together the command of the other side."""
+    program = [peer_python(), str(ROOT / "benchmarks" / "igneous_side.py")]
+    return [*program, case.stage, layer, str(case.mips), str(core), source]
 
 
 class Bench:
@@ -204,15 +212,13 @@ class Bench:
     def against_the_peer(self, name: str) -> Row:
         """Run both sides by turns on the same core."""
         case, source, core = CASES[name], self.source(name), self.cores[0]
-        script = [peer_python(), str(ROOT / "benchmarks" / "igneous_side.py")]
         theirs, ours = source.parent / "igneous", source.parent / "own"
-        sent = [source.as_uri()] if case.is_transfer else []
-        options = ["--transfer-from", *sent] if sent else []
+        src = source.as_uri()
 
         def pair() -> Pair:
             theirs_url, ours_url = (layer_to_write(case, source, side) for side in (theirs, ours))
-            peer = run([*script, theirs_url, str(case.mips), str(core), *sent])
-            return peer, run(own_command(ours_url, case, core, *options))
+            peer = run(other_command(theirs_url, case, core, src))
+            return peer, run(own_command(ours_url, case, core, "--source", src))
 
         pairs = self.pairs(name, pair, case.voxels)
         counted = layers("compare", name, theirs, ours)
@@ -248,8 +254,8 @@ class Bench:
         """Print where our side spends its time."""
         case, source = CASES[name], self.source(name)
         layer = layer_to_write(case, source, source.parent / "own")
-        options = ["--transfer-from", source.as_uri()] if case.is_transfer else []
-        command = own_command(layer, case, self.cores[0], "--profile", *options)
+        options = ("--profile", "--source", source.as_uri())
+        command = own_command(layer, case, self.cores[0], *options)
         subprocess.run(command, cwd=ROOT, env=child_environment(), check=True)
 
 
@@ -318,7 +324,9 @@ def measure(bench: Bench, names: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="counted pairs of a case")
-    parser.add_argument("--cases", default="abcdefgq", help="some of a to g, and q: the queue")
+    parser.add_argument(
+        "--cases", default="abcdefgqln", help="some of a to g, l, n, and q: the queue"
+    )
     parser.add_argument("--profile", choices=list(CASES), help="only show our profile of a case")
     options = parser.parse_args()
     data = Path(os.environ.get("IGNEOUS_AIRFLOW_DATA", ROOT / ".." / "shared" / "data")).resolve()

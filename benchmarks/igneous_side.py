@@ -32,29 +32,34 @@ def timed(work: Callable[[], None]) -> None:
     print(json.dumps({"start": start, "end": end, "cpu": cpu, "megabytes": peak}))
 
 
-def main() -> None:
-    layer, mips, core = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    pin(core)
-    from igneous.task_creation import create_downsampling_tasks, create_transfer_tasks
+def tasks_of(stage: str, layer: str, mips: int, source: str) -> list[Callable[[], None]]:
+    """Make the tasks; this also writes the new scales to the info file: preparation, not work."""
+    from igneous import task_creation
 
-    # making the tasks also writes the new scales to the info file: preparation, not work
-    if len(sys.argv) > 4:
-        tasks = list(
-            create_transfer_tasks(
-                sys.argv[4], layer, chunk_size=(64, 64, 64), compress="gzip",
-                skip_downsamples=mips == 0, max_mips=mips or None, no_src_update=True,
-            )
+    if stage == "transfer":
+        tasks = task_creation.create_transfer_tasks(
+            source, layer, chunk_size=(64, 64, 64), compress="gzip",
+            skip_downsamples=mips == 0, max_mips=mips or None, no_src_update=True,
         )  # fmt: skip
+    elif stage == "luminance_levels":
+        tasks = task_creation.create_luminance_levels_tasks(layer)
+    elif stage == "contrast_normalization":
+        tasks = task_creation.create_contrast_normalization_tasks(source, layer)
     else:
-        tasks = list(
-            create_downsampling_tasks(
-                layer, mip=0, num_mips=mips, fill_missing=False, compress="gzip"
-            )
+        tasks = task_creation.create_downsampling_tasks(
+            layer, mip=0, num_mips=mips, fill_missing=False, compress="gzip"
         )
+    return list(tasks)
+
+
+def main() -> None:
+    stage, layer, mips, core, source = sys.argv[1:]
+    pin(int(core))
+    tasks = tasks_of(stage, layer, int(mips), source)
 
     def work() -> None:
         for task in tasks:
-            task()
+            getattr(task, "execute", task)()  # a task is an object of a class, or a function
 
     timed(work)
 

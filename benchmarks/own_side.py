@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from benchmarks.igneous_side import pin, timed
+from igneous_airflow.stages import stage_class
 from igneous_airflow.worker.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -19,10 +20,13 @@ _IMPORTED_LATE = (
     "cloudvolume.chunks",
     "compressed_segmentation",
     "deflate",
+    "igneous_airflow.kernels.histogram",
+    "igneous_airflow.kernels.lookup",
     "igneous_airflow.kernels.pooling",
     "igneous_airflow.pyramid.route",
     "igneous_airflow.storage.codecs",
     "igneous_airflow.storage.layer",
+    "igneous_airflow.storage.levels",
     "isal.igzip_lib",
     "tinybrain",
 )
@@ -30,23 +34,20 @@ _IMPORTED_LATE = (
 
 def stage_of(options: argparse.Namespace) -> "Stage":
     """Make the stage that is measured."""
-    if options.transfer_from is None:
-        from igneous_airflow.stages.downsample import Downsample
-
-        return Downsample(layer=options.layer, mip=0, num_mips=options.mips)
-    from igneous_airflow.stages.transfer import Transfer
-
-    return Transfer(
-        src=options.transfer_from,
-        dest=options.layer,
-        chunk_size=(64, 64, 64),
-        max_mips=options.mips,
-        skip_downsamples=options.mips == 0,
+    stage = stage_class(options.stage)
+    if options.stage == "downsample":
+        return stage(layer=options.layer, mip=0, num_mips=options.mips)
+    if options.stage == "luminance_levels":
+        return stage(layer=options.layer)
+    wishes = {"chunk_size": (64, 64, 64), "max_mips": options.mips}
+    return stage(
+        src=options.source, dest=options.layer, skip_downsamples=options.mips == 0, **wishes
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage")
     parser.add_argument("layer")
     parser.add_argument("mips", type=int)
     parser.add_argument("core", type=int)
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=1, help="do the same cells again")
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--transfer-from", help="the source of a transfer to the layer")
+    parser.add_argument("--source", help="the layer that is read, where it is another one")
     options = parser.parse_args()
     pin(options.core)
     keep_freed_memory()  # as every worker process does
