@@ -159,9 +159,11 @@ def layer_to_write(case: Case, source: Path, layer: Path) -> str:
 
 
 def new_bytes(case: Case, layer: Path) -> int:
-    """Add up the stored bytes of all mips that were made."""
+    """Add up the stored bytes of all that was made."""
     scales = json.loads((layer / "info").read_text())["scales"][case.first :]
     folders = [layer / scale["key"] for scale in scales]
+    if case.stage == "luminance_levels":
+        folders = [layer / "levels" / "0"]
     return sum(file.stat().st_size for folder in folders for file in folder.iterdir())
 
 
@@ -326,8 +328,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="counted pairs of a case")
     parser.add_argument(
         "--cases",
-        default="abcdefgmqwz",
-        help="some of a to g, w, z, m: meshes, q: the queue",
+        default="abcdefglmnqwz",
+        help="some of a to g, l, n, w, z, m: meshes, q: the queue",
     )
     parser.add_argument("--profile", choices=list(CASES), help="only show our profile of a case")
     options = parser.parse_args()

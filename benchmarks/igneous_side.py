@@ -45,6 +45,10 @@ def tasks_of(stage: str, layer: str, mips: int, source: str) -> list[Callable[[]
         tasks = task_creation.create_quantize_tasks(
             source, layer, shape=(512, 512, 64), chunk_size=(64, 64, 64)
         )
+    elif stage == "luminance_levels":
+        tasks = task_creation.create_luminance_levels_tasks(layer)
+    elif stage == "contrast_normalization":
+        tasks = task_creation.create_contrast_normalization_tasks(source, layer)
     else:
         tasks = task_creation.create_downsampling_tasks(
             layer, mip=0, num_mips=mips, fill_missing=False, compress="gzip"
@@ -59,7 +63,7 @@ def main() -> None:
 
     def work() -> None:
         for task in tasks:
-            task()
+            getattr(task, "execute", task)()  # a task is an object of a class, or a function
 
     timed(work)
 

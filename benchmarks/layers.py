@@ -34,8 +34,8 @@ class Case:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the layer itself gets the mips."""
-        return self.stage == "downsample"
+        """Whether the layer itself gets what is made."""
+        return self.stage in ("downsample", "luminance_levels")
 
     @property
     def first(self) -> int:
@@ -62,6 +62,8 @@ CASES = {
     "e": Case("sections to 64 cubed", "image", *_EM, 0, 4.0, 1.01, _SECTION, "transfer"),
     "f": Case("the same and 4 mips", "image", *_EM, 4, 3.0, 1.01, _SECTION, "transfer"),
     "g": Case("copy of files", "image", *_EM, 0, 2.0, 1.0, stage="transfer"),
+    "l": Case("luminance levels", "image", *_EM, 0, 40.0, None, stage="luminance_levels"),
+    "n": Case("contrast and 4 mips", "image", *_EM, 4, 5.0, 1.02, stage="contrast_normalization"),
     "w": Case("remap of labels u32", *_LABELS, 0, 0.5, 1.0, stage="watershed_remap", is_bare=True),
     "z": Case("affinities to greys", *_AFFINITIES, 3, 3.0, 1.02, stage="quantize_affinities"),
 }
@@ -163,17 +165,43 @@ def make(case: Case, data: Path, folder: Path) -> dict[str, Any]:
     volume = CloudVolume(folder.as_uri(), info=info, compress="gzip", progress=False)
     volume.commit_info()
     volume[:, :, :] = voxels
+    if case.stage == "contrast_normalization":
+        write_levels(voxels, folder / "levels" / "0")
     return {"source": source}
 
 
+def write_levels(voxels: "NDArray[np.uint8]", folder: Path) -> None:
+    """Count each section, as both sides need it before contrast is normalized."""
+    import numpy as np
+
+    folder.mkdir(parents=True)
+    for z in range(voxels.shape[2]):
+        counts = np.bincount(voxels[:, :, z].ravel(), minlength=256).tolist()
+        patch = {"patch_size": [*voxels.shape[:2], 1], "num_patches": 1, "coverage_ratio": 1.0}
+        (folder / str(z)).write_text(json.dumps({"levels": counts, **patch}))
+
+
+def levels_of(layer: Path) -> "NDArray[np.int64]":
+    """Read the counts of every section: the row is z, the column the grey value."""
+    import numpy as np
+
+    files = sorted((layer / "levels" / "0").iterdir(), key=lambda file: int(file.name))
+    return np.array([json.loads(file.read_text())["levels"] for file in files])
+
+
 def compare(case: Case, left: Path, right: Path) -> dict[str, Any]:
-    """Decode every new mip of two layers and count the voxels, and those that differ."""
+    """Decode what was made of two layers and count the voxels, and those that differ."""
     import numpy as np
     from cloudvolume import CloudVolume
 
     compared = differing = 0
-    for mip in range(case.first, case.mips + 1):
-        one, other = (CloudVolume(side.as_uri(), mip=mip)[:] for side in (left, right))
+    mips = range(case.first, case.mips + 1)
+    pairs = (
+        tuple(CloudVolume(side.as_uri(), mip=mip)[:] for side in (left, right)) for mip in mips
+    )
+    if case.stage == "luminance_levels":
+        pairs = iter([(levels_of(left), levels_of(right))])
+    for one, other in pairs:
         compared += one.size
         same_shape = one.shape == other.shape
         differing += int(np.count_nonzero(one != other)) if same_shape else one.size

@@ -20,12 +20,14 @@ _IMPORTED_LATE = (
     "cloudvolume.chunks",
     "compressed_segmentation",
     "deflate",
+    "igneous_airflow.kernels.histogram",
     "igneous_airflow.kernels.lookup",
     "igneous_airflow.kernels.pooling",
     "igneous_airflow.kernels.quantizing",
     "igneous_airflow.pyramid.route",
     "igneous_airflow.storage.codecs",
     "igneous_airflow.storage.layer",
+    "igneous_airflow.storage.levels",
     "isal.igzip_lib",
     "isal.isal_zlib",
     "tinybrain",
@@ -37,6 +39,8 @@ def stage_of(options: argparse.Namespace) -> "Stage":
     stage = stage_class(options.stage)
     if options.stage == "downsample":
         return stage(layer=options.layer, mip=0, num_mips=options.mips)
+    if options.stage == "luminance_levels":
+        return stage(layer=options.layer)
     wishes = {"chunk_size": (64, 64, 64), "max_mips": options.mips}
     if options.stage == "watershed_remap":
         wishes["map_path"] = f"{options.source.rpartition('/')[0]}/map.npy"

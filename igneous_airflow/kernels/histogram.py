@@ -17,12 +17,12 @@ COUNT_BYTES = 8
 def count_sections(voxels: Array, counts: Counts) -> None:
     """Add the voxels of each section to its row of `counts`.
 
-    voxels: (x, y, z, channel), uint8 or uint16. counts: (z, grey value).
+    voxels: (x, y, z, 1), uint8 or uint16. counts: (z, grey value).
     """
+    values = voxels.reshape(-1, len(counts), order="F")  # a column for each section
     for section, row in enumerate(counts):
-        values = voxels[:, :, section].reshape(-1, order="F")
         for start in range(0, len(values), PIECE):
-            piece = values[start : start + PIECE]
+            piece = values[start : start + PIECE, section]
             if len(piece) < len(row):  # an array of all grey values would cost more than the voxels
                 np.add.at(row, piece, 1)
             else:

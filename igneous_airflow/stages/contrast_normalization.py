@@ -209,9 +209,12 @@ class ContrastNormalization(Conversion):
         def table(clip: tuple[int, int]) -> "NDArray[Any]":
             return stretch_table(layer.dtype, clip, (low, high))
 
+        @lru_cache(maxsize=1)  # a task comes to many boxes of the same sections, one by one
+        def tables(start: int, stop: int) -> "list[NDArray[Any]]":
+            return [table(clip) for clip in self._clips(levels, range(start, stop))]
+
         def stretch(box: BoundingBox, voxels: "NDArray[Any]") -> "NDArray[Any]":
-            clips = self._clips(levels, range(box.min.z, box.max.z))
-            return look_up_sections(voxels, map(table, clips))
+            return look_up_sections(voxels, tables(box.min.z, box.max.z))
 
         return stretch
 

