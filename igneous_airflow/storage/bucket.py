@@ -83,7 +83,7 @@ class BucketFolder:
         return io.BufferedReader(_FileInBucket(self, name, size), _PART)
 
     def part(self, name: str, start: int, stop: int) -> bytes:
-        """Read some bytes of a file that is there; raises InvalidParameter for a compressed one."""
+        """Read some bytes of a file that has them; raises InvalidParameter for a compressed one."""
         with self._errors("read", name):
             (answer,) = self._files.get([{"path": name, "start": start, "end": stop}], raw=True)
             if answer["compress"]:
@@ -91,7 +91,13 @@ class BucketFolder:
                     f"{self._url}/{name} is stored with {answer['compress']} compression, so that "
                     "parts of it cannot be read: store it as it is"
                 )
-            return bytes(answer["content"])
+        content = answer["content"] or b""
+        if len(content) != stop - start:
+            raise StorageUnavailable(
+                f"{self._url}/{name} gave {len(content):,} bytes where {stop - start:,} were asked "
+                "for: it was changed meanwhile, or its server does not give parts of files"
+            )
+        return bytes(content)
 
     def version(self, name: str) -> str | None:
         with self._errors("read", name):

@@ -59,7 +59,7 @@ class Cube:
             corner = Vec3(*map(_whole, low, lengths))
             label_type = data.get("segment_id_type", data.get("segmentation_type"))
             problem = _problem(data, size, (x, y, z), label_type)
-        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             problem = f"{type(error).__name__}: {error}"
         if problem:
             raise InvalidInfo(f"{folder.url}/{name}/{_METADATA} is broken: {problem}")

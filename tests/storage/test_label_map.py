@@ -45,6 +45,7 @@ class Server:
 
     def __init__(self, content):
         self.content = content
+        self.gives_parts = True
         self.requests = []
         outer = self
 
@@ -59,7 +60,7 @@ class Server:
                 found = self.path == "/folder/map"
                 body, code = outer.content if found else b"", 200 if found else 404
                 outer.requests.append((self.command, self.headers.get("Range")))
-                if found and "Range" in self.headers:
+                if found and outer.gives_parts and "Range" in self.headers:
                     first, last = self.headers["Range"].removeprefix("bytes=").split("-")
                     body, code = body[int(first) : int(last) + 1], 206
                 self.send_response(code)
@@ -235,6 +236,13 @@ def test_a_map_in_a_bucket_is_fetched_once_for_all_processes(cache):
     assert len(list(Path(cache).rglob("*"))) == 2  # a folder, a file
     sizes = [int(b) - int(a) for a, b in (p.removeprefix("bytes=").split("-") for p in fetched)]
     assert [size // 2**20 for size in sizes if size > 2**20] == [11]  # the others are its header
+
+
+def test_a_server_that_gives_no_parts_is_named():
+    with Server(npy(np.arange(1_000_000, dtype=np.uint32))) as server:
+        server.gives_parts = False
+        with pytest.raises(StorageUnavailable, match=r"map gave .* does not give parts"):
+            LabelMap.open(server.url)
 
 
 def test_a_map_that_changes_while_it_is_fetched_is_tried_again(cache):
