@@ -127,9 +127,10 @@ def _label_table(value: object) -> tuple[tuple[int, int], ...]:
         value = [f"{old}:{new}" for old, new in value.items()]
     table: dict[int, int] = {}
     for pair in _parts(value, "pairs OLD:NEW, as 17:1,42:1"):
-        old, colon, new = pair.partition(":") if isinstance(pair, str) else ("", "", "")
-        if not colon and isinstance(pair, Sequence) and len(pair) == 2:
-            old, new = pair
+        both = pair.split(":") if isinstance(pair, str) else pair
+        if not isinstance(both, Sequence) or len(both) != 2:
+            raise ValueError(f"{pair!r} is not OLD:NEW, as 17:1")
+        old, new = both
         key, label = _label(old), _label(new)
         if key == 0 or table.setdefault(key, label) != label:
             why = "0 is the background" if key == 0 else f"{key} is given twice"

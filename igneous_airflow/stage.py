@@ -49,12 +49,15 @@ class Plan(BaseModel):
         """The plan in words, for logs and terminals."""
         lines = [f"{self.stage}: {self.tasks:,} task{'s' if self.tasks != 1 else ''} ({self.grid})"]
         if self.voxels:
-            lines += [
-                f"  reads  {self.voxels:,} voxels, {human_bytes(self.bytes_read)} uncompressed",
-                f"  writes {human_bytes(self.bytes_written)} uncompressed",
+            lines.append(
+                f"  reads  {self.voxels:,} voxels, {human_bytes(self.bytes_read)} uncompressed"
+            )
+            if self.bytes_written:
+                lines.append(f"  writes {human_bytes(self.bytes_written)} uncompressed")
+            lines.append(
                 f"  needs  {human_bytes(self.memory)} of memory a task, "
-                f"of {human_bytes(self.memory_target)} allowed",
-            ]
+                f"of {human_bytes(self.memory_target)} allowed"
+            )
         lines += [f"  makes  {output}" for output in self.outputs]
         lines += [f"  deletes {deletion}" for deletion in self.deletions]
         lines += [f"  note:  {note}" for note in self.notes]

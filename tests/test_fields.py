@@ -141,3 +141,84 @@ def test_every_shared_field_has_a_title_a_description_and_a_section():
 def test_a_section_orders_the_form():
     field = Annotated[int, Field(json_schema_extra=fields.section(fields.HOW))]
     assert TypeAdapter(field).json_schema()["section"] == "How"
+
+
+LABELS, TABLE = TypeAdapter(fields.LabelList), TypeAdapter(fields.LabelTable)
+FOLDER = TypeAdapter(fields.FolderInLayer)
+BIG = 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    ("given", "labels"),
+    [
+        ("17", (17,)),
+        (" 42 , 17,42", (17, 42)),
+        ([42, 17], (17, 42)),
+        (["42", 17], (17, 42)),
+        ((f"{BIG}",), (BIG,)),
+        (str(2**53 + 1), (2**53 + 1,)),
+    ],
+)
+def test_labels_are_text_or_a_list_and_survive_json_as_text(given, labels):
+    assert LABELS.validate_python(given) == labels
+    text = LABELS.dump_json(labels)
+    assert text == str([str(label) for label in labels]).replace("'", '"').replace(" ", "").encode()
+    assert LABELS.validate_json(text) == labels
+
+
+@pytest.mark.parametrize(
+    "value", ["", "x", "1,,2", "-1", "1.5", [], [1.5], [None], [True], ["0"], [2**64], {}, 5, "²"]
+)
+def test_what_is_no_list_of_labels_is_refused(value):
+    with pytest.raises(ValidationError):
+        LABELS.validate_python(value)
+
+
+def test_no_more_labels_are_taken_than_a_message_holds():
+    assert len(LABELS.validate_python(list(range(1, 10_001)))) == 10_000
+    with pytest.raises(ValidationError, match="1 to 10,000 labels"):
+        LABELS.validate_python(list(range(1, 10_002)))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        f"17:1,42:{BIG}",
+        f" 42 : {BIG} , 17:1",
+        {"17": 1, "42": str(BIG)},
+        {17: 1, 42: BIG},
+        ["17:1", f"42:{BIG}"],
+        [(17, 1), [42, BIG]],
+        ["17:1", "17:1", f"42:{BIG}"],
+    ],
+)
+def test_a_table_of_labels_is_text_a_mapping_or_a_list(given):
+    table = ((17, 1), (42, BIG))
+    assert TABLE.validate_python(given) == table
+    assert TABLE.validate_json(TABLE.dump_json(table)) == table
+    assert TABLE.dump_json(table) == f'["17:1","42:{BIG}"]'.encode()
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ("17", "'17' is not OLD:NEW"),
+        ("17:1:2", "not OLD:NEW"),
+        ("a:b", "'a' is not a label"),
+        ("0:1", "0 is the background"),
+        ({"1": "2", " 1": "3"}, "1 is given twice"),
+        ({}, "pairs OLD:NEW"),
+        ([[1]], "not OLD:NEW"),
+        ("1:-1", "not a label"),
+    ],
+)
+def test_what_is_no_table_of_labels_is_refused(value, named):
+    with pytest.raises(ValidationError, match=named):
+        TABLE.validate_python(value)
+
+
+def test_a_folder_in_a_layer_is_tidied_or_refused():
+    assert FOLDER.validate_python(" mesh/v2/ ") == "mesh/v2"
+    for name in ("", "/mesh", "../mesh", "a/../../b", "gs://bucket/mesh", "."):
+        with pytest.raises(ValidationError, match="not the name of a folder"):
+            FOLDER.validate_python(name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from igneous_airflow.errors import AuditFailed, IgneousError, InvalidParameter
-from igneous_airflow.fields import HOW, LIMITS, LayerUrl, folder_in_layer, section
+from igneous_airflow.fields import HOW, LIMITS, LayerUrl, section
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.prefixes import Prefixes, PrefixGroup
@@ -143,7 +143,7 @@ class MeshManifest(Stage):
         layer = Layer.open(self.layer)
         if layer.info.mesh_directory is None:
             raise InvalidParameter(f"{self.layer}/info names no mesh directory: run mesh first")
-        meshes = MeshFolder(layer.folder, folder_in_layer(layer.info.mesh_directory))
+        meshes = MeshFolder(layer.folder, layer.info.mesh_directory)
         info = meshes.read_info()
         if info is None:
             raise InvalidParameter(
@@ -154,15 +154,11 @@ class MeshManifest(Stage):
         return _Job(layer, meshes, info, layer.scale(info.mip), groups)
 
     def _unfinished(self, job: "_Job") -> Iterator[str]:
-        done = job.meshes.recorded()
-        undone = [
-            str(cell)
-            for cell in job.grid
-            if str(cell) not in done and any(part.contains(cell) for part in job.info.parts)
-        ]
+        promised = {str(cell) for part in job.info.parts for cell in job.grid.overlapping(part)}
+        undone = sorted(promised - job.meshes.recorded())
         if undone and not self.allow_incomplete:
             yield (
-                f"{len(undone):,} of {len(job.grid):,} cells have not been meshed: "
+                f"{len(undone):,} of {len(promised):,} cells have not been meshed: "
                 f"{', '.join(undone[:_NAMED_AT_MOST])}. Finish mesh first, or set allow_incomplete"
             )
 

@@ -76,13 +76,13 @@ class BucketFolder:
                     yield plain_name(name.rpartition("/")[2])
 
     def names_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[str]:
+        folder = f"{prefix}/" if prefix else ""
         with self._errors("list", prefix):
             for start in starts:
-                for name in self._files.list(
-                    prefix=f"{prefix}/{start}" if prefix else start, flat=True
-                ):
-                    if not name.endswith("/"):
-                        yield plain_name(name.rpartition("/")[2])
+                for path in self._files.list(prefix=f"{folder}{start}", flat=True):
+                    name = path.removeprefix(folder)
+                    if "/" not in name:  # which cloud-files lists as well
+                        yield plain_name(name)
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         with self._errors("list", prefix):

@@ -239,8 +239,17 @@ class Info:
 
     @property
     def mesh_directory(self) -> str | None:
-        """The folder of the layer's meshes, where the info names one."""
-        return str(self.data["mesh"]).rstrip("/") if self.data.get("mesh") else None
+        """The folder of the layer's meshes, where the info names one.
+
+        Raises InvalidInfo when it is not inside the layer.
+        """
+        name = self.data.get("mesh")
+        if not name:
+            return None
+        folder = normpath(str(name))
+        if not isinstance(name, str) or ":" in name or folder.startswith((".", "/")):
+            raise InvalidInfo(f"the mesh directory of the info, {name!r}, is not inside the layer")
+        return folder
 
     def with_mesh_directory(self, directory: str) -> "Info":
         """Name the folder of the layer's meshes; raises InvalidInfo when it has another one."""

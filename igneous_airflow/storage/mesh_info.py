@@ -5,13 +5,12 @@ Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precom
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from igneous_airflow.errors import InvalidInfo
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
-from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.storage.info import Scale
 
 _TYPE = "neuroglancer_legacy_mesh"
@@ -44,8 +43,10 @@ class MeshInfo:
                 )
             if "mip" not in data or "chunk_size" not in data:
                 return None
-            parts = tuple(map(BoundingBox.parse, data.get("parts", ())))
-            return cls(int(data["mip"]), Vec3.of(data["chunk_size"]), parts, data)
+            cell, parts = Vec3.of(data["chunk_size"]), data.get("parts", ())
+            if min(cell) < 1:
+                raise ValueError(f"chunk_size {cell}")
+            return cls(int(data["mip"]), cell, tuple(map(BoundingBox.parse, parts)), data)
         except (ValueError, TypeError, AttributeError) as error:
             if isinstance(error, InvalidInfo):
                 raise
@@ -53,17 +54,14 @@ class MeshInfo:
 
     def data(self, spatial_index: Mapping[str, Any] | None) -> dict[str, Any]:
         """The file's content."""
-        mine: dict[str, Any] = {
+        index = {} if spatial_index is None else {"spatial_index": spatial_index}
+        mine = {
             "@type": _TYPE,
             "mip": self.mip,
             "chunk_size": list(self.cell),
             "parts": [str(box) for box in self.parts],
         }
-        return {
-            **self.others,
-            **mine,
-            **({} if spatial_index is None else {"spatial_index": spatial_index}),
-        }
+        return {**self.others, **mine, **index}
 
     def has_grid_of(self, other: "MeshInfo") -> bool:
         """Whether fragments of both lie on the same grid."""
@@ -76,19 +74,20 @@ class MeshInfo:
         kept = [part for part in self.parts if not box.contains(part)]
         return MeshInfo(self.mip, self.cell, (*kept, box), self.others)
 
-    def grid(self, scale: Scale) -> Grid:
-        """The cells of the whole volume."""
-        return Grid(scale.bounds, self.cell)
 
-
-def physical_name(box: BoundingBox, resolution: Sequence[float]) -> str:
-    """A box in nm as text, which names its spatial index; as many digits as the resolution has.
+def spatial_index_name(cell: BoundingBox, scale: Scale) -> str:
+    """The file with the spatial index of a cell: its box in nm, with the resolution's decimals.
 
     That is how cloud-volume writes these names.
     """
-    digits = max(len(f"{float(r)!r}".partition(".")[2].rstrip("0")) for r in resolution)
-    spans = zip(box.min, box.max, resolution, strict=True)
-    return "_".join(f"{low * r:.{digits}f}-{high * r:.{digits}f}" for low, high, r in spans)
+    decimals = max(_decimals(r) for r in scale.resolution)
+    spans = zip(cell.min, cell.max, scale.resolution, strict=True)
+    box = "_".join(f"{low * r:.{decimals}f}-{high * r:.{decimals}f}" for low, high, r in spans)
+    return f"{box}.spatial"
+
+
+def _decimals(number: float) -> int:
+    return 0 if number.is_integer() else len(f"{number!r}".partition(".")[2])
 
 
 def spatial_index_entry(scale: Scale, cell: Vec3) -> dict[str, Any]:

@@ -9,7 +9,6 @@ been meshed says which labels have fragments there, so that a missing one is not
 
 import json
 import re
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,6 +42,14 @@ class Record:
 
     parameters: str  # a fingerprint
     labels: tuple[int, ...]
+
+
+def encode_fragment(vertices: "NDArray[Any]", faces: "NDArray[Any]") -> bytes:
+    """The bytes of a fragment: vertices (n, 3) in nm, faces (m, 3)."""
+    import numpy as np
+
+    count = np.array(len(vertices), "<u4")
+    return count.tobytes() + vertices.astype("<f4").tobytes() + faces.astype("<u4").tobytes()
 
 
 class MeshFolder:
@@ -80,24 +87,9 @@ class MeshFolder:
                 self.layer.delete_folder(f"{self.directory}/{_RECORDS}")
             self._write_json(_INFO, wanted.data(spatial_index))
 
-    def write_fragment(
-        self, label: int, box: BoundingBox, mesh: "tuple[NDArray[Any], NDArray[Any]]", compress: str
-    ) -> int:
-        """Write the fragment of a label in a cell and return its stored bytes.
-
-        `mesh` are vertices (n, 3) float32 in nm, and faces (m, 3) uint32.
-        """
-        import numpy as np
-
-        vertices, faces = mesh
-        content = b"".join(
-            (
-                np.uint32(len(vertices)).tobytes(),
-                np.ascontiguousarray(vertices, "<f4").tobytes(),
-                np.ascontiguousarray(faces, "<u4").tobytes(),
-            )
-        )
-        return self._write(f"{label}:0:{box}", content, "model/mesh", compress)
+    def write_fragment(self, label: int, cell: BoundingBox, content: bytes, compress: str) -> int:
+        """Write the encoded fragment of a label in a cell and return its stored bytes."""
+        return self._write(f"{label}:0:{cell}", content, "model/mesh", compress)
 
     def write_manifest(self, label: int, cells: Iterable[str]) -> int:
         """Write the manifest of a label, uncompressed, and return its bytes.
@@ -141,11 +133,14 @@ class MeshFolder:
         return sizes
 
     def write_spatial_index(
-        self, name: str, boxes: Mapping[int, Sequence[float]], compress: str
+        self, name: str, boxes: Mapping[int, Sequence[int]], compress: str
     ) -> int:
-        """Write the spatial index of a cell: the lowest and highest corner in nm of each label."""
-        text = json.dumps({str(label): list(box) for label, box in boxes.items()})
-        return self._write(f"{name}.spatial", text.encode(), "application/json", compress)
+        """Write the spatial index of a cell: the lowest and highest corner in nm of each label.
+
+        cloud-volume takes whole numbers only.
+        """
+        text = json.dumps({str(label): box for label, box in boxes.items()}, separators=(",", ":"))
+        return self._write(name, text.encode(), "application/json", compress)
 
     def write_record(self, box: BoundingBox, record: Record) -> None:
         """Say that a cell has been meshed."""
@@ -169,33 +164,6 @@ class MeshFolder:
     def recorded(self) -> set[str]:
         """The boxes of all cells that have been meshed, as text."""
         return set(self.layer.names(f"{self.directory}/{_RECORDS}"))
-
-    def compare(self, expected: Mapping[str, Sequence[int]]) -> tuple[int, list[str], list[str]]:
-        """Compare the fragments of some cells with the labels they should be of, by one listing.
-
-        Cells are boxes as text, labels in ascending order. Returns how many there are, the names of
-        missing ones, and the names of those that should not be there.
-        """
-        found, obsolete = 0, []
-        seen = {cell: bytearray(len(labels)) for cell, labels in expected.items()}
-        for name in self.names():
-            label, cell = read_name(name)
-            if cell not in expected:
-                continue
-            labels = expected[cell]
-            place = bisect_left(labels, label)
-            if place < len(labels) and labels[place] == label:
-                found += not seen[cell][place]
-                seen[cell][place] = True
-            else:
-                obsolete.append(name)
-        missing = [
-            f"{label}:0:{cell}"
-            for cell, labels in expected.items()
-            for label, is_seen in zip(labels, seen[cell], strict=True)
-            if not is_seen
-        ]
-        return found, missing, obsolete
 
     def names(self) -> Iterator[str]:
         """The names of all files directly in the directory."""
@@ -226,7 +194,7 @@ class MeshFolder:
         return len(stored.content)
 
     def _write_json(self, name: str, data: Mapping[str, Any]) -> int:
-        content = json.dumps(data).encode()
+        content = json.dumps(data, separators=(",", ":")).encode()
         self.layer.write(
             f"{self.directory}/{name}", StoredFile(content), content_type="application/json"
         )

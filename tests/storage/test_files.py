@@ -129,6 +129,17 @@ def test_names_are_those_directly_in_a_folder_without_suffixes(folder):
     assert list(folder.sizes("nothing")) == []
 
 
+def test_names_are_found_by_how_they_start(folder):
+    for name in ("a/10:0", "a/1:0", "a/12:0", "a/2", "a/1:/x", "a/b", "1:0"):
+        folder.write(name, StoredFile(b"1", "gzip"))
+    assert sorted(folder.names_starting("a", ["1:", "12"])) == ["12:0", "1:0"]
+    assert sorted(folder.names_starting("a", ["1"])) == ["10:0", "12:0", "1:0"]
+    assert list(folder.names_starting("a", ["3"])) == []
+    assert list(folder.names_starting("a", [])) == []
+    assert list(folder.names_starting("nothing", ["1"])) == []
+    assert list(folder.names_starting("", ["1"])) == ["1:0"]
+
+
 def test_deleting_what_is_absent_does_nothing(folder):
     folder.delete("a/b")
     folder.delete_folder("a")

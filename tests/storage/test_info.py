@@ -18,6 +18,7 @@ from igneous_airflow.storage.info import (
     Info,
     Scale,
     add_scales,
+    name_mesh_directory,
     read_info,
     remove_scales,
     resolution_key,
@@ -335,3 +336,24 @@ def test_a_scale_whose_key_is_no_folder_is_refused(key: str) -> None:
     entry = {"size": [1, 1, 1], "resolution": [1, 1, 1], "chunk_sizes": [[1, 1, 1]]}
     with pytest.raises(InvalidInfo, match="no folder inside the layer"):
         Scale.parse({**entry, "encoding": "raw", "key": key})
+
+
+def test_the_mesh_directory_is_named_once_and_for_all(folder):
+    write_info(folder, Info(INFO | {"foreign": 1}))
+    assert read_info(folder).mesh_directory is None
+    name_mesh_directory(folder, "mesh_mip_0_err_40")
+    assert name_mesh_directory(folder, "mesh_mip_0_err_40").data == read_info(folder).data
+    assert read_info(folder).data == INFO | {"foreign": 1, "mesh": "mesh_mip_0_err_40"}
+    with pytest.raises(InvalidInfo, match="in mesh_mip_0_err_40, not in other"):
+        name_mesh_directory(folder, "other")
+
+
+@pytest.mark.parametrize("name", ["../mesh", "/mesh", "gs://bucket/mesh", ".", 5, ["mesh"]])
+def test_a_mesh_directory_outside_of_the_layer_is_refused(name):
+    with pytest.raises(InvalidInfo, match="not inside the layer"):
+        _ = Info(INFO | {"mesh": name}).mesh_directory
+
+
+def test_a_mesh_directory_is_tidied():
+    assert Info(INFO | {"mesh": "mesh/"}).mesh_directory == "mesh"
+    assert Info(INFO | {"mesh": ""}).mesh_directory is None
