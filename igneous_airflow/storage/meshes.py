@@ -52,6 +52,18 @@ def encode_fragment(vertices: "NDArray[Any]", faces: "NDArray[Any]") -> bytes:
     return count.tobytes() + vertices.astype("<f4").tobytes() + faces.astype("<u4").tobytes()
 
 
+def decode_fragment(content: bytes) -> "tuple[NDArray[Any], NDArray[Any]]":
+    """Vertices (n, 3) in nm and faces (m, 3) of a fragment; raises ValueError when it is none."""
+    import numpy as np
+
+    count = int.from_bytes(content[:4], "little")
+    vertices = np.frombuffer(content, "<f4", 3 * count, 4).reshape(count, 3)
+    faces = np.frombuffer(content, "<u4", offset=4 + vertices.nbytes).reshape(-1, 3)
+    if faces.max(initial=0) >= max(count, 1):
+        raise ValueError(f"a face has vertex {faces.max()} of {count}")
+    return vertices, faces.astype(np.int64)
+
+
 class MeshFolder:
     """The mesh directory of a layer."""
 
@@ -100,28 +112,26 @@ class MeshFolder:
         return self._write_json(f"{label}:0", {"fragments": names})
 
     def read_mesh(self, label: int) -> "tuple[NDArray[Any], NDArray[Any]] | None":
-        """Read the fragments of a label as its manifest names them, one after the other.
+        """Read the fragments of a label, as its manifest names them, as one mesh.
 
-        Vertices are (n, 3) float32 in nm, faces (m, 3) int64; None when there is no manifest.
-        Raises InvalidInfo for a fragment that is missing or cut short.
+        Vertices are (n, 3) in nm, faces (m, 3); vertices of neighbouring fragments are not joined.
+        None when there is no manifest. Raises InvalidInfo for a file that is missing or broken.
         """
         import numpy as np
 
         manifest = self._read(f"{label}:0")
         if manifest is None:
             return None
-        vertices, faces = [np.empty((0, 3), "<f4")], [np.empty((0, 3), np.int64)]
-        count = 0
-        for name in json.loads(manifest)["fragments"]:
-            content = self._read(name) or b""
-            length = int.from_bytes(content[:4], "little")
-            if len(content) < 4 + 12 * length or len(content) % 4:
-                raise InvalidInfo(f"{self.url}/{name} is missing or no fragment: mesh it again")
-            vertices.append(np.frombuffer(content, "<f4", 3 * length, 4).reshape(-1, 3))
-            triangles = np.frombuffer(content, "<u4", offset=4 + 12 * length).reshape(-1, 3)
-            faces.append(triangles.astype(np.int64) + count)
-            count += length
-        return np.concatenate(vertices), np.concatenate(faces)
+        vertices, faces = np.empty((0, 3), np.float32), np.empty((0, 3), np.int64)
+        name = f"{label}:0"
+        try:
+            for name in json.loads(manifest)["fragments"]:
+                more_vertices, more_faces = decode_fragment(self._read(name) or b"")
+                faces = np.concatenate([faces, more_faces + len(vertices)])
+                vertices = np.concatenate([vertices, more_vertices])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InvalidInfo(f"{self.url}/{name} is missing or broken: {error}") from error
+        return vertices, faces
 
     def stored_bytes(self) -> dict[int, int]:
         """The size of each label's fragments."""

@@ -27,7 +27,8 @@ def copy(dags: dict[str, DAG]) -> DAG:
     """Transfer, downsample, delete the source (`chains/copy.py`), watched closely."""
     dag = dags["igneous_copy"]
     for step in ("transfer", "downsample", "delete"):
-        dag.get_task(f"{step}.drained").poke_interval = 0.1
+        drained = dag.get_task(f"{step}.drained")
+        drained.poke_interval, drained.patience = 0.1, 1
     return dag
 
 

@@ -14,7 +14,13 @@ from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.storage.mesh_info import MeshInfo
-from igneous_airflow.storage.meshes import MeshFolder, Record, encode_fragment, read_name
+from igneous_airflow.storage.meshes import (
+    MeshFolder,
+    Record,
+    decode_fragment,
+    encode_fragment,
+    read_name,
+)
 
 CELL = BoundingBox.parse("0-64_-64-0_7-71")
 BIG = 2**64 - 1
@@ -141,3 +147,54 @@ def test_files_are_deleted_by_name_whatever_their_compression(folder):
     folder.delete([f"1:0:{CELL}", f"2:0:{CELL}", "absent"])
     assert list(folder.names()) == []
     assert folder.url.endswith("layer/mesh")
+
+
+def test_fragments_come_back_from_their_bytes():
+    vertices, faces = decode_fragment(encode_fragment(VERTICES, FACES))
+    np.testing.assert_array_equal(vertices, VERTICES)
+    np.testing.assert_array_equal(faces, FACES)
+    vertices, faces = decode_fragment(encode_fragment(VERTICES[:0], FACES[:0]))
+    assert (vertices.shape, faces.shape) == ((0, 3), (0, 3))
+
+
+def test_a_mesh_is_read_as_its_manifest_says(folder):
+    for cell, shift in (("a", 0), ("b", 100)):
+        content = encode_fragment(VERTICES + np.float32(shift), FACES)
+        folder._write(f"{BIG}:0:{cell}", content, "model/mesh", "gzip")
+    assert folder.read_mesh(BIG) is None
+    folder.write_manifest(BIG, ["b", "a"])
+    vertices, faces = folder.read_mesh(BIG)
+    np.testing.assert_array_equal(vertices, np.concatenate([VERTICES + np.float32(100), VERTICES]))
+    np.testing.assert_array_equal(faces, np.concatenate([FACES, FACES + 3]))
+
+
+@pytest.mark.parametrize("cut", [0, 3, 10, -4, None], ids=str)
+def test_a_fragment_that_is_missing_or_cut_short_is_named(folder, cut):
+    if cut is not None:
+        content = encode_fragment(VERTICES, FACES)[:cut]
+        folder._write("3:0:a", content, "model/mesh", "none")
+    folder.write_manifest(3, ["a"])
+    with pytest.raises(InvalidInfo, match="mesh/3:0:a is missing or broken"):
+        folder.read_mesh(3)
+
+
+def test_a_face_without_its_vertex_is_noticed(folder):
+    folder._write("3:0:a", encode_fragment(VERTICES[:2], FACES), "model/mesh", "none")
+    folder.write_manifest(3, ["a"])
+    with pytest.raises(InvalidInfo, match="a face has vertex 2 of 2"):
+        folder.read_mesh(3)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"fragments": 3}', '{"fragments": [3]}'])
+def test_a_broken_manifest_is_named(folder, text):
+    folder.layer.write("mesh/3:0", StoredFile(text.encode()), content_type="application/json")
+    with pytest.raises(InvalidInfo, match="mesh/3"):
+        folder.read_mesh(3)
+
+
+def test_the_bytes_of_a_label_are_those_of_its_fragments(folder):
+    sizes = [folder.write_fragment(3, CELL, encode_fragment(VERTICES, FACES), "none")]
+    sizes.append(folder._write("3:0:elsewhere", b"1234", "model/mesh", "none"))
+    folder.write_manifest(3, ["elsewhere"])
+    folder.write_manifest(4, [])
+    assert folder.stored_bytes() == {3: sum(sizes)}

@@ -17,5 +17,4 @@ dag = pipeline(
     downsample,
     delete,
     shared=("fill_missing", "memory_target", "compress"),
-    patience=1,
 )
