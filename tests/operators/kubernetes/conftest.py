@@ -131,11 +131,12 @@ def use_cluster(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., None]:
     """Configure Airflow for the cluster."""
-    tmp_path.chmod(0o777)  # the user of a container writes there
     template = yaml.safe_load((SHIPPED / "pod_template.yaml").read_text())
     (container,) = template["spec"]["containers"]
     container["volumeMounts"].append({"name": "tests", "mountPath": str(tmp_path)})
     template["spec"]["volumes"].append({"name": "tests", "hostPath": {"path": str(tmp_path)}})
+    owner = {"runAsUser": os.getuid(), "runAsGroup": os.getgid(), "runAsNonRoot": os.getuid() > 0}
+    template["spec"]["securityContext"] |= owner
     path = tmp_path / "template.yaml"
     path.write_text(yaml.safe_dump(template))
 
@@ -184,8 +185,6 @@ def launch(make_layer: Callable[..., Path], tmp_path: Path) -> Callable[..., Run
         run, _ = Run.launch(stage, url=url, queue=f"sqlite://{tmp_path}/{name}.db", by="me")
         run.prepare()
         run.enqueue()
-        for path in tmp_path.rglob("*"):
-            path.chmod(0o777 if path.is_dir() else 0o666)
         return run
 
     return make

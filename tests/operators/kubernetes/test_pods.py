@@ -55,7 +55,6 @@ def test_a_dag_run_is_done_by_pods_and_their_log_is_in_that_of_the_task(
 ) -> None:
     use_cluster(deferrable=deferrable)
     layer = make_layer()
-    layer.chmod(0o777)
     done = dags["igneous_downsample"].test(run_conf={"layer": str(layer), "num_mips": 1})
     log = capfd.readouterr().out
     assert done.state == "success", log
@@ -164,7 +163,6 @@ def test_no_more_pods_are_started_than_there_are_tasks(
 ) -> None:
     use_cluster()
     layer = make_layer()
-    layer.chmod(0o777)
     before = len(cluster.pods_started())
     conf = {"layer": str(layer), "num_mips": 1, "workers": 9}
     done = dags["igneous_downsample"].test(run_conf=conf)
