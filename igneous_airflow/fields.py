@@ -20,18 +20,25 @@ from pydantic import (
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 
 LAYER = "layer"  # the `kind` of fields that hold a layer's address
-WHERE, WHAT, HOW, LIMITS = "Where", "What", "How", "Limits"
+WHERE, WHAT, HOW, LIMITS, RUN = "Where", "What", "How", "Limits", "Run"
+PODS = "Kubernetes pods"
+SECTIONS = (WHERE, WHAT, HOW, LIMITS, RUN, PODS)  # in the order in which people think
 
 _OTHER_FORMATS = ("graphene", "boss", "n5", "zarr", "zarr2", "zarr3", "nifti", "dvid", "brainmaps")
 _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-def section(name: str, *, flag: str | None = None) -> dict[str, Any]:
-    """The `json_schema_extra` that puts a field in a section of the form.
+def section(name: str, *, first: bool = False, flag: str | None = None) -> dict[str, Any]:
+    """The `json_schema_extra` that puts a field in a section of the form, `first` before others.
 
     `flag` is the name that a yes-or-no field has on the command line, where it can only be set.
     """
-    return {"section": name} if flag is None else {"section": name, "flag": flag}
+    extra: dict[str, Any] = {"section": name}
+    if first:
+        extra["first"] = True
+    if flag is not None:
+        extra["flag"] = flag
+    return extra
 
 
 def _layer_url(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from igneous_airflow.errors import PlanRefused
+from igneous_airflow.fields import SECTIONS
 
 
 class Plan(BaseModel):
@@ -129,15 +130,25 @@ class Stage(BaseModel, ABC):
         """Every parameter as JSON data, defaults included."""
         return self.model_dump(mode="json")
 
+    def provenance(self) -> dict[str, Any]:
+        """The `method` of the stage's entry in a layer's provenance."""
+        return {"task": f"{type(self).__name__}Task", **self.parameters()}
+
 
 def field_schemas(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
-    """The JSON schema of each field, in order, as flat as forms and command lines read it.
+    """The JSON schema of each field, as flat as forms and command lines read it.
 
-    `X | None` becomes `type: [X, "null"]`, with None in the `enum` where there is one. Raises
-    TypeError for a field of any other composition, which no form could show.
+    They come section by section, the first ones of each section before the others. `X | None`
+    becomes `type: [X, "null"]`, with None in the `enum` where there is one. Raises TypeError for a
+    field of any other composition, which no form could show.
     """
     properties = model.model_json_schema(mode="validation")["properties"]
-    return {name: _flat_schema(name, schema) for name, schema in properties.items()}
+    schemas = {name: _flat_schema(name, schema) for name, schema in properties.items()}
+    return dict(sorted(schemas.items(), key=lambda field: _place_in_form(field[1])))
+
+
+def _place_in_form(schema: dict[str, Any]) -> tuple[int, bool]:
+    return SECTIONS.index(schema["section"]), not schema.get("first", False)
 
 
 def _flat_schema(name: str, schema: dict[str, Any]) -> dict[str, Any]:

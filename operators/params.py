@@ -12,13 +12,12 @@ from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowFailException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from igneous_airflow.fields import section
+from igneous_airflow.fields import PODS, RUN, SECTIONS, section
 from igneous_airflow.stage import field_schemas
 from igneous_airflow.worker.loop import WorkerOptions
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_RUN, _PODS = "Run", "Kubernetes pods"
 _NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"  # of things in Kubernetes
 _DEFAULTS = WorkerOptions()
 
@@ -34,7 +33,7 @@ class RunOptions(BaseModel):
             title="Run on",
             description="Where workers run: on the machine of the Airflow task, or as pods in a "
             "Kubernetes cluster; empty: as this Airflow is configured.",
-            json_schema_extra=section(_RUN),
+            json_schema_extra=section(RUN),
         ),
     ] = None
     workers: Annotated[
@@ -44,7 +43,7 @@ class RunOptions(BaseModel):
             le=1000,
             title="Workers",
             description="Worker processes on the machine, or pods in the cluster.",
-            json_schema_extra=section(_RUN),
+            json_schema_extra=section(RUN),
         ),
     ] = 2
     max_attempts: Annotated[
@@ -54,7 +53,7 @@ class RunOptions(BaseModel):
             le=100,
             title="Attempts",
             description="Attempts at a task before it is given up.",
-            json_schema_extra=section(_RUN),
+            json_schema_extra=section(RUN),
         ),
     ] = _DEFAULTS.max_attempts
     lease_seconds: Annotated[
@@ -65,7 +64,7 @@ class RunOptions(BaseModel):
             title="Lease",
             description="Seconds after which the task of a worker that fell silent is given to "
             "another.",
-            json_schema_extra=section(_RUN),
+            json_schema_extra=section(RUN),
         ),
     ] = _DEFAULTS.lease_seconds
     cpu: Annotated[
@@ -75,7 +74,7 @@ class RunOptions(BaseModel):
             le=256,
             title="CPUs of a pod",
             description="CPUs that a pod asks for; it works with one process for each whole one.",
-            json_schema_extra=section(_PODS),
+            json_schema_extra=section(PODS),
         ),
     ] = 1
     memory: Annotated[
@@ -84,7 +83,7 @@ class RunOptions(BaseModel):
             ge=0.1,
             title="Memory of a pod",
             description="GB of memory that a pod gets, and no more; empty: what the plan needs.",
-            json_schema_extra=section(_PODS),
+            json_schema_extra=section(PODS),
         ),
     ] = None
     image: Annotated[
@@ -93,7 +92,7 @@ class RunOptions(BaseModel):
             pattern=r"^[!-~]+$",
             title="Image",
             description="Worker image; empty: as this Airflow is configured.",
-            json_schema_extra=section(_PODS),
+            json_schema_extra=section(PODS),
         ),
     ] = None
     namespace: Annotated[
@@ -102,7 +101,7 @@ class RunOptions(BaseModel):
             pattern=_NAME,
             title="Namespace",
             description="Namespace of the pods; empty: as this Airflow is configured.",
-            json_schema_extra=section(_PODS),
+            json_schema_extra=section(PODS),
         ),
     ] = None
     service_account: Annotated[
@@ -111,7 +110,7 @@ class RunOptions(BaseModel):
             pattern=_NAME,
             title="Service account",
             description="Service account of the pods; empty: that of the pod template.",
-            json_schema_extra=section(_PODS),
+            json_schema_extra=section(PODS),
         ),
     ] = None
     node_selector: Annotated[
@@ -119,7 +118,7 @@ class RunOptions(BaseModel):
         Field(
             title="Node selector",
             description='Labels of the nodes that may run the pods, as {"pool": "spot"}.',
-            json_schema_extra=section(_PODS),
+            json_schema_extra=section(PODS),
         ),
     ] = {}
     tolerations: Annotated[
@@ -128,7 +127,7 @@ class RunOptions(BaseModel):
             title="Tolerations",
             description="Taints of nodes that the pods bear, as "
             '[{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}].',
-            json_schema_extra=section(_PODS),
+            json_schema_extra=section(PODS),
         ),
     ] = []
 
@@ -139,7 +138,7 @@ class RunOptions(BaseModel):
 
 
 def model_params(*models: type[BaseModel]) -> dict[str, Param]:
-    """The Params of the models' fields, those of a section together, otherwise in their order.
+    """The Params of the models' fields, section by section.
 
     A field without default becomes a Param without value, which the form demands. Raises
     TypeError for a field that no form can show, or that two of the models have.
@@ -150,8 +149,7 @@ def model_params(*models: type[BaseModel]) -> dict[str, Param]:
         if twice := fields.keys() & schemas.keys():
             raise TypeError(f"{model.__name__} repeats the fields {', '.join(sorted(twice))}")
         fields |= schemas
-    sections = list(dict.fromkeys(schema.get("section") for schema in fields.values()))
-    ordered = sorted(fields.items(), key=lambda field: sections.index(field[1].get("section")))
+    ordered = sorted(fields.items(), key=lambda field: SECTIONS.index(field[1]["section"]))
     return {name: Param(**_shown_as_text(schema)) for name, schema in ordered}
 
 

@@ -24,8 +24,9 @@ class RechunkGeometry:
     It is read from chunks of `read` voxels, one of which starts `phase` voxels before the region.
     All boxes are relative to the region's first voxel, where a chunk of every written mip starts.
     A *cell* is what one task writes; a *tile* is what is read and written at once on the way
-    through it. `shape` is the cell asked for. A voxel has `voxel_bytes`; a task may use `memory`
-    bytes, and keeps `width` storage operations under way.
+    through it. `shape` is the cell asked for. A voxel that is written has `voxel_bytes`, one that
+    is read `read_voxel_bytes`; with `keeps_both`, a tile is held in both forms for a while. A task
+    may use `memory` bytes, and keeps `width` storage operations under way.
     """
 
     size: Vec3
@@ -34,7 +35,9 @@ class RechunkGeometry:
     read: Vec3
     phase: Vec3
     voxel_bytes: int
+    read_voxel_bytes: int
     memory: int
+    keeps_both: bool = False
     shape: Vec3 | None = None
     width: int = 1
 
@@ -56,7 +59,8 @@ class RechunkGeometry:
             return self.shape
         most = self.size.ceil_div(self.unit) * self.unit
         edges = [min(self._cell_edge(axis), most[axis]) for axis in range(3)]
-        while edges[0] * edges[1] * edges[2] * self.voxel_bytes < _CELL_BYTES:
+        voxel_bytes = max(self.voxel_bytes, self.read_voxel_bytes)
+        while edges[0] * edges[1] * edges[2] * voxel_bytes < _CELL_BYTES:
             growing = [axis for axis in range(3) if edges[axis] < most[axis]]
             if not growing:
                 break
@@ -117,10 +121,17 @@ class RechunkGeometry:
 
         An open chunk counts twice, for its encoded form.
         """
-        held = tile.minimum(self._padded).product * (4 if self.levels else 1)
-        chunks = self.read.minimum(self._padded).product + self.chunks[0].minimum(self.size).product
-        opened = sum(self._open_voxels(tile))
-        return self.voxel_bytes * (held + (2 * self.width + 1) * chunks + 2 * opened)
+        read, written = self.read_voxel_bytes, self.voxel_bytes
+        held = written * (4 if self.levels else 1) + (read if self.keeps_both else 0)
+        chunks = (
+            self.read.minimum(self._padded).product * read
+            + self.chunks[0].minimum(self.size).product * written
+        )
+        return (
+            tile.minimum(self._padded).product * held
+            + (2 * self.width + 1) * chunks
+            + 2 * sum(self._open_voxels(tile)) * written
+        )
 
     @property
     def _padded(self) -> Vec3:

@@ -1,99 +1,149 @@
-"""Where the voxels of another layer go: the destination's info, scale and place; used by transfers.
+"""Where the voxels of another layer go: the destination's info, scale and place.
 
 A destination that exists keeps every scale as it is: its files would be orphaned otherwise.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
-from typing import Any
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
 
-from igneous_airflow.errors import InvalidParameter
+from igneous_airflow.errors import InvalidParameter, LayerNotFound
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.pyramid.layout import ScaleWishes, scale_conflicts
-from igneous_airflow.storage.info import Info, Scale, resolution_key
+from igneous_airflow.pyramid.source import LayerSource
+from igneous_airflow.storage.codecs import encoding_problem
+from igneous_airflow.storage.files import Folder, open_folder
+from igneous_airflow.storage.info import Info, Scale, read_info, resolution_key
+from igneous_airflow.storage.layer import Layer
 
 _NOWHERE = Vec3(0, 0, 0)
 _OF_THE_FORMAT = frozenset({"@type", "data_type", "num_channels", "type", "scales"})
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """Which voxels of a layer shall go where; offsets and translations in voxels of its mip 0."""
+class VoxelKind:
+    """What the voxels of a layer are."""
 
-    mip: int
-    bounds: str | None
-    translate: Vec3 | None
-    dest_voxel_offset: Vec3 | None
-    cutout: bool
-    clean_info: bool
-    wishes: ScaleWishes
+    data_type: str
+    channels: int
+    layer_type: str
+
+    @classmethod
+    def of(cls, info: Info) -> Self:
+        """The voxels of a layer that exists."""
+        return cls(info.data_type, info.channels, info.layer_type)
+
+    def conflict(self, present: Info) -> str | None:
+        """The reason why a layer that exists cannot take such voxels."""
+        if (present.data_type, present.channels) == (self.data_type, self.channels):
+            return None
+        return (
+            f"the destination holds {present.data_type} in {present.channels} channel(s), but "
+            f"would get {self.data_type} in {self.channels}: choose another destination"
+        )
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A scale of a layer, and the region of it that is written; `info` is the one with the scale.
+
+    The layer itself may not be there yet.
+    """
+
+    folder: Folder
+    info: Info
+    exists: bool
+    scale: Scale
+    region: BoundingBox
+
+    @cached_property
+    def layer(self) -> Layer:
+        """The layer by the info that it has or will have."""
+        return Layer(self.folder, self.info)
+
+
+def open_destination(url: str) -> tuple[Folder, Info | None]:
+    """The folder of a layer that is written, and its info where there is one."""
+    folder = open_folder(url)
+    with suppress(LayerNotFound):
+        return folder, read_info(folder)
+    return folder, None
 
 
 @dataclass(frozen=True, slots=True)
-class Destination:
-    """A scale that takes the voxels of another: they move by `shift`, in voxels of that mip.
+class Request:
+    """Which voxels of a layer shall go where, and what they become; None: what they are.
 
-    `region` is what is written, `info` is the info file that has the scale.
+    Offsets and translations are in voxels of the layer's mip 0.
     """
 
-    info: Info
-    scale: Scale
-    source: Scale
-    shift: Vec3
-    region: BoundingBox
-
-    @property
-    def origin(self) -> BoundingBox:
-        """The region in the source."""
-        return self.at_source(self.region)
-
-    def at_source(self, box: BoundingBox) -> BoundingBox:
-        """Where in the source the voxels of a box come from."""
-        return box.translated(self.shift * -1)
-
-    @property
-    def phase(self) -> Vec3:
-        """How many voxels before the region the chunk of the source begins that it starts in."""
-        return (self.origin.min - self.source.voxel_offset) % self.source.chunk_size
-
-    @property
-    def has_the_same_chunks(self) -> bool:
-        """Whether the region's chunk files are right in both places."""
-        here, there = self.source, self.scale
-        return (
-            (here.chunk_size, here.encoding, here.block_size)
-            == (there.chunk_size, there.encoding, there.block_size)
-            and self.source.chunks.is_aligned(self.origin)
-            and self.scale.chunks.is_aligned(self.region)
-        )
+    mip: int
+    bounds: str | None
+    wishes: ScaleWishes
+    kind: VoxelKind | None = None
+    translate: Vec3 | None = None
+    dest_voxel_offset: Vec3 | None = None
+    cutout: bool = False
+    clean_info: bool = False
 
 
 def find_destination(
-    source: Info, present: Info | None, request: Request
-) -> tuple[Destination, list[str]]:
-    """Say where the voxels go, and every conflict with what is there; nothing is written.
+    source: Layer, url: str, request: Request
+) -> tuple[Destination, Vec3, list[str]]:
+    """Say where the voxels go, how far they move, and every conflict with what is there.
 
-    Raises InvalidParameter when the place cannot be computed at all.
+    They move in voxels of the mip. Nothing is written. Raises InvalidParameter when the place
+    cannot be computed at all, InvalidInfo and the like for a destination that cannot be read.
     """
-    scale = source.scales[request.mip]
+    folder, present = open_destination(url)
+    scale = source.info.scales[request.mip]
     region = scale.bounds if request.bounds is None else BoundingBox.parse(request.bounds)
     there = None if present is None else present.scale_at(scale.resolution)
-    shift = _shift(source, request, region, there)
-    made = _new_entry(source, request.mip, request, region, shift)
+    shift = _shift(source.info, request, region, there)
+    kind = request.kind or VoxelKind.of(source.info)
     if present is None:
-        entries = [_new_entry(source, mip, request, region, shift) for mip in range(request.mip)]
-        kept = _OF_THE_FORMAT if request.clean_info else source.data.keys()
-        data = {key: value for key, value in source.data.items() if key in kept}
-        info, conflicts = Info({**data, "scales": [*entries, made]}), []
+        info, made = _new_info(source.info, request, region, shift)
+        conflicts = []
     else:
-        info = (
-            present if there else Info({**present.data, "scales": [*present.data["scales"], made]})
-        )
-        conflicts = list(_conflicts(source, present, there, scale, request))
-    written = there or Scale.parse(made)
-    return Destination(info, written, scale, shift, region.translated(shift)), conflicts
+        made = _new_entry(source.info, request.mip, request, region, shift)
+        scales = present.data["scales"]
+        info = present if there else Info({**present.data, "scales": [*scales, made]})
+        conflicts = list(_conflicts(present, there, scale, request.wishes))
+        if problem := kind.conflict(present):
+            conflicts.insert(0, problem)
+    if _same_place(source.folder, folder):
+        conflicts.append(f"src and dest are the same layer, {source.folder.url}")
+    place = Destination(
+        folder, info, present is not None, there or Scale.parse(made), region.translated(shift)
+    )
+    return place, shift, conflicts
+
+
+def _same_place(one: Folder, other: Folder) -> bool:
+    paths = [folder.url.removeprefix("file://") for folder in (one, other)]
+    if all(path.startswith("/") for path in paths):
+        return Path(paths[0]).resolve() == Path(paths[1]).resolve()
+    return one.url == other.url
+
+
+def _new_info(
+    source: Info, request: Request, region: BoundingBox, shift: Vec3
+) -> tuple[Info, dict[str, Any]]:
+    """The info of a new destination, as far as the chosen mip, and the entry of that mip."""
+    entries = [_new_entry(source, mip, request, region, shift) for mip in range(request.mip + 1)]
+    kept = _OF_THE_FORMAT if request.clean_info else source.data.keys()
+    data = {key: value for key, value in source.data.items() if key in kept}
+    if (kind := request.kind) is not None:
+        data |= {
+            "data_type": kind.data_type,
+            "num_channels": kind.channels,
+            "type": kind.layer_type,
+        }
+    return Info({**data, "scales": entries}), entries[-1]
 
 
 def _shift(source: Info, request: Request, region: BoundingBox, there: Scale | None) -> Vec3:
@@ -143,19 +193,23 @@ def _new_entry(
         size=box.size,
         voxel_offset=box.min,
     )
-    if mip == request.mip:
-        scale = _as_wished(scale, request.wishes)
+    wishes = request.wishes if mip == request.mip else ScaleWishes()
+    scale = _as_wished(scale, wishes, request.kind)
     stale = {"sharding", "compressed_segmentation_block_size", "jpeg_quality"}
     entry = {key: v for key, v in source.data["scales"][mip].items() if key not in stale}
     return entry | scale.entry()
 
 
-def _as_wished(scale: Scale, wishes: ScaleWishes) -> Scale:
+def _as_wished(scale: Scale, wishes: ScaleWishes, kind: VoxelKind | None) -> Scale:
+    """The scale in the chunks and encoding wished for, or that the new voxels allow."""
+    chunk_size, encoding = wishes.chunk_size or scale.chunk_size, wishes.encoding
+    if encoding is None and kind is not None:
+        block = chunk_size.minimum(scale.size)
+        cannot = encoding_problem(scale.encoding, kind.data_type, kind.channels, block)
+        encoding = "raw" if cannot else None
     # through `downsampled` by nothing, which knows what belongs to an encoding
     made = scale.downsampled(
-        Vec3.full(1),
-        chunk_size=wishes.chunk_size or scale.chunk_size,
-        encoding=wishes.encoding or scale.encoding,
+        Vec3.full(1), chunk_size=chunk_size, encoding=encoding or scale.encoding
     )
     return replace(made, key=scale.key)
 
@@ -166,15 +220,10 @@ def _stays_inside(key: str) -> bool:
 
 
 def _conflicts(
-    source: Info, present: Info, there: Scale | None, read: Scale, request: Request
+    present: Info, there: Scale | None, read: Scale, wishes: ScaleWishes
 ) -> Iterator[str]:
-    if (present.data_type, present.channels) != (source.data_type, source.channels):
-        yield (
-            f"the destination holds {present.data_type} in {present.channels} channel(s), the "
-            f"source {source.data_type} in {source.channels}: choose another destination"
-        )
     if there is not None:
-        yield from scale_conflicts(there, there, request.wishes)
+        yield from scale_conflicts(there, there, wishes)
         if not _stays_inside(there.key):
             yield f"the destination's scale {there.key!r} lies outside of its folder"
     elif any(read.ratio_to(scale) is None for scale in present.scales):
@@ -184,28 +233,27 @@ def _conflicts(
         )
 
 
-def place_problems(destination: Destination, unit: Vec3) -> Iterator[str]:
+def place_problems(source: LayerSource, place: Destination, unit: Vec3) -> Iterator[str]:
     """Reasons why the region cannot be read or written; `unit` is what mips need whole blocks of.
 
     Boxes are named as `bounds` are given, in voxels of the source.
     """
-    inside, scale = destination.source.bounds, destination.scale
-    origin = destination.origin
-    volume = destination.at_source(scale.bounds)
+    inside, scale, shift = source.scale.bounds, place.scale, source.shift
+    origin, volume = source.at_source(place.region), source.at_source(scale.bounds)
     if not inside:
-        yield f"scale {destination.source.key} has no voxels: its size is {inside.size}"
+        yield f"scale {source.scale.key} has no voxels: its size is {inside.size}"
     elif not inside.contains(origin):
         yield f"bounds: {origin} reaches out of the source, which is {inside}"
     elif not volume.contains(origin):
         common = volume.intersection(origin)
         way_out = f"set bounds to {common}, or" if common else "set"
         yield (
-            f"{origin} moved by {destination.shift} reaches out of the destination's scale "
+            f"{origin} moved by {shift} reaches out of the destination's scale "
             f"{scale.key}, which is {scale.bounds}: {way_out} translate to move it elsewhere"
         )
     elif not Grid(volume, unit).is_aligned(origin):
         yield (
-            f"bounds: {origin} moved by {destination.shift} would fill only parts of the "
+            f"bounds: {origin} moved by {shift} would fill only parts of the "
             f"destination's chunks, which come in blocks of {unit} voxels counted from "
             f"{scale.voxel_offset} at all mips: {_aligned(origin, inside, volume, unit)}"
         )

@@ -7,7 +7,7 @@ a chunk is written as soon as its last voxel has arrived.
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
-from typing import Any, Literal, Protocol, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,34 +24,6 @@ from igneous_airflow.storage.overlap import Overlap
 Array = NDArray[Any]
 
 
-class WriteParameters(Protocol):
-    """What stages that write voxels are told about it, by the names of their fields."""
-
-    @property
-    def method(self) -> Method | Literal["auto"]:
-        """How voxels are pooled."""
-
-    @property
-    def sparse(self) -> bool:
-        """Whether zeros stay out of it."""
-
-    @property
-    def compress(self) -> str:
-        """Compression of chunk files."""
-
-    @property
-    def compress_level(self) -> int | None:
-        """Its effort."""
-
-    @property
-    def skip_empty(self) -> str:
-        """What becomes of chunks that are all background."""
-
-    @property
-    def background_color(self) -> float:
-        """The value of background."""
-
-
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
     """How pooled chunks are made and stored."""
@@ -63,19 +35,11 @@ class WriteOptions:
     skip_empty: str = "write"
     background: float = 0
 
-    @classmethod
-    def of(cls, stage: WriteParameters, layer_type: str) -> Self:
-        """Take the options from a stage's fields; the method `auto` goes by the layer's type."""
-        by_type: dict[str, Method] = {"image": "average", "segmentation": "mode"}
-        method = stage.method
-        return cls(
-            method=by_type.get(layer_type, "striding") if method == "auto" else method,
-            sparse=stage.sparse,
-            compress=stage.compress,
-            compress_level=stage.compress_level,
-            skip_empty=stage.skip_empty,
-            background=stage.background_color,
-        )
+
+def method_for(layer_type: str) -> Method:
+    """How voxels are pooled where nobody says: by the layer's type."""
+    by_type: dict[str, Method] = {"image": "average", "segmentation": "mode"}
+    return by_type.get(layer_type, "striding")
 
 
 @dataclass(slots=True)

@@ -220,7 +220,7 @@ class Delete(Stage):
                 overlap.submit(partial(layer.folder.delete, name))
         if self.bounds is None:
             remove_scales(layer.folder, keys)
-        record_processing(layer.folder, {"task": "DeleteTask", **self.parameters()}, by)
+        record_processing(layer.folder, self.provenance(), by)
         return Audit(outputs=dict.fromkeys(keys, 0))
 
     def _require_confirmed(self) -> None:

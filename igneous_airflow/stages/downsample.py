@@ -10,33 +10,25 @@ from igneous_airflow.errors import IgneousError, InvalidParameter
 from igneous_airflow.fields import (
     HOW,
     WHAT,
-    BackgroundColor,
     Bounds,
-    ChunkSize,
-    Compress,
-    CompressLevel,
-    Encoding,
     Factor,
     FillMissing,
     LayerUrl,
-    MemoryTarget,
     Mip,
-    PoolingMethod,
-    SkipEmpty,
-    Sparse,
     section,
 )
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.mips import count_levels, divisor_nearest_64
-from igneous_airflow.stage import Audit, Plan, Stage, Work
+from igneous_airflow.stage import Audit, Plan, Work
+from igneous_airflow.voxel_stages import PyramidOptions, describe_scale
 
 if TYPE_CHECKING:
     from igneous_airflow.pyramid.layout import Pyramid
     from igneous_airflow.storage.layer import Layer
 
 
-class Downsample(Stage):
+class Downsample(PyramidOptions):
     """Make coarser mips of a layer, so that a viewer can zoom out.
 
     Images are averaged, segmentations take the most frequent label. Tasks are blocks of the mip
@@ -55,7 +47,7 @@ class Downsample(Stage):
             title="Number of mips",
             description="How many coarser mips to make; fewer are made where nothing is left to "
             "pool.",
-            json_schema_extra=section(WHAT),
+            json_schema_extra=section(WHAT, first=True),
         ),
     ] = 5
     bounds: Bounds = None
@@ -74,11 +66,7 @@ class Downsample(Stage):
             "2,2,2 for isotropic data. Empty: 2,2,1, or as 'axis kept' says.",
         ),
     ] = None
-    method: PoolingMethod = "auto"
-    sparse: Sparse = False
     fill_missing: FillMissing = False
-    background_color: BackgroundColor = 0
-    skip_empty: SkipEmpty = "write"
     preserve_chunk_size: Annotated[
         bool,
         Field(
@@ -88,11 +76,6 @@ class Downsample(Stage):
             json_schema_extra=section(HOW),
         ),
     ] = True
-    chunk_size: ChunkSize = None
-    encoding: Encoding = None
-    compress: Compress = "auto"
-    compress_level: CompressLevel = None
-    memory_target: MemoryTarget = 3_500_000_000
 
     @model_validator(mode="after")
     def _axis_or_factor(self) -> Self:
@@ -147,10 +130,7 @@ class Downsample(Stage):
             bytes_written=sum(pooled) * voxel_bytes,
             memory=pyramid.geometry.voxels_in_memory * voxel_bytes,
             memory_target=self.memory_target,
-            outputs=tuple(
-                f"{scale.key}: {scale.size} voxels, chunks of {scale.chunk_size}, {scale.encoding}"
-                for scale in pyramid.levels
-            ),
+            outputs=tuple(map(describe_scale, pyramid.levels)),
             notes=tuple(self._notes(pyramid)),
         )
 
@@ -171,7 +151,7 @@ class Downsample(Stage):
 
     def run(self, cell: BoundingBox) -> Work:
         """Read a block tile by tile and write the chunks of all coarser mips in it."""
-        from igneous_airflow.pyramid.writer import PyramidWriter, WriteOptions
+        from igneous_airflow.pyramid.writer import PyramidWriter
         from igneous_airflow.storage.layer import Layer
         from igneous_airflow.storage.overlap import Overlap
 
@@ -179,7 +159,7 @@ class Downsample(Stage):
         pyramid = self._accepted_pyramid(layer)
         missing = self.background_color if self.fill_missing else None
         read = partial(layer.read, pyramid.source, missing=missing)
-        options = WriteOptions.of(self, layer.info.layer_type)
+        options = self._write_options(layer.info.layer_type)
         with Overlap(layer.overlap_width) as overlap:
             writer = PyramidWriter(layer, pyramid, options, overlap)
             for tile, voxels in overlap.map(read, pyramid.tiles(cell)):
@@ -206,7 +186,7 @@ class Downsample(Stage):
             for level, scale in enumerate(pyramid.levels, start=1)
         ]
         outputs, absent = count_written(layer, written, may_be_absent=self.skip_empty != "write")
-        record_processing(layer.folder, {"task": "DownsampleTask", **self.parameters()}, by)
+        record_processing(layer.folder, self.provenance(), by)
         return Audit(outputs=outputs, absent=absent)
 
     def _factor(self) -> Vec3:

@@ -25,6 +25,8 @@ def geometries(draw):
         read=read,
         phase=draw(st.just(NONE) | st.builds(Vec3, *(st.integers(0, edge - 1) for edge in read))),
         voxel_bytes=draw(st.integers(1, 8)),
+        read_voxel_bytes=draw(st.integers(1, 8)),
+        keeps_both=draw(st.booleans()),
         memory=draw(st.sampled_from([1, 10_000, PLENTY])),
     )
 
@@ -83,7 +85,7 @@ def test_chunks_are_read_as_often_as_is_said(geometry):
 def geometry_of(chunk, read, levels, voxel_bytes=1, factor=PLANE, memory=3_500_000_000):
     chunks = (Vec3.full(chunk),) * (levels + 1)
     size = Vec3(100_000, 80_000, 10_000)
-    return RechunkGeometry(size, factor, chunks, read, NONE, voxel_bytes, memory)
+    return RechunkGeometry(size, factor, chunks, read, NONE, voxel_bytes, voxel_bytes, memory)
 
 
 def test_sections_are_read_once_within_moderate_memory():

@@ -24,10 +24,22 @@ STAGES = pytest.mark.parametrize("stage", registered_stages().values(), ids=lamb
 class Shapes(BaseModel):
     """One field of each shape."""
 
-    place: Annotated[str, Field(min_length=1, json_schema_extra=section("Where"))]
-    count: Annotated[int, Field(ge=1, lt=9, title="How many", description="Of them.")] = 3
+    count: Annotated[
+        int,
+        Field(
+            ge=1,
+            lt=9,
+            title="How many",
+            description="Of them.",
+            json_schema_extra=section("Limits"),
+        ),
+    ] = 3
     kind: Annotated[Literal["a", "b"] | None, Field(json_schema_extra=section("Where"))] = None
-    sizes: Annotated[list[int] | None, Field(min_length=3, max_length=3)] = None
+    place: Annotated[str, Field(min_length=1, json_schema_extra=section("Where", first=True))]
+    sizes: Annotated[
+        list[int] | None,
+        Field(min_length=3, max_length=3, json_schema_extra=section("Limits")),
+    ] = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -45,6 +57,7 @@ def test_a_field_keeps_its_words_its_default_and_its_limits() -> None:
         "title": "How many",
         "minimum": 1,
         "exclusiveMaximum": 9,
+        "section": "Limits",
     }
 
 
@@ -59,6 +72,7 @@ def test_an_optional_field_is_a_type_with_null_and_a_choice_of_none() -> None:
         "minItems": 3,
         "maxItems": 3,
         "title": "Sizes",
+        "section": "Limits",
     }
 
 
@@ -70,7 +84,7 @@ def test_a_required_field_has_no_value_and_must_be_given() -> None:
         place.resolve("")
 
 
-def test_fields_of_a_section_stand_together_in_their_order() -> None:
+def test_fields_stand_in_their_sections_the_first_ones_first() -> None:
     assert list(model_params(Shapes, RunOptions)) == [
         "place",
         "kind",

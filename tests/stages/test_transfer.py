@@ -171,16 +171,14 @@ def test_the_result_does_not_depend_on_the_cut(work, blocks, random, tight):
         )
         parts.plan().require_accepted()
         parts.prepare()
-        if tight:  # tiles as small as possible
-            geometry = type(whole._route().geometry)
-            patch = pytest.MonkeyPatch()
-            patch.setattr(geometry, "tile", property(lambda self: self._step))
         cells = list(parts.cells())
         random.shuffle(cells)
-        for cell in cells:
-            parts.run(cell)
-        if tight:
-            patch.undo()
+        with pytest.MonkeyPatch.context() as patch:
+            if tight:  # tiles as small as possible
+                geometry = type(whole._route().geometry)
+                patch.setattr(geometry, "tile", property(lambda self: self._step))
+            for cell in cells:
+                parts.run(cell)
         parts.finish("tester")
         for name in ("whole", "parts"):
             Path(folder, name, "provenance").unlink()
@@ -202,7 +200,7 @@ def test_the_parts_of_a_volume_sent_one_by_one_make_the_whole(work, data):
         complete(stage)
         route = stage._route()
         cut = Transfer(src=src, dest=f"{folder}/whole", shape=route.geometry.unit, **wishes)
-        boxes = [str(route.place.at_source(cell)) for cell in cut.cells()]
+        boxes = [str(route.source.at_source(cell)) for cell in cut.cells()]
         boxes = boxes[: data.draw(st.integers(1, 6))]
         for bounds in boxes:
             complete(Transfer(src=src, dest=f"{folder}/parts", bounds=bounds, **wishes))

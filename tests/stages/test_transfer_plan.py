@@ -144,8 +144,8 @@ def test_a_clean_info_is_about_voxels_only(tmp_path, transfer, clean):
     [
         ({"chunk_size": (16, 16, 16)}, VOXELS, {"chunk_size": (8, 8, 8)}, "chunk_size: 8,8,8, but"),
         ({}, VOXELS, {"encoding": "png"}, "encoding: png, but"),
-        ({}, VOXELS.astype("uint16"), {}, "holds uint16 in 1 channel(s), the source uint8 in 1"),
-        ({}, VOXELS.repeat(3, 3), {}, "holds uint8 in 3 channel(s), the source uint8 in 1"),
+        ({}, VOXELS.astype("uint16"), {}, "holds uint16 in 1 channel(s), but would get uint8 in 1"),
+        ({}, VOXELS.repeat(3, 3), {}, "holds uint8 in 3 channel(s), but would get uint8 in 1"),
         ({}, VOXELS[:50], {}, "set bounds to 5-55_-6-64_7-27, or translate"),
         ({"voxel_offset": (900, 0, 0)}, VOXELS[:50], {}, "set translate to move it elsewhere"),
         ({"resolution": (9, 9, 40)}, VOXELS, {}, "finer ones must come before coarser ones"),

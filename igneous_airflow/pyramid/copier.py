@@ -1,0 +1,37 @@
+"""Chunk files copied as they are, where nothing changes but the place; used by routes."""
+
+from dataclasses import dataclass, field
+from threading import Lock
+
+from igneous_airflow.geometry.bbox import BoundingBox
+from igneous_airflow.pyramid.destination import Destination
+from igneous_airflow.pyramid.source import LayerSource
+from igneous_airflow.pyramid.writer import WriteOptions
+
+
+@dataclass
+class FileCopier:
+    """Copies chunk files and counts them; may be used by many threads."""
+
+    source: LayerSource
+    place: Destination
+    options: WriteOptions
+    chunks_written: int = 0
+    chunks_skipped: int = 0
+    bytes_written: int = 0
+    _counting: Lock = field(default_factory=Lock)
+
+    def copy(self, chunk: BoundingBox) -> None:
+        """Copy the file of one chunk of the destination; one that is missing is filled."""
+        at, layer, scale = self.source.at_source(chunk), self.place.layer, self.place.scale
+        compress, level = self.options.compress, self.options.compress_level
+        source = self.source
+        stored = source.layer.folder.read(f"{source.scale.key}/{at}")
+        if stored is None:
+            voxels = source.layer.read(source.scale, at, missing=source.missing)
+            size = layer.write_chunk(scale, chunk, voxels, compress=compress, level=level)
+        else:
+            size = layer.copy_chunk(scale, chunk, stored, compress=compress, level=level)
+        with self._counting:
+            self.chunks_written += 1
+            self.bytes_written += size

@@ -1,0 +1,106 @@
+"""Where the voxels of a layer that is written come from; used by routes.
+
+A stage that fills a layer brings a source of its own kind: another layer, a stack of sections, a
+file. Whoever reads from it need not know which.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from igneous_airflow.geometry.bbox import BoundingBox, Vec3
+from igneous_airflow.storage.info import Scale
+from igneous_airflow.storage.layer import Layer
+from igneous_airflow.storage.overlap import Overlap
+
+Array = NDArray[Any]
+#: Makes other voxels of those of a box, which is given in voxels of the source; of equal x, y, z.
+Change = Callable[[BoundingBox, Array], Array]
+
+
+class VoxelSource(Protocol):
+    """Voxels on their way into a layer; all boxes are in voxels of the scale that is written."""
+
+    @property
+    def chunk_size(self) -> Vec3:
+        """Voxels of the blocks that are decoded as a whole."""
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes of a voxel as decoded, with all channels."""
+
+    @property
+    def changes_voxels(self) -> bool:
+        """Whether decoded voxels are made into others, so that memory holds both for a while."""
+
+    @property
+    def overlap_width(self) -> int:
+        """How many reads to keep under way."""
+
+    def phase(self, region: BoundingBox) -> Vec3:
+        """How many voxels before a region the block begins that the region starts in."""
+
+    def read(self, box: BoundingBox, overlap: Overlap) -> Array:
+        """Read a box as (x, y, z, channel) of the dtype that is written; may be read-only."""
+
+
+@dataclass(frozen=True)
+class LayerSource:
+    """A scale of another layer, whose voxels move by `shift`.
+
+    `missing` fills missing chunks; with None, one of them raises MissingChunk. `change` makes the
+    voxels that are written of those that are read.
+    """
+
+    layer: Layer
+    scale: Scale
+    shift: Vec3
+    missing: float | None = None
+    change: Change | None = None
+
+    @property
+    def chunk_size(self) -> Vec3:
+        """Voxels of a chunk."""
+        return self.scale.chunk_size
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes of a voxel with all channels."""
+        return self.layer.dtype.itemsize * self.layer.info.channels
+
+    @property
+    def changes_voxels(self) -> bool:
+        """Whether voxels are made into others."""
+        return self.change is not None
+
+    @property
+    def overlap_width(self) -> int:
+        """How many reads to keep under way."""
+        return self.layer.overlap_width
+
+    def at_source(self, box: BoundingBox) -> BoundingBox:
+        """Where in the source the voxels of a box come from."""
+        return box.translated(self.shift * -1)
+
+    def phase(self, region: BoundingBox) -> Vec3:
+        """How many voxels before the region the chunk begins that it starts in."""
+        return (self.at_source(region).min - self.scale.voxel_offset) % self.chunk_size
+
+    def read(self, box: BoundingBox, overlap: Overlap) -> Array:
+        """Read a box and change its voxels."""
+        origin = self.at_source(box)
+        voxels = self.layer.read(self.scale, origin, missing=self.missing, overlap=overlap)
+        return voxels if self.change is None else self.change(origin, voxels)
+
+    def has_the_files_of(self, scale: Scale, region: BoundingBox) -> bool:
+        """Whether the chunk files of a region would be right in another scale as they are."""
+        here = self.scale
+        return (
+            self.change is None
+            and (here.chunk_size, here.encoding, here.block_size)
+            == (scale.chunk_size, scale.encoding, scale.block_size)
+            and here.chunks.is_aligned(self.at_source(region))
+            and scale.chunks.is_aligned(region)
+        )
