@@ -13,6 +13,7 @@ from igneous_airflow.operators.params import (
     read_params,
     refuse_unknown,
 )
+from igneous_airflow.operators.pod_options import PodOptions
 from igneous_airflow.stage import Stage
 from igneous_airflow.stages import registered_stages
 
@@ -90,7 +91,11 @@ def test_fields_stand_in_their_sections_the_first_ones_first() -> None:
         "kind",
         "count",
         "sizes",
-        *RunOptions.model_fields,
+        "run_on",
+        "workers",
+        "max_attempts",
+        "lease_seconds",
+        *(name for name in PodOptions.model_fields if name != "run_on"),
     ]
 
 

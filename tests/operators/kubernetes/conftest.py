@@ -146,7 +146,7 @@ def use_cluster(
         monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
         settings = {
             "WORKERS": "kubernetes",
-            "IMAGE": IMAGE,
+            "WORKER_IMAGE": IMAGE,
             "NAMESPACE": NAMESPACE,
             "POD_TEMPLATE": str(path),
             "DEFERRABLE": str(deferrable),

@@ -126,7 +126,7 @@ def test_an_image_that_cannot_be_pulled_is_named(
     use_cluster(deferrable=deferrable)
     run = launch()
     with pytest.raises(AirflowException) as caught:
-        to_the_end(pod(run), task(image="registry.example.org/nothing:1"))
+        to_the_end(pod(run), task(worker_image="registry.example.org/nothing:1"))
     assert not isinstance(caught.value, AirflowFailException), "the registry may only be busy"
     assert "the pod could not start: Image cannot be pulled" in str(caught.value)
     assert "registry.example.org/nothing:1" in str(caught.value)
