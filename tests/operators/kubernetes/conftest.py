@@ -74,6 +74,10 @@ class Cluster:
         found = self.call("GET", f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs")["items"]
         return list(found)
 
+    def wait_until_empty(self) -> None:
+        """Return when every pod is gone; fails when that takes long."""
+        wait_until(lambda: self.pods() == [])
+
     def evict(self, pod: dict[str, Any]) -> None:
         """Ask a pod to leave its node, as a drain or a preemption does."""
         name = pod["metadata"]["name"]
