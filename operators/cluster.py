@@ -26,7 +26,7 @@ from igneous_airflow.run import Run
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"airflow.task.operators.{__name__}")  # what Airflow shows
 
 _RESENDS = 3  # of lost messages
 _REFUSED = (401, 403)

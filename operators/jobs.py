@@ -27,7 +27,7 @@ from igneous_airflow.run import Run
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"airflow.task.operators.{__name__}")  # what Airflow shows
 
 _POLL_SECONDS = 15.0
 _FAILURES_PER_POD = 5  # until the Job is given up; disruptions do not count

@@ -6,36 +6,25 @@ The way back builds the model, so that what a schema cannot say is checked as we
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowFailException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from igneous_airflow.fields import PODS, RUN, section
+from igneous_airflow.fields import RUN, section
+from igneous_airflow.operators.pod_options import PodOptions
 from igneous_airflow.stage import field_schemas, with_words
 from igneous_airflow.worker.loop import WorkerOptions
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"  # of things in Kubernetes
 _DEFAULTS = WorkerOptions()
 
 
-class RunOptions(BaseModel):
+class RunOptions(PodOptions):
     """How a stage is run by its workers: the parameters that every stage's form has."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-    run_on: Annotated[
-        Literal["local", "kubernetes"] | None,
-        Field(
-            title="Run on",
-            description="Where workers run: on the machine of the Airflow task, or as pods in a "
-            "Kubernetes cluster; empty: as this Airflow is configured.",
-            json_schema_extra=section(RUN),
-        ),
-    ] = None
     workers: Annotated[
         int,
         Field(
@@ -88,74 +77,6 @@ class RunOptions(BaseModel):
             json_schema_extra=section(RUN),
         ),
     ] = None
-    cpu: Annotated[
-        float,
-        Field(
-            ge=0.1,
-            le=256,
-            title="CPUs of a pod",
-            description="CPUs that a pod asks for; it works with one process for each whole one.",
-            json_schema_extra=section(PODS),
-        ),
-    ] = 1
-    memory: Annotated[
-        float | None,
-        Field(
-            ge=0.1,
-            title="Memory of a pod",
-            description="GB of memory that a pod gets, and no more; empty: what the plan needs.",
-            json_schema_extra=section(PODS),
-        ),
-    ] = None
-    image: Annotated[
-        str | None,
-        Field(
-            pattern=r"^[!-~]+$",
-            title="Image",
-            description="Worker image; empty: as this Airflow is configured.",
-            json_schema_extra=section(PODS),
-        ),
-    ] = None
-    namespace: Annotated[
-        str | None,
-        Field(
-            pattern=_NAME,
-            title="Namespace",
-            description="Namespace of the pods; empty: as this Airflow is configured.",
-            json_schema_extra=section(PODS),
-        ),
-    ] = None
-    service_account: Annotated[
-        str | None,
-        Field(
-            pattern=_NAME,
-            title="Service account",
-            description="Service account of the pods; empty: that of the pod template.",
-            json_schema_extra=section(PODS),
-        ),
-    ] = None
-    node_selector: Annotated[
-        dict[str, str],
-        Field(
-            title="Node selector",
-            description='Labels of the nodes that may run the pods, as {"pool": "spot"}.',
-            json_schema_extra=section(PODS),
-        ),
-    ] = {}
-    tolerations: Annotated[
-        list[dict[str, str]],
-        Field(
-            title="Tolerations",
-            description="Taints of nodes that the pods bear, as "
-            '[{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}].',
-            json_schema_extra=section(PODS),
-        ),
-    ] = []
-
-    @property
-    def processes(self) -> int:
-        """Worker processes of a pod."""
-        return max(1, int(self.cpu))
 
 
 def make_params(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Param]:

@@ -78,7 +78,7 @@ class PodTemplate:
         spec, container = manifest["spec"], self._container(manifest)
         metadata = manifest.setdefault("metadata", {})
         metadata["namespace"] = options.namespace or settings.namespace
-        container["image"] = options.image or settings.image
+        container["image"] = options.worker_image or settings.image
         container["args"] = self._arguments(run, options)
         container["resources"] = _resources(run, options, container.get("resources", {}))
         if options.service_account:
@@ -103,12 +103,12 @@ def _resources(
     run: Run, options: RunOptions, given: dict[str, dict[str, str]]
 ) -> dict[str, dict[str, str]]:
     """Ask for CPUs, and for memory that is the limit as well, so that the node never runs out."""
-    if options.memory is None:
+    if options.pod_memory is None:
         need = _POD_BYTES + options.processes * (_PROCESS_BYTES + _MARGIN * run.memory)
     else:
-        need = options.memory * 1e9
+        need = options.pod_memory * 1e9
     memory = f"{math.ceil(need / _MB)}M"
     return {
-        "requests": {**given.get("requests", {}), "cpu": f"{options.cpu:g}", "memory": memory},
+        "requests": {**given.get("requests", {}), "cpu": f"{options.pod_cpus:g}", "memory": memory},
         "limits": {**given.get("limits", {}), "memory": memory},
     }

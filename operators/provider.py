@@ -45,7 +45,7 @@ def get_provider_info() -> dict[str, Any]:
                         default="local",
                         example="kubernetes",
                     ),
-                    "image": _option(
+                    "worker_image": _option(
                         "The worker image of pods.",
                         default=f"igneous-airflow-worker:{version(_PACKAGE)}",
                         example="registry.example.org/igneous-airflow-worker:0.1.0",

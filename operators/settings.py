@@ -123,7 +123,7 @@ class PodSettings:
     def read(cls) -> Self:
         """The options of `[igneous]` that concern pods."""
         return cls(
-            image=conf.get("igneous", "image"),
+            image=conf.get("igneous", "worker_image"),
             namespace=conf.get("igneous", "namespace"),
             template=Path(conf.get("igneous", "pod_template") or _TEMPLATE),
             connection=conf.get("igneous", "kubernetes_conn_id"),

@@ -11,6 +11,7 @@ from igneous_airflow.errors import (
     IgneousError,
     InvalidParameter,
     SourceNotFound,
+    StorageUnavailable,
     UnreadableSource,
 )
 from igneous_airflow.storage.bucket_errors import explain, mend_cloud_files

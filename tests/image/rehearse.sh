@@ -11,4 +11,7 @@ if [ "$ENGINE" = podman ] && [ "$(id -u)" = 0 ]; then
     flags=--isolation=chroot
 fi
 make image ENGINE="$ENGINE" IMAGE="$IMAGE" BUILD_FLAGS="${flags:-}"
-IGNEOUS_AIRFLOW_ENGINE=$ENGINE IGNEOUS_AIRFLOW_IMAGE=$IMAGE .venv/bin/python -m pytest -m image
+export IGNEOUS_AIRFLOW_ENGINE="$ENGINE" IGNEOUS_AIRFLOW_IMAGE="$IMAGE"
+.venv/bin/python -m pytest -m image
+# the pods of the test cluster are containers of the image then
+.venv/bin/python -m pytest tests/operators/kubernetes/test_pods.py

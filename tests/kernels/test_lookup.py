@@ -1,6 +1,7 @@
 """Tables looked up voxel by voxel, against numpy on the whole array."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays

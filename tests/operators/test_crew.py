@@ -32,7 +32,7 @@ def test_each_pod_is_a_task_until_they_are_too_many_for_that() -> None:
 
 def test_no_pod_is_started_that_would_find_no_task() -> None:
     assert len(crew(pods(40), 7)) == 7
-    assert len(crew(pods(40, cpu=4), 7)) == 2, "a pod has a process for each CPU"
+    assert len(crew(pods(40, pod_cpus=4), 7)) == 2, "a pod has a process for each CPU"
 
 
 def test_a_run_may_be_elsewhere_than_the_configuration_says(

@@ -15,6 +15,7 @@ from igneous_airflow.operators.params import (
     refuse_unknown,
     titled_schemas,
 )
+from igneous_airflow.operators.pod_options import PodOptions
 
 pytestmark = pytest.mark.airflow
 
@@ -103,7 +104,13 @@ def test_fields_stand_in_their_sections_the_first_ones_first() -> None:
         "kind",
         "count",
         "sizes",
-        *RunOptions.model_fields,
+        "run_on",
+        "workers",
+        "max_attempts",
+        "lease_seconds",
+        "batch",
+        "queue",
+        *(name for name in PodOptions.model_fields if name != "run_on"),
     ]
 
 

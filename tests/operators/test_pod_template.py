@@ -103,9 +103,11 @@ def test_memory_is_what_the_plan_needs_for_each_process() -> None:
 
     assert megabytes(memory=0) >= 256
     assert megabytes(memory=10**9) - megabytes(memory=0) == 1250
-    assert megabytes(memory=10**9, cpu=4) > 4 * 1250
+    assert megabytes(memory=10**9, pod_cpus=4) > 4 * 1250
     template = PodTemplate.load(PodSettings.read().template)
-    made = template.fill_in(run(10**9), RunOptions(memory=3.5, cpu=2.5), PodSettings.read())
+    made = template.fill_in(
+        run(10**9), RunOptions(pod_memory=3.5, pod_cpus=2.5), PodSettings.read()
+    )
     assert worker(made)["resources"]["requests"] == {"cpu": "2.5", "memory": "3500M"}
     assert option(made, "--processes") == 2
 
@@ -113,14 +115,14 @@ def test_memory_is_what_the_plan_needs_for_each_process() -> None:
 def test_the_form_decides_before_the_configuration_and_that_before_the_template(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("AIRFLOW__IGNEOUS__IMAGE", "registry/image:2")
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__WORKER_IMAGE", "registry/image:2")
     monkeypatch.setenv("AIRFLOW__IGNEOUS__NAMESPACE", "configured")
     manifest = pod()
     assert worker(manifest)["image"] == "registry/image:2"
     assert manifest["metadata"]["namespace"] == "configured"
     assert manifest["spec"]["serviceAccountName"] == "igneous-worker"
     manifest = pod(
-        image="registry/image:3",
+        worker_image="registry/image:3",
         namespace="other",
         service_account="somebody",
         node_selector={"pool": "spot"},
@@ -164,13 +166,13 @@ def test_a_template_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("image", "two words"),
-        ("image", ""),
+        ("worker_image", "two words"),
+        ("worker_image", ""),
         ("namespace", "Upper"),
         ("namespace", "-a"),
         ("service_account", "a/b"),
-        ("cpu", 0),
-        ("memory", -1),
+        ("pod_cpus", 0),
+        ("pod_memory", -1),
         ("run_on", "moon"),
         ("tolerations", [{"key": 1}]),
     ],

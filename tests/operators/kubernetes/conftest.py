@@ -74,6 +74,10 @@ class Cluster:
         found = self.call("GET", f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs")["items"]
         return list(found)
 
+    def wait_until_empty(self) -> None:
+        """Return when every pod is gone; fails when that takes long."""
+        wait_until(lambda: self.pods() == [])
+
     def evict(self, pod: dict[str, Any]) -> None:
         """Ask a pod to leave its node, as a drain or a preemption does."""
         name = pod["metadata"]["name"]
@@ -131,11 +135,12 @@ def use_cluster(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., None]:
     """Configure Airflow for the cluster."""
-    tmp_path.chmod(0o777)  # the user of a container writes there
     template = yaml.safe_load((SHIPPED / "pod_template.yaml").read_text())
     (container,) = template["spec"]["containers"]
     container["volumeMounts"].append({"name": "tests", "mountPath": str(tmp_path)})
     template["spec"]["volumes"].append({"name": "tests", "hostPath": {"path": str(tmp_path)}})
+    owner = {"runAsUser": os.getuid(), "runAsGroup": os.getgid(), "runAsNonRoot": os.getuid() > 0}
+    template["spec"]["securityContext"] |= owner
     path = tmp_path / "template.yaml"
     path.write_text(yaml.safe_dump(template))
 
@@ -145,7 +150,7 @@ def use_cluster(
         monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
         settings = {
             "WORKERS": "kubernetes",
-            "IMAGE": IMAGE,
+            "WORKER_IMAGE": IMAGE,
             "NAMESPACE": NAMESPACE,
             "POD_TEMPLATE": str(path),
             "DEFERRABLE": str(deferrable),
@@ -184,8 +189,6 @@ def launch(make_layer: Callable[..., Path], tmp_path: Path) -> Callable[..., Run
         run, _ = Run.launch(stage, url=url, queue=f"sqlite://{tmp_path}/{name}.db", by="me")
         run.prepare()
         run.enqueue()
-        for path in tmp_path.rglob("*"):
-            path.chmod(0o777 if path.is_dir() else 0o666)
         return run
 
     return make

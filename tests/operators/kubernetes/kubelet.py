@@ -200,7 +200,7 @@ class Kubelet:
         with log.open("wb", buffering=0) as lines:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                env=self._container_environment(container),
+                env=self._environment_of(container),
                 stdout=PIPE,
                 stderr=STDOUT,
                 start_new_session=True,
@@ -251,7 +251,9 @@ class Kubelet:
         options += [f"--env={e['name']}={e['value']}" for e in container.get("env", [])]
         return [self._engine, "run", *options, container["image"], *arguments]
 
-    def _container_environment(self, container: Object) -> dict[str, str]:
+    def _environment_of(self, container: Object) -> dict[str, str]:
+        if self._engine:
+            return dict(os.environ)  # the engine's own
         given = {entry["name"]: entry.get("value", "") for entry in container.get("env", [])}
         return {**self._environment, **given}
 

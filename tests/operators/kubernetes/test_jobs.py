@@ -22,18 +22,17 @@ def job(run: Run) -> StageWorkers:
 
 
 def test_the_pods_of_a_job_do_a_run_and_the_job_goes(
-    launch: Make, use_cluster: Make, cluster: Any, task: Make, wait_until: Make, caplog: Any
+    launch: Make, use_cluster: Make, cluster: Any, task: Make, caplog: Any
 ) -> None:
     use_cluster()
     run = launch(slow=True)
-    with caplog.at_level("INFO"):
-        job(run).execute(task(workers=3))
+    job(run).execute(task(workers=3))
     assert run.progress().state is State.DONE
     assert "100.0 % done: 9 of 9 tasks" in caplog.text
     assert "had 3 pods; 0 have failed" in caplog.text
     assert "outcome=done" in caplog.text
     assert cluster.jobs() == []
-    wait_until(lambda: cluster.pods() == [])
+    cluster.wait_until_empty()
 
 
 def test_a_deferred_job_replaces_pods_that_are_evicted_or_killed(
@@ -89,7 +88,7 @@ def test_giving_the_task_up_removes_the_job_and_its_pods(
             asyncio.run(deferred.trigger.on_kill())
         else:
             workers.on_kill()
-        wait_until(lambda: cluster.pods() == [])
+        cluster.wait_until_empty()
     assert cluster.jobs() == []
     assert run.progress().state is State.WORKING
     assert run.progress().leased == 0

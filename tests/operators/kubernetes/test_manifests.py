@@ -56,7 +56,7 @@ def test_the_pod_of_a_run_fits_the_schema(launch: Any) -> None:
         node_selector={"pool": "spot"},
         tolerations=[{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}],
         service_account="somebody",
-        image="registry.example.org/worker:1",
+        worker_image="registry.example.org/worker:1",
     )
     validate(PodTemplate.load(settings.template).fill_in(launch(), options, settings))
 

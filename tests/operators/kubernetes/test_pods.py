@@ -55,14 +55,13 @@ def test_a_dag_run_is_done_by_pods_and_their_log_is_in_that_of_the_task(
 ) -> None:
     use_cluster(deferrable=deferrable)
     layer = make_layer()
-    layer.chmod(0o777)
     done = dags["igneous_downsample"].test(run_conf={"layer": str(layer), "num_mips": 1})
     log = capfd.readouterr().out
     assert done.state == "success", log
     assert states(done, "workers") == ["success", "success"]
     assert len(list((layer / "8_8_40").iterdir())) == 4
     assert len(re.findall(r"outcome=done .* cell=\d+-\d+_\d+-\d+_0-64 ", log)) == 4
-    assert cluster.pods() == []
+    cluster.wait_until_empty()
 
 
 def test_pods_that_are_evicted_or_killed_are_started_again_and_leave_the_same_bytes(
@@ -88,7 +87,7 @@ def test_pods_that_are_evicted_or_killed_are_started_again_and_leave_the_same_by
     assert len(cluster.pods_started()) - before == 3
     assert run.progress().state is State.DONE
     assert run.progress().failed_attempts == 0
-    assert cluster.pods() == []
+    cluster.wait_until_empty()
     Worker(undisturbed.open_queue(), WorkerOptions(until_done=True), lambda _: None).work()
     assert stored(run) == stored(undisturbed)
 
@@ -105,7 +104,7 @@ def test_a_pod_that_ends_when_nothing_was_done_is_left_to_a_retry_of_airflow(
     with pytest.raises(AirflowException, match="4 tasks are left and none was done") as caught:
         pod(run).execute(task())
     assert not isinstance(caught.value, AirflowFailException)
-    assert cluster.pods() == []
+    cluster.wait_until_empty()
 
 
 def test_tasks_that_were_given_up_are_named_and_nothing_is_tried_again(
@@ -127,7 +126,7 @@ def test_an_image_that_cannot_be_pulled_is_named(
     use_cluster(deferrable=deferrable)
     run = launch()
     with pytest.raises(AirflowException) as caught:
-        to_the_end(pod(run), task(image="registry.example.org/nothing:1"))
+        to_the_end(pod(run), task(worker_image="registry.example.org/nothing:1"))
     assert not isinstance(caught.value, AirflowFailException), "the registry may only be busy"
     assert "the pod could not start: Image cannot be pulled" in str(caught.value)
     assert "registry.example.org/nothing:1" in str(caught.value)
@@ -164,7 +163,6 @@ def test_no_more_pods_are_started_than_there_are_tasks(
 ) -> None:
     use_cluster()
     layer = make_layer()
-    layer.chmod(0o777)
     before = len(cluster.pods_started())
     conf = {"layer": str(layer), "num_mips": 1, "workers": 9}
     done = dags["igneous_downsample"].test(run_conf=conf)
@@ -182,7 +180,7 @@ def test_killing_the_task_removes_its_pod_which_gives_its_task_back(
     with in_background(workers.execute, task(lease_seconds=3600)) as working:
         wait_until(lambda: run.done().count)
         workers.on_kill()
-        wait_until(lambda: cluster.pods() == [])
+        cluster.wait_until_empty()
         working.result(60)
     progress = run.progress()
     assert progress.state is State.WORKING
@@ -198,7 +196,7 @@ def test_marking_a_deferred_task_removes_its_pod(
         pod(run).execute(task(lease_seconds=3600))
     wait_until(lambda: run.done().count)
     asyncio.run(deferred.value.trigger.on_kill())
-    wait_until(lambda: cluster.pods() == [])
+    cluster.wait_until_empty()
     assert run.progress().leased == 0
 
 
