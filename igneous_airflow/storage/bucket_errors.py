@@ -28,8 +28,8 @@ _NO_CREDENTIALS = frozenset(
     {
         "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError",
         "TokenRetrievalError", "UnauthorizedSSOTokenError", "SSOTokenLoadError",
-        "DefaultCredentialsError", "RefreshError", "AuthorizationError", "Unauthorized",
-        "Forbidden",
+        "DefaultCredentialsError", "RefreshError", "InvalidOperation", "AuthorizationError",
+        "Unauthorized", "Forbidden",
     }
 )  # fmt: skip
 _NO_BUCKET = frozenset({"NoSuchBucket", "InvalidBucketName", "PermanentRedirect"})
