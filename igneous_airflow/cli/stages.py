@@ -1,6 +1,7 @@
 """A command per stage, derived from the stage's fields."""
 
 import inspect
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -136,7 +137,7 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
         path = shown(run.url)
         click.echo(
             f"{sent:,} tasks are in {queue}.\n"
-            f"  work on them:   igneous-airflow worker {queue} --until-done\n"
+            f"  work on them:   igneous-airflow worker {shlex.quote(queue)} --until-done\n"
             f"  watch them:     igneous-airflow status {path}\n"
             f"  when all done:  igneous-airflow finish {path}"
         )

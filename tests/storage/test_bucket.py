@@ -426,6 +426,7 @@ def test_a_refusal_of_google_names_bucket_and_permission_at_once(
         (google_errors.TooManyRequests("later"), StorageUnavailable, "later"),
         (google_errors.InternalServerError("oops"), StorageUnavailable, "oops"),
         (ConnectionError("reset"), StorageUnavailable, "reset"),
+        (google_errors.BadRequest("what?"), StorageUnavailable, "what?"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
