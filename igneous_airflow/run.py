@@ -247,6 +247,8 @@ class Run(BaseModel):
             return 0
         queue = self.open_queue()
         try:
+            if not queue.dead_letters(1):
+                return 0
             self.ledger.forget_failures()
             return queue.redrive(self._is_own)
         finally:

@@ -5,7 +5,7 @@ that this machine starts. Nothing is imported from Amazon's provider before a qu
 """
 
 from dataclasses import replace
-from functools import partial
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from igneous_airflow.errors import InvalidParameter
@@ -19,12 +19,17 @@ if TYPE_CHECKING:
 
 def client_maker(conn_id: str) -> MakeClient:
     """Makes clients with a Connection's credentials; without the Connection, the environment's."""
-    return partial(_make_client, conn_id)
 
+    @cache  # Airflow is asked for the Connection once, and says so in the log
+    def prepared(address: Address) -> tuple[Any, dict[str, Any]]:
+        hook = _hook(conn_id, address)
+        return hook.get_session(region_name=address.region), _options(hook, address)
 
-def _make_client(conn_id: str, address: Address) -> Any:
-    hook = _hook(conn_id, address)
-    return hook.get_session(region_name=address.region).client("sqs", **_options(hook, address))
+    def make_client(address: Address) -> Any:
+        session, options = prepared(address)
+        return session.client("sqs", **options)
+
+    return make_client
 
 
 def make_async_client(conn_id: str, address: Address) -> Any:

@@ -1,6 +1,7 @@
 """Commands on runs: watch, resume, finish; and how a run is worked on from a terminal."""
 
 import os
+import shlex
 import sys
 import time
 
@@ -150,7 +151,7 @@ def redrive(run: str, state: str) -> None:
         return
     click.echo(
         f"{sent:,} tasks are back in {loaded.queue}.\n"
-        f"  if no worker is left:  igneous-airflow worker '{loaded.queue}' --until-done"
+        f"  if no worker is left:  igneous-airflow worker {shlex.quote(loaded.queue)} --until-done"
     )
 
 

@@ -73,8 +73,8 @@ class BucketFolder:
                 self._files.delete(name)
 
     def exists(self, name: str) -> bool:
-        with self._errors("look for", name):
-            return bool(self._files.exists(name))
+        with self._errors("look for", name), self._files._get_connection() as connection:  # noqa: SLF001
+            return bool(connection.exists(name))
 
     def stream(self, name: str) -> io.BufferedReader | None:
         with self._errors("read", name):

@@ -15,10 +15,9 @@ from igneous_airflow.errors import (
     StorageUnavailable,
 )
 
-# S3 answers HEAD requests without a body, so that only the status tells; 400 is expired credentials
 _DENIED = frozenset(
     {
-        "400", "401", "403", "AccessDenied", "AllAccessDisabled", "AccountProblem", "Forbidden",
+        "401", "403", "AccessDenied", "AllAccessDisabled", "AccountProblem", "Forbidden",
         "InvalidAccessKeyId", "InvalidToken", "InvalidClientTokenId", "SignatureDoesNotMatch",
         "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestTimeTooSkewed",
         "UnrecognizedClientException", "NotSignedUp",
@@ -28,8 +27,8 @@ _NO_CREDENTIALS = frozenset(
     {
         "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError",
         "TokenRetrievalError", "UnauthorizedSSOTokenError", "SSOTokenLoadError",
-        "DefaultCredentialsError", "RefreshError", "AuthorizationError", "Unauthorized",
-        "Forbidden",
+        "DefaultCredentialsError", "RefreshError", "InvalidOperation", "AuthorizationError",
+        "Unauthorized", "Forbidden",
     }
 )  # fmt: skip
 _NO_BUCKET = frozenset({"NoSuchBucket", "InvalidBucketName", "PermanentRedirect"})
@@ -92,7 +91,9 @@ def _code(error: Exception) -> str:
 
 
 def _is_denied(error: Exception) -> bool:
-    return _code(error) in _DENIED or type(error).__name__ in _NO_CREDENTIALS
+    code, name = _code(error), type(error).__name__
+    # S3 says no more than 400 of expired credentials where its answer has no body
+    return code in _DENIED or name in _NO_CREDENTIALS or (code == "400" and name == "ClientError")
 
 
 def _may_pass(error: BaseException | None) -> bool:

@@ -6,7 +6,7 @@ import pytest
 
 from igneous_airflow.cli import runs
 from igneous_airflow.cli.addresses import embedded_queue, folder_url
-from igneous_airflow.errors import CorruptChunk, StorageUnavailable
+from igneous_airflow.errors import CorruptChunk, StorageUnavailable, TransientError
 from igneous_airflow.ledger import Receipt
 from igneous_airflow.progress import Progress
 from igneous_airflow.run import Run
@@ -300,6 +300,14 @@ def test_redrive_sends_the_dead_letters_of_a_run_and_nothing_else(cli, run: Run)
     assert run.progress().dead == 0
     assert run.ledger.failed_attempts() == 0
     assert cli("redrive", "run-1").out == "No task of run-1 is among the dead letters.\n"
+
+
+def test_redrive_without_dead_letters_forgets_no_failure(cli, run: Run):
+    queue = run.open_queue()
+    lease = queue.lease(60)
+    fail(queue, lease, Task.decode(lease.body), TransientError("later"), WorkerOptions())
+    assert "No task" in cli("redrive", "run-1").out
+    assert run.ledger.failed_attempts() == 1
 
 
 def test_redrive_of_a_finished_run_makes_no_queue(cli, run: Run):

@@ -191,10 +191,16 @@ def test_a_queue_that_should_be_there_but_is_not_fails_before_anything_is_sent(
         MakeQueue(task_id="queue", run_url=planned["run_url"]).execute({})
 
 
-def test_local_workers_get_the_keys_of_the_connection_by_their_environment(run: Run) -> None:
+def test_local_workers_get_the_keys_of_the_connection_by_their_environment(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     run.prepare()
     run.enqueue()
+    capsys.readouterr()
     LocalWorkers(task_id="workers", run_url=run.url).execute({"params": {"workers": 1}})
+    log = capsys.readouterr().out
+    assert "100.0 % done" in log
+    assert log.count("credentials retrieved") <= 2, "Airflow is not asked at every look"
     assert run.progress().state is State.DONE
     finish(run)
 

@@ -64,6 +64,7 @@ def running(behind: str) -> Iterator[Proxy]:
     handler = type("Handler", (_Handler,), {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
+    server.handle_error = lambda *_: None  # clients end connections as they like
     proxy = Proxy(f"http://127.0.0.1:{server.server_port}")
     handler.proxy, handler.behind = proxy, urlsplit(behind).netloc
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -107,8 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refuse(self, fault: Fault) -> None:
         error = f"<Error><Code>{fault.code}</Code><Message>as told</Message></Error>"
-        content = f'<?xml version="1.0"?>{fault.body or error}'.encode()
-        self._begin(fault.status, [("Content-Type", "application/xml")], len(content))
+        content = (fault.body or f'<?xml version="1.0"?>{error}').encode()
+        self._begin(fault.status, [], len(content))
         if self.command != "HEAD":
             self.wfile.write(content)
 

@@ -1,12 +1,12 @@
 """Folders in buckets of a real S3-compatible server, with a proxy between that spoils requests."""
 
+import gc
 import itertools
 import json
 import os
 import runpy
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import tenacity
 from cloudfiles import interfaces
 from google.api_core import exceptions as google_errors
 from google.auth.exceptions import DefaultCredentialsError, RefreshError
+from google.cloud import storage
 
 from igneous_airflow.errors import (
     AccessDenied,
@@ -33,6 +34,11 @@ from igneous_airflow.storage.bucket_errors import explain
 from igneous_airflow.storage.files import Folder, StoredFile, open_folder
 from igneous_airflow.storage.info import Info, Scale
 from igneous_airflow.storage.layer import Layer
+
+# Google's library leaves sessions open when credentials are refused
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+)
 
 HERE = Path(__file__).parent
 SERVER = runpy.run_path(str(HERE.parent / "queue" / "sqs_server.py"))
@@ -252,11 +258,9 @@ def test_a_refusal_names_bucket_and_permission_at_once(
 ) -> None:
     status = 400 if code == "ExpiredToken" else 403
     proxy.faults.append(Fault(**{**DENIED, "status": status, "code": code}))
-    started = time.monotonic()
     with pytest.raises(AccessDenied, match=f"{permission} {bucket}, or renew them") as caught:
         do(folder, action)
-    assert time.monotonic() - started < 2, "no retry can help"
-    assert len(proxy.requests) <= 2, "botocore may ask for the bucket's region"
+    assert len(proxy.requests) <= 2, "no retry can help, but botocore may ask for the region"
     assert folder.url in str(caught.value)
 
 
@@ -272,10 +276,10 @@ def test_objects_that_stay_though_their_deletion_was_answered_are_an_error(
 
 
 def test_a_bucket_that_does_not_exist_is_named_at_once(proxy: Any) -> None:
-    started = time.monotonic()
+    proxy.requests.clear()
     with pytest.raises(InvalidParameter, match="there is no bucket nowhere-at-all here"):
         open_folder("s3://nowhere-at-all/layer").read("info")
-    assert time.monotonic() - started < 3
+    assert len(proxy.requests) <= 2
 
 
 def test_missing_credentials_are_named(bucket: str, proxy: Any, tmp_path: Path) -> None:
@@ -332,6 +336,85 @@ def test_a_ledger_in_a_bucket_never_takes_old_receipts_for_new_ones(
 # Google's storage speaks in other words
 
 
+@pytest.fixture(scope="module")
+def google() -> Iterator[Any]:
+    """A proxy of a server that speaks Google's language, to which `gs://` leads."""
+    programs = SERVER["required_programs"](HERE / "gcp-storage-emulator.lock")
+    port = SERVER["free_port"]()
+    address = ["--host", "127.0.0.1", "--port", str(port)]
+    command = [str(programs / "gcp-storage-emulator"), "start", "--in-memory", *address]
+    behind = f"http://127.0.0.1:{port}"
+    with SERVER["process"](command, behind, os.environ), PROXY["running"](behind) as proxy:
+        earlier = os.environ.get("STORAGE_EMULATOR_HOST")
+        os.environ["STORAGE_EMULATOR_HOST"] = proxy.endpoint
+        client = storage.Client(project="test")
+        client.create_bucket("google")
+        client.close()
+        yield proxy
+        os.environ.pop("STORAGE_EMULATOR_HOST")
+        if earlier:
+            os.environ["STORAGE_EMULATOR_HOST"] = earlier
+
+
+@pytest.fixture
+def google_folder(google: Any) -> Iterator[Folder]:
+    google.requests.clear()
+    yield open_folder(f"gs://google/layers/{next(NUMBERS)}")
+    google.faults.clear()
+    gc.collect()  # here, where what it finds is known
+
+
+def test_a_folder_of_google_works_as_well(google_folder: Folder) -> None:
+    """The emulator forgets how a file is compressed, so here none is."""
+    folder, content = google_folder, os.urandom(100_000)
+    assert folder.read("done/1") is None
+    assert not folder.exists("done/1")
+    for name in ("done/1", "done/2", "done/deep/3", "other"):
+        folder.write(name, StoredFile(content))
+    assert folder.read("done/1") == StoredFile(content)
+    assert folder.exists("done/1")
+    assert sorted(folder.names("done")) == ["1", "2"]
+    assert dict(folder.sizes("done")) == {"1": 100_000, "2": 100_000}
+    folder.delete("done/1")
+    folder.delete("done/1")
+    assert list(folder.names("done")) == ["2"]
+    folder.delete_folder("done")
+    assert list(folder.names("done")) == []
+    assert folder.exists("other")
+    folder.check_writable()
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 429}, {"delay": 1}], ids=str)
+def test_faults_of_google_that_pass_are_waited_for(
+    google_folder: Folder, google: Any, fault: dict[str, Any]
+) -> None:
+    for method in ("POST", "GET"):
+        google.faults.append(Fault(method=method, body="{}", **fault))
+    google_folder.write("chunk", StoredFile(b"abc"))
+    assert google_folder.read("chunk") == StoredFile(b"abc")
+    assert all(left.times == 0 for left in google.faults)
+
+
+@pytest.mark.parametrize(
+    ("action", "permission"),
+    [
+        ("read", "storage.objects.get"),
+        ("write", "storage.objects.create and storage.objects.delete"),
+        ("exists", "storage.objects.get"),
+        ("names", "storage.objects.list"),
+        ("delete", "storage.objects.delete"),
+    ],
+)
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_of_google_names_bucket_and_permission_at_once(
+    google_folder: Folder, google: Any, action: str, permission: str, status: int
+) -> None:
+    google.faults.append(Fault(status=status, body="{}", times=1_000))
+    with pytest.raises(AccessDenied, match=f"{permission} on bucket google, or renew them"):
+        do(google_folder, action)
+    assert len(google.requests) <= 2, "no retry can help"
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
@@ -343,6 +426,7 @@ def test_a_ledger_in_a_bucket_never_takes_old_receipts_for_new_ones(
         (google_errors.TooManyRequests("later"), StorageUnavailable, "later"),
         (google_errors.InternalServerError("oops"), StorageUnavailable, "oops"),
         (ConnectionError("reset"), StorageUnavailable, "reset"),
+        (google_errors.BadRequest("what?"), StorageUnavailable, "what?"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
