@@ -136,7 +136,8 @@ class Ledger:
 
     def failed(self) -> list[tuple[int, int]]:
         """Task and number of each attempt that has failed."""
-        return sorted((task, int(attempt)) for task, attempt in self._entries(_FAILED))
+        entries = self._entries(_FAILED)
+        return sorted((task, int(number)) for task, number in entries if number.isdecimal())
 
     def failed_attempts(self) -> int:
         """How many attempts have failed, those that later succeeded included."""
@@ -152,21 +153,15 @@ class Ledger:
 
     def failures(self, limit: int = 1000) -> list[Failure]:
         """Read the recorded failures, by task and attempt; the first `limit` of them."""
-        return self._read_failures(islice(sorted(self._entries(_FAILED)), limit))
+        return self._read_failures(islice(self.failed(), limit))
 
     def last_failures(self, done: "DoneTasks", limit: int) -> list[Failure]:
         """Read the last failure of each task that is not done, the first `limit` of them."""
-        entries = sorted(self._entries(_FAILED))
-        last = {task: attempt for task, attempt in entries if task not in done}
+        last = {task: attempt for task, attempt in self.failed() if task not in done}
         return self._read_failures(islice(last.items(), limit))
 
-    def _read_failures(self, entries: Iterable[tuple[int, str]]) -> list[Failure]:
-        found = []
-        for task, attempt in entries:
-            stored = self._folder.read(self._name(_FAILED, task, attempt))
-            if stored is not None:
-                found.append(Failure.model_validate_json(bytes(decompress_bytes(stored))))
-        return found
+    def _read_failures(self, entries: Iterable[tuple[int, int]]) -> list[Failure]:
+        return [failure for entry in entries if (failure := self.failure(*entry))]
 
     def note_given_back(self, task: int) -> None:
         """Record that a worker gave a task back unfinished, through no fault of the task."""
