@@ -328,8 +328,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="counted pairs of a case")
     parser.add_argument(
         "--cases",
-        default="abcdefglmnqwz",
-        help="some of a to g, l, n, w, z, m: meshes, q: the queue",
+        default="abcdefgilmnqwz",
+        help="some of a to g, l, n, w, z, i: ingest, m: meshes, q: the queue",
     )
     parser.add_argument("--profile", choices=list(CASES), help="only show our profile of a case")
     options = parser.parse_args()
@@ -340,7 +340,11 @@ def main() -> None:
             bench.profile(options.profile)
             return
         measure(bench, options.cases)
-    others = {"m": ("bench_mesh",), "q": ("bench_queue", "bench_enqueue", "bench_sqs")}
+    others = {
+        "i": ("bench_ingest",),
+        "m": ("bench_mesh",),
+        "q": ("bench_queue", "bench_enqueue", "bench_sqs"),
+    }
     for name in (name for case in options.cases for name in others.get(case, ())):
         print(f"\n{name}", flush=True)
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=ROOT, check=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from igneous_airflow.stage import Stage
 
 #: What `run` imports when it is first called; the peer's imports are not measured either.
-_IMPORTED_LATE = (
+IMPORTED_LATE = (
     "cloudfiles",
     "cloudfiles.compression",
     "cloudvolume.chunks",
@@ -63,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     pin(options.core)
     keep_freed_memory()  # as every worker process does
-    for module in _IMPORTED_LATE:
+    for module in IMPORTED_LATE:
         import_module(module)
     stage = stage_of(options)
     if (

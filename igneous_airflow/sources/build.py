@@ -166,15 +166,13 @@ class BuildSource:
         return voxels.reshape(*file.size, self.channels)
 
     def look(self) -> Findings:
-        """Read the header of every file, and name those that do not fit."""
+        """Name overlaps, holes that nothing fills, and files whose headers do not fit."""
+        problems = list(self._place_problems())
         with Overlap(_HEADS_AT_ONCE) as overlap:
             found = [problem for _, problem in overlap.map(self._problem, self.coverage.boxes)]
-        problems = [problem for problem in found if problem is not None]
-        if not problems:
-            return Findings()
-        return Findings(
-            (f"{len(problems):,} build chunks cannot be read: {named(problems, '; ')}",)
-        )
+        if broken := [problem for problem in found if problem is not None]:
+            problems.append(f"{len(broken):,} build chunks cannot be read: {named(broken, '; ')}")
+        return Findings(tuple(problems))
 
     def _problem(self, file: BoundingBox) -> str | None:
         try:

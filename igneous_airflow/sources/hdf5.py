@@ -12,6 +12,8 @@ from igneous_airflow.sources.protocol import (
     Findings,
     Part,
     VoxelArray,
+    look_at_a_block,
+    require,
     worthwhile_block,
 )
 from igneous_airflow.sources.raw import raw_array
@@ -70,8 +72,8 @@ class Dataset:
                 yield stored.byte_offset, stored.size
 
     def look(self) -> Findings:
-        """Nothing that opening has not found."""
-        return Findings()
+        """Whether a chunk can be read."""
+        return look_at_a_block(self)
 
 
 def open_hdf5(file: FileInParts, name: str | None) -> VoxelArray:
@@ -79,6 +81,7 @@ def open_hdf5(file: FileInParts, name: str | None) -> VoxelArray:
 
     Raises UnreadableSource, and InvalidParameter naming the datasets there are.
     """
+    require("h5py", "HDF5")
     import h5py
 
     is_local = file.folder.url.startswith("file://")

@@ -24,6 +24,7 @@ from igneous_airflow.sources.protocol import (
     Part,
     Resolution,
     VoxelArray,
+    require,
 )
 from igneous_airflow.sources.raw import RawArray, raw_array
 from igneous_airflow.storage.overlap import Overlap
@@ -123,6 +124,7 @@ class PackedNifti:
 
 def open_nifti(file: FileInParts) -> VoxelArray:
     """Open a NIfTI file, packed or not; raises UnreadableSource."""
+    require("nibabel", "NIfTI")
     try:
         header, is_packed = _header(file)
         facts, offset = _facts(header), int(header.get_data_offset())

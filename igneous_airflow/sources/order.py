@@ -14,7 +14,7 @@ _NAMED_AT_MOST = 10
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
     """The key that sorts s2.tif before s10.tif."""
-    parts = _DIGITS.split(PurePosixPath(name).stem)
+    parts = _DIGITS.split(name.rpartition(".")[0] or name)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 

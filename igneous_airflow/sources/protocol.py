@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from igneous_airflow.errors import UnreadableSource
 from igneous_airflow.storage.overlap import Overlap
 
 Array = NDArray[Any]
@@ -61,6 +63,25 @@ class VoxelArray(Protocol):
 
     def look(self) -> Findings:
         """What only a look into every file can tell; may take its time."""
+
+
+def look_at_a_block(array: VoxelArray) -> Findings:
+    """Read the first block of an array, which tells whether a library for it is missing."""
+    part = tuple(slice(0, edge) for edge in array.facts.block)
+    try:
+        array.read(part, Overlap(1))
+    except UnreadableSource as error:
+        return Findings((str(error),))
+    return Findings()
+
+
+def require(library: str, format_name: str) -> None:
+    """Raise UnreadableSource when a library of the extra `ingest` is not installed."""
+    if find_spec(library) is None:
+        raise UnreadableSource(
+            f"source: {format_name} is read by {library}, which is not installed: "
+            "pip install 'igneous-airflow[ingest]'"
+        )
 
 
 def named(items: Sequence[str], separator: str = ", ") -> str:

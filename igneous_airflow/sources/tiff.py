@@ -12,7 +12,7 @@ import numpy as np
 
 from igneous_airflow.errors import IgneousError, UnreadableSource
 from igneous_airflow.sources.pictures import PictureKind
-from igneous_airflow.sources.protocol import Array, ArrayFacts, worthwhile_block
+from igneous_airflow.sources.protocol import Array, ArrayFacts, require, worthwhile_block
 from igneous_airflow.sources.raw import RawArray
 from igneous_airflow.storage.overlap import Overlap
 from igneous_airflow.storage.parts import FileInParts
@@ -82,7 +82,11 @@ class TiffPicture:
         return "0 means white in the pictures (WhiteIsZero); values are taken as they are stored"
 
     def problem(self) -> str | None:
-        """Whether the file ends before its voxels do."""
+        """Whether the file ends before its voxels do, or nobody can decode it."""
+        try:
+            self.page.decode(None, 0, jpegtables=self.jpegtables)
+        except Exception as error:  # noqa: BLE001 - whatever a library of codecs has to say
+            return f"cannot be decoded: {error}"
         ends = [offset + count for offset, count in zip(self.offsets, self.counts, strict=True)]
         if max(ends, default=0) <= self.file.size:
             return None
@@ -186,6 +190,7 @@ def open_page(file: FileInParts) -> TiffPicture:
 
 def parsed_tiff(file: FileInParts, what: Callable[["TiffFile"], _Parsed]) -> _Parsed:
     """Read something from a TIFF file; raises UnreadableSource naming it."""
+    require("tifffile", "TIFF")
     from tifffile import TiffFile
 
     try:

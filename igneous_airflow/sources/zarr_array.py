@@ -15,7 +15,15 @@ from igneous_airflow.errors import (
     SourceNotFound,
     UnreadableSource,
 )
-from igneous_airflow.sources.protocol import Array, ArrayFacts, Findings, Part, Resolution
+from igneous_airflow.sources.protocol import (
+    Array,
+    ArrayFacts,
+    Findings,
+    Part,
+    Resolution,
+    look_at_a_block,
+    require,
+)
 from igneous_airflow.storage.files import Folder
 from igneous_airflow.storage.overlap import Overlap, overlap_width
 
@@ -56,8 +64,8 @@ class ZarrArray:
         return array
 
     def look(self) -> Findings:
-        """Nothing that opening has not found."""
-        return Findings()
+        """Whether a chunk can be read."""
+        return look_at_a_block(self)
 
 
 def open_zarr(folder: Folder, name: str | None) -> ZarrArray:
@@ -65,6 +73,7 @@ def open_zarr(folder: Folder, name: str | None) -> ZarrArray:
 
     Raises UnreadableSource, SourceNotFound, and InvalidParameter saying which arrays there are.
     """
+    require("zarr", "Zarr")
     from zarr.errors import NodeNotFoundError
 
     path = "" if name is None else name.strip("/")
@@ -116,7 +125,7 @@ def _no_image(url: str, path: str, group: "zarr.Group") -> InvalidParameter:
     if group.store.supports_listing:
         arrays = [
             f"{name} ({'x'.join(map(str, array.shape))} {array.dtype})"
-            for name, array in group.arrays()
+            for name, array in sorted(group.arrays())
         ]
     there = f"holds {', '.join(arrays)}" if arrays else "is a group"
     place = f"{url}/{path}".rstrip("/")

@@ -1,15 +1,21 @@
 """Every example of the README and of CONTRIBUTING.md that a newcomer can copy is run here."""
 
+import io
 import json
 import lzma
 import os
 import re
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
+import h5py
+import nibabel
 import numpy as np
 import pytest
+import tifffile
+import zarr
 from PIL import Image
 
 from igneous_airflow.geometry.bbox import Vec3
@@ -18,6 +24,7 @@ from igneous_airflow.storage.layer import Layer
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+STAGES = (ROOT / "docs" / "stages.md").read_text()
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -56,31 +63,78 @@ def write_a_cube(folder: Path) -> None:
         Image.new("L", (24, 24)).save(folder / "jpg" / f"{z}.jpg")
 
 
-def test_the_commands_of_the_readme_work_in_their_order(folder_with_a_layer: Path) -> None:
-    local, queued, *later = blocks("console")
+def write_files_of_other_formats(folder: Path) -> None:
+    """Write what the README ingests."""
+    grey = np.random.default_rng(1).integers(0, 255, (8, 40, 50), dtype=np.uint8)  # z, y, x
+    (folder / "stack").mkdir()
+    for z, section in enumerate(grey):
+        tifffile.imwrite(folder / f"stack/em_{z}.tif", section)
+    tifffile.imwrite(folder / "pages.tif", grey, photometric="minisblack")
+    np.save(folder / "labels.npy", grey.astype(np.uint64))
+    with h5py.File(folder / "volume.h5", "w") as file:
+        file["volumes/raw"], file["volumes/labels"] = grey, grey
+    nifti = nibabel.Nifti1Image(grey.T, np.diag([0.004, 0.004, 0.04, 1]))
+    nifti.header.set_xyzt_units("mm")
+    nibabel.save(nifti, folder / "brain.nii.gz")
+    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
+    scale = [{"type": "scale", "scale": [0.04, 0.004, 0.004]}]
+    group = zarr.open_group(folder / "image.ome.zarr", mode="w")
+    image = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
+    group.create_array("0", data=grey)
+    (folder / "seed/build").mkdir(parents=True)
+    for x in (0, 25):
+        stream = io.BytesIO()
+        np.save(stream, grey.T[x : x + 25, :, :, np.newaxis])
+        name = f"{3 + x}-{28 + x}_23-63_5-13"
+        (folder / "seed/build" / name).write_bytes(zlib.compress(stream.getvalue()))
+
+
+def blocks_that_ingest() -> list[str]:
+    return [block for block in blocks("console", STAGES) if "-airflow ingest " in block]
+
+
+def run_lines(block: str, folder: Path) -> None:
+    """Run commands one after the other, as somebody would in a folder of their own."""
+    for line in block.splitlines():
+        done = subprocess.run(
+            ["bash", "-c", line.removeprefix("$ ")],
+            cwd=folder,
+            env={
+                **os.environ,
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "HOME": str(folder),
+            },
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.timeout(900)  # many runs, each with worker processes
+def test_the_commands_of_the_documents_work_in_their_order(folder_with_a_layer: Path) -> None:
+    local, queued = blocks("console")
     queue = f"sqlite://{folder_with_a_layer}/queue.db"
     queued = queued.replace("sqlite:///tmp/queue.db", queue)
-    for block in (local, queued, *later):
-        for line in block.splitlines():
-            done = subprocess.run(
-                ["bash", "-c", line.removeprefix("$ ")],
-                cwd=folder_with_a_layer,
-                env={
-                    **os.environ,
-                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                    "HOME": str(folder_with_a_layer),
-                },
-                capture_output=True,
-                text=True,
-                timeout=120,
-                check=False,
-            )
-            assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    for block in (local, queued, *blocks("console", STAGES)):
+        if block not in blocks_that_ingest():
+            run_lines(block, folder_with_a_layer)
     assert (folder_with_a_layer / "layer.png").exists()
     assert len(Layer.open(f"file://{folder_with_a_layer}/layer").info.scales) == 4
     assert len(Layer.open(f"file://{folder_with_a_layer}/deep").info.scales) == 1
-    for name in ("levels.png", "contrast.png"):
+    for name in ("levels.png", "contrast.png", "meshes.png"):
         assert (folder_with_a_layer / name).exists()
+
+
+@pytest.mark.timeout(900)  # nine runs, each with worker processes
+def test_the_commands_that_ingest_work(tmp_path: Path) -> None:
+    write_files_of_other_formats(tmp_path)
+    (block,) = blocks_that_ingest()
+    run_lines(block, tmp_path)
+    for ingested in ("em", "part", "pages", "labels", "raw", "brain", "ome", "seed"):
+        assert len(Layer.open(f"file://{tmp_path}/{ingested}").info.scales) == 6
 
 
 def test_the_python_example_of_the_readme_works(
