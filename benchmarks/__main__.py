@@ -318,7 +318,9 @@ def measure(bench: Bench, names: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="counted pairs of a case")
-    parser.add_argument("--cases", default="abcdefgq", help="some of a to g, and q: the queue")
+    parser.add_argument(
+        "--cases", default="abcdefgmq", help="some of a to g, m: meshes, q: the queue"
+    )
     parser.add_argument("--profile", choices=list(CASES), help="only show our profile of a case")
     options = parser.parse_args()
     data = Path(os.environ.get("IGNEOUS_AIRFLOW_DATA", ROOT / ".." / "shared" / "data")).resolve()
@@ -328,7 +330,8 @@ def main() -> None:
             bench.profile(options.profile)
             return
         measure(bench, options.cases)
-    for name in ("bench_queue", "bench_enqueue") if "q" in options.cases else ():
+    others = {"m": ("bench_mesh",), "q": ("bench_queue", "bench_enqueue")}
+    for name in (name for case in options.cases for name in others.get(case, ())):
         print(f"\n{name}", flush=True)
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=ROOT, check=True)
 

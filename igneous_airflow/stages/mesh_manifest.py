@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from igneous_airflow.storage.mesh_info import MeshInfo
     from igneous_airflow.storage.meshes import MeshFolder
 
-_GROUPS_ON_DISK = 16  # where each task reads the whole listing
+_GROUPS_ON_DISK = 8  # where each task reads the whole listing
 _NAMED_AT_MOST = 10
 _LOOKED_AT = 200_000  # files, for a plan; tasks look at all of them
 
@@ -43,7 +43,7 @@ class MeshManifest(Stage):
             le=6,
             title="Magnitude",
             description="Labels are shared out by their first digits, so many of them: 3 makes "
-            "999 tasks in a bucket, and at most 16 on a disk, which is listed by each task.",
+            "999 tasks in a bucket, and at most 8 on a disk, which is listed by each task.",
             json_schema_extra=section(LIMITS),
         ),
     ] = 3

@@ -114,11 +114,11 @@ class LocalFolder:
 
     def names_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[str]:
         wanted, lengths = set(starts), {len(start) for start in starts}
-        return (
-            name
-            for name in self.names(prefix)
-            if any(name[:length] in wanted for length in lengths)
-        )
+        for entry in self._entries(prefix):
+            name = entry.name
+            for length in lengths:  # written out: a task looks at millions of names
+                if name[:length] in wanted and _is_finished(entry):
+                    yield plain_name(name)
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         for entry in self._files(prefix):
@@ -126,6 +126,9 @@ class LocalFolder:
                 yield plain_name(entry.name), entry.stat().st_size
 
     def _files(self, prefix: str) -> Iterator["os.DirEntry[str]"]:
+        return filter(_is_finished, self._entries(prefix))
+
+    def _entries(self, prefix: str) -> Iterator["os.DirEntry[str]"]:
         folder = self._root / prefix
         with _disk_errors("list", folder):
             try:
@@ -133,11 +136,7 @@ class LocalFolder:
             except FileNotFoundError:
                 return
             with entries:
-                for entry in entries:
-                    if entry.name.endswith(_PARTIAL):
-                        _remove_if_abandoned(Path(entry.path))
-                    elif entry.is_file():
-                        yield entry
+                yield from entries
 
     def delete_folder(self, prefix: str) -> None:
         folder = self._root / prefix
@@ -164,6 +163,14 @@ class LocalFolder:
 
 def _owner() -> str:
     return f"{socket.gethostname().replace('.', '_')}-{os.getpid()}"
+
+
+def _is_finished(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is a file, and not one that is being written; what a dead writer left goes."""
+    if entry.name.endswith(_PARTIAL):
+        _remove_if_abandoned(Path(entry.path))
+        return False
+    return entry.is_file()
 
 
 def _remove_if_abandoned(partial: Path) -> None:

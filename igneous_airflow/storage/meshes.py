@@ -204,7 +204,7 @@ class MeshFolder:
         return len(stored.content)
 
     def _write_json(self, name: str, data: Mapping[str, Any]) -> int:
-        content = json.dumps(data, separators=(",", ":")).encode()
+        content = json.dumps(data).encode()
         self.layer.write(
             f"{self.directory}/{name}", StoredFile(content), content_type="application/json"
         )
