@@ -5,7 +5,6 @@ pods do so, never a DAG file.
 """
 
 import json
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.kubernetes_helper_functions import PodLaunchFailedException
 from airflow.providers.cncf.kubernetes.utils.pod_manager import PodLaunchTimeoutException
+from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from kubernetes.client.exceptions import ApiException
 
@@ -25,8 +25,6 @@ from igneous_airflow.run import Run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-
-log = logging.getLogger(f"airflow.task.operators.{__name__}")  # what Airflow shows
 
 _RESENDS = 3  # of lost messages
 _REFUSED = (401, 403)
@@ -41,8 +39,9 @@ class ClusterWorkers(ABC):
 
     what = "pod"
 
-    def __init__(self, task_id: str, run: Run, options: RunOptions, *, leads: bool) -> None:
-        self._task_id = task_id
+    def __init__(self, task: BaseOperator, run: Run, options: RunOptions, *, leads: bool) -> None:
+        self._task_id = task.task_id
+        self.log = task.log
         self._run = run
         self._options = options
         self._leads = leads
@@ -61,7 +60,7 @@ class ClusterWorkers(ABC):
     def resume(self, context: "Context", event: dict[str, Any]) -> None:
         """Go on when the triggerer says that the workers have ended; may defer again."""
         self._done, self._resends = event["done"], event["resends"]
-        with _endured(self.what, _launch_problem(event)):
+        with self._endured(_launch_problem(event)):
             self._end(context, event)
         self._require_gain()
         self._go_on(context)
@@ -92,7 +91,7 @@ class ClusterWorkers(ABC):
         while not self._killed and self._are_needed():
             with explained():
                 self._done = self._run.done().count
-            with _endured(self.what):
+            with self._endured():
                 self._start(context)
             self._require_gain()
 
@@ -105,13 +104,13 @@ class ClusterWorkers(ABC):
             if progress.undecided:
                 return True
             if progress.state is State.DONE:
-                log.info("Every task has its receipt")
+                self.log.info("No pod is needed: every task has its receipt")
                 return False
             if not self._leads or self._resends >= _RESENDS:
-                log.info("The queue is empty, though receipts are missing")
+                self.log.info("The queue is empty, though receipts are missing")
                 return False
             self._resends += 1
-            log.warning("Messages were lost: sent %s tasks again", f"{self._run.enqueue():,}")
+            self.log.warning("Messages were lost: sent %s tasks again", f"{self._run.enqueue():,}")
             return True
 
     def _require_gain(self) -> None:
@@ -125,7 +124,32 @@ class ClusterWorkers(ABC):
                 f"the {self.what} has ended, {progress.waiting + progress.leased:,} tasks are left "
                 "and none was done meanwhile; what it said stands above"
             )
-        log.warning("The %s has ended before the work: starting it again", self.what)
+        self.log.warning("The %s has ended before the work: starting it again", self.what)
+
+    @contextmanager
+    def _endured(self, problem: str = "") -> Iterator[None]:
+        """Bear that workers failed, since receipts decide; not that there never were any.
+
+        Raises AirflowFailException when the cluster refuses us, AirflowException when it cannot
+        start them, for which `problem` may already be known.
+        """
+        try:
+            yield
+        except AirflowFailException:  # our own
+            raise
+        except (AirflowException, ApiException) as error:
+            for cause in _chain(error):
+                if isinstance(cause, ApiException) and cause.status in _REFUSED:
+                    raise AirflowFailException(
+                        "the cluster refuses what Airflow needs for its workers: "
+                        f"{_words(cause)}. Give Airflow's account the role of worker_image/"
+                        "manifests/airflow.yaml, and see that the namespace is the right one"
+                    ) from None
+                if isinstance(cause, PodLaunchFailedException | PodLaunchTimeoutException):
+                    problem = problem or str(cause)
+            if problem:
+                raise AirflowException(f"the {self.what} could not start: {problem}") from None
+            self.log.warning("The %s has failed: %s", self.what, error)
 
     def _operator_arguments(self) -> dict[str, Any]:
         """What the operators for pods and jobs are both given."""
@@ -151,30 +175,6 @@ def _launch_problem(event: dict[str, Any]) -> str:
     """Why the pod that a trigger has waited for never ran; empty when it did."""
     never = PodLaunchFailedException.__name__ in event.get("stack_trace", "")
     return str(event["message"]) if never or event["status"] == "timeout" else ""
-
-
-@contextmanager
-def _endured(what: str, problem: str = "") -> Iterator[None]:
-    """Bear that workers failed, since receipts decide; not that there never were any.
-
-    Raises AirflowFailException when the cluster refuses us, AirflowException when it cannot start
-    them, for which `problem` may already be known.
-    """
-    try:
-        yield
-    except (AirflowException, ApiException) as error:
-        for cause in _chain(error):
-            if isinstance(cause, ApiException) and cause.status in _REFUSED:
-                raise AirflowFailException(
-                    f"the cluster refuses what Airflow needs for its workers: {_words(cause)}. "
-                    "Give Airflow's account the role of worker_image/manifests/airflow.yaml, and "
-                    "see that the namespace is the right one"
-                ) from None
-            if isinstance(cause, PodLaunchFailedException | PodLaunchTimeoutException):
-                problem = problem or str(cause)
-        if problem:
-            raise AirflowException(f"the {what} could not start: {problem}") from None
-        log.warning("The %s has failed: %s", what, error)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -5,13 +5,13 @@ pod has found the queue drained and all others have ended; pods that end otherwi
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHook, KubernetesHook
 from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperator
+from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import TaskDeferred
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from kubernetes.client import CoreV1Api, models
@@ -27,8 +27,6 @@ from igneous_airflow.run import Run
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-log = logging.getLogger(f"airflow.task.operators.{__name__}")  # what Airflow shows
-
 _POLL_SECONDS = 15.0
 _FAILURES_PER_POD = 5  # until the Job is given up; disruptions do not count
 _FORGOTTEN_SECONDS = 3600  # after which Kubernetes removes an ended Job that nobody has removed
@@ -43,8 +41,8 @@ class JobOfPods(ClusterWorkers):
 
     what = "job"
 
-    def __init__(self, task_id: str, run: Run, options: RunOptions) -> None:
-        super().__init__(task_id, run, options, leads=True)
+    def __init__(self, task: BaseOperator, run: Run, options: RunOptions) -> None:
+        super().__init__(task, run, options, leads=True)
         self._job: KubernetesJobOperator | None = None
 
     def _start(self, context: "Context") -> None:
@@ -100,7 +98,7 @@ class JobOfPods(ClusterWorkers):
         except ApiException as error:
             if error.status != 409:  # it is there
                 raise
-            log.info("Going on with the job %s, which is there already", job.metadata.name)
+            self.log.info("Going on with the job %s, which is there already", job.metadata.name)
         operator.job = job  # for on_kill
         return job
 
@@ -109,7 +107,7 @@ class JobOfPods(ClusterWorkers):
         while True:
             progress = self._run.progress()
             if (text := pace.describe(progress)) != said:
-                log.info("%s", text)
+                self.log.info("%s", text)
                 said = text
             status = hook.get_job_status(job.metadata.name, job.metadata.namespace)
             if progress.state in _DECIDED or _is_over(status):
@@ -122,24 +120,23 @@ class JobOfPods(ClusterWorkers):
         core, batch = operator.hook.core_v1_client, operator.hook.batch_v1_client
         pods = core.list_namespaced_pod(namespace, label_selector=f"job-name={name}").items
         failed = [pod for pod in pods if pod.status.phase == "Failed"]
-        log.info("The job %s had %s pods; %s have failed", name, len(pods), len(failed))
+        self.log.info("The job %s had %s pods; %s have failed", name, len(pods), len(failed))
         for pod in (failed or pods)[:_LOGS_SHOWN]:
-            _show_log(core, pod)
+            self._show_log(core, pod)
         batch.delete_namespaced_job(name, namespace, propagation_policy="Background")
 
-
-def _show_log(core: CoreV1Api, pod: models.V1Pod) -> None:
-    """Log the end of a pod's log, unless its node is gone."""
-    name, namespace = pod.metadata.name, pod.metadata.namespace
-    try:
-        answer = core.read_namespaced_pod_log(
-            name, namespace, tail_lines=_LINES_SHOWN, _preload_content=False
-        )
-    except ApiException as error:
-        log.info("[%s] has left no log: %s", name, error.reason)
-        return
-    for line in answer.data.decode(errors="replace").splitlines():
-        log.info("[%s] %s", name, line)
+    def _show_log(self, core: CoreV1Api, pod: models.V1Pod) -> None:
+        """Log the end of a pod's log, unless its node is gone."""
+        name, namespace = pod.metadata.name, pod.metadata.namespace
+        try:
+            answer = core.read_namespaced_pod_log(
+                name, namespace, tail_lines=_LINES_SHOWN, _preload_content=False
+            )
+        except ApiException as error:
+            self.log.info("[%s] has left no log: %s", name, error.reason)
+            return
+        for line in answer.data.decode(errors="replace").splitlines():
+            self.log.info("[%s] %s", name, line)
 
 
 def _is_over(job: Any) -> bool:

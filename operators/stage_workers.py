@@ -61,8 +61,8 @@ class StageWorkers(RunOperator):
         with explained():
             run = load_run(self.run_url)
         if self.worker.startswith(JOB):
-            return JobOfPods(self.task_id, run, options)
-        return WorkerPod(self.task_id, run, options, leads=context["ti"].map_index == 0)
+            return JobOfPods(self, run, options)
+        return WorkerPod(self, run, options, leads=context["ti"].map_index == 0)
 
 
 def stage_workers(run_url: str, members: XComArg) -> BaseOperator | MappedOperator:

@@ -1,13 +1,14 @@
 """A cluster of the tests' own: an API server, a node, and accounts with the roles that we ship.
 
-With IGNEOUS_AIRFLOW_CLUSTER, a JSON object, the API server is a real one; with
-IGNEOUS_AIRFLOW_ENGINE and IGNEOUS_AIRFLOW_IMAGE, pods are containers of the worker image.
+With IGNEOUS_AIRFLOW_CLUSTER the API server is a real one (`real_cluster.py`); with
+IGNEOUS_AIRFLOW_ENGINE and IGNEOUS_AIRFLOW_IMAGE pods are containers of the worker image.
 """
 
 import asyncio
 import json
 import os
 import runpy
+import ssl
 import sys
 import time
 import urllib.error
@@ -42,11 +43,10 @@ class Cluster:
     """What tests do with the cluster beside Airflow."""
 
     address: str
+    tokens: dict[str, str]
     kubelet: Any
-    server: Any = None  # None when it is a real one
-    tokens: dict[str, str] = field(
-        default_factory=lambda: {name: name for name in (AIRFLOW, NOBODY, ADMIN)}
-    )
+    certificate: list[str] = field(default_factory=list)  # and its key
+    eviction: str = "policy/v1"
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         request = urllib.request.Request(
@@ -58,7 +58,9 @@ class Cluster:
                 "Content-Type": "application/json",
             },
         )
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        trusted = self.certificate[0] if self.certificate else None
+        secure = ssl.create_default_context(cafile=trusted)
+        with urllib.request.urlopen(request, timeout=20, context=secure) as answer:
             return json.load(answer)
 
     def pods(self, phase: str = "") -> list[dict[str, Any]]:
@@ -82,7 +84,7 @@ class Cluster:
         """Ask a pod to leave its node, as a drain or a preemption does."""
         name = pod["metadata"]["name"]
         body = {
-            "apiVersion": "policy/v1",
+            "apiVersion": self.eviction,
             "kind": "Eviction",
             "metadata": {"name": name, "namespace": NAMESPACE},
         }
@@ -91,16 +93,14 @@ class Cluster:
     def config(self, folder: Path, account: str) -> Path:
         """Write the kubeconfig of an account."""
         context = {"cluster": "tests", "user": account, "namespace": NAMESPACE}
+        server = {"server": self.address}
+        if self.certificate:
+            server["certificate-authority"] = self.certificate[0]
         text = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "tests",
-            "clusters": [
-                {
-                    "name": "tests",
-                    "cluster": {"server": self.address, "insecure-skip-tls-verify": True},
-                }
-            ],
+            "clusters": [{"name": "tests", "cluster": server}],
             "users": [{"name": account, "user": {"token": self.tokens[account]}}],
             "contexts": [{"name": "tests", "context": context}],
         }
@@ -112,22 +112,29 @@ class Cluster:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster with one node."""
-    role, *_ = yaml.safe_load_all((SHIPPED / "manifests" / "airflow.yaml").read_text())
-    server = ApiServer({ADMIN: None, AIRFLOW: role["rules"], NOBODY: []}, NAMESPACE)
-    address = server.start()
+    server = None
+    if "IGNEOUS_AIRFLOW_CLUSTER" in os.environ:
+        given = json.loads(os.environ["IGNEOUS_AIRFLOW_CLUSTER"])
+    else:
+        role, *_ = yaml.safe_load_all((SHIPPED / "manifests" / "airflow.yaml").read_text())
+        server = ApiServer({ADMIN: None, AIRFLOW: role["rules"], NOBODY: []}, NAMESPACE)
+        tokens = {account: account for account in (ADMIN, AIRFLOW, NOBODY)}
+        given = {"address": server.start(), "tokens": tokens}
     path = [Path(sys.executable).parent, *os.environ["PATH"].split(":")]
     kubelet = Kubelet(
-        address,
-        ADMIN,
+        given["address"],
+        given["tokens"][ADMIN],
         tmp_path_factory.mktemp("kubelet"),
         images={IMAGE: [sys.executable, "-m", "igneous_airflow", "worker"]},
         environment={"PATH": ":".join(map(str, path)), "HOME": os.environ.get("HOME", "/")},
         engine=ENGINE,
+        certificate=given.get("certificate"),
     )
     kubelet.start()
-    yield Cluster(address, kubelet, server)
+    yield Cluster(kubelet=kubelet, **given)
     kubelet.stop()
-    server.stop()
+    if server is not None:
+        server.stop()
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ class Kubelet:
         images: Mapping[str, Sequence[str]],
         environment: Mapping[str, str],
         engine: str = "",
-        certificate: tuple[str, str] | None = None,
+        certificate: Sequence[str] | None = None,
     ) -> None:
         self._server = server
         self._token = token

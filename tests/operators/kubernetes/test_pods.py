@@ -60,6 +60,7 @@ def test_a_dag_run_is_done_by_pods_and_their_log_is_in_that_of_the_task(
     assert done.state == "success", log
     assert states(done, "workers") == ["success", "success"]
     assert len(list((layer / "8_8_40").iterdir())) == 4
+    assert log.count("No pod is needed: every task has its receipt") == 2
     assert len(re.findall(r"outcome=done .* cell=\d+-\d+_\d+-\d+_0-64 ", log)) == 4
     cluster.wait_until_empty()
 
@@ -210,3 +211,11 @@ def test_lost_messages_are_sent_again_by_the_first_pod_only(
     assert run.progress().state is State.STALLED
     pod(run, 1).execute(task(0))
     assert run.progress().state is State.DONE
+
+
+def test_a_template_that_is_gone_is_named_and_not_tried_again(
+    launch: Make, use_cluster: Make, task: Make
+) -> None:
+    use_cluster(POD_TEMPLATE="/nothing/template.yaml")
+    with pytest.raises(AirflowFailException, match=r"/nothing/template\.yaml cannot be used"):
+        pod(launch()).execute(task())
