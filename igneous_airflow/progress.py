@@ -93,8 +93,9 @@ class Summary(BaseModel):
     def describe(self) -> str:
         """The summary in words."""
         files = sum(self.audit.outputs.values())
-        lines = [f"{self.stage}: all {self.tasks:,} tasks are done and {files:,} chunks were found"]
-        lines += [f"  {name}: {count:,} chunks" for name, count in self.audit.outputs.items()]
+        kind = self.audit.files
+        lines = [f"{self.stage}: all {self.tasks:,} tasks are done and {files:,} {kind} were found"]
+        lines += [f"  {name}: {count:,} {kind}" for name, count in self.audit.outputs.items()]
         if self.audit.absent:
             lines.append(f"  left out, all background: {self.audit.absent:,} chunks")
         if self.work is not None and self.work.voxels:

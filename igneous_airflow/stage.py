@@ -85,6 +85,7 @@ class Audit(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     outputs: dict[str, int] = Field(description="what was made, and how many files of it there are")
+    files: str = Field(default="chunks", description="what these files are")
     absent: int = Field(default=0, description="files that may be absent: all background")
 
 
