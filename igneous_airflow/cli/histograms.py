@@ -56,7 +56,9 @@ class Histograms:
         """
         present = sorted(folder.sizes())
         if not present:
-            raise InvalidLevels(f"there are none in {folder.place}: run luminance-levels first")
+            raise InvalidLevels(
+                f"there are no levels in {folder.place}: run luminance-levels first"
+            )
         if missing := sorted(set(wanted or ()) - set(present)):
             listed = ", ".join(map(str, missing))
             raise InvalidLevels(f"z: there are no levels of section {listed} in {folder.place}")

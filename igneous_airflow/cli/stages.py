@@ -27,7 +27,7 @@ _TYPES: dict[str, "click.ParamType[Any]"] = {
 def stages() -> None:
     """List the stages, each of which is a command and an Airflow DAG."""
     for name, stage in registered_stages().items():
-        click.echo(f"{_command_name(name):20} {_summary(stage)}")
+        click.echo(f"{_command_name(name):24} {_summary(stage)}")
 
 
 def stage_commands() -> Iterator[click.Command]:

@@ -79,6 +79,7 @@ ClipFraction = Annotated[
             "maxItems": 2,
             "minimum": 0,
             "maximum": 1,
+            "metavar": "SHARE[,SHARE]",
         }
     ),
 ]

@@ -192,7 +192,7 @@ class LuminanceLevels(Stage):
         elsewhere = image.levels.folder.url != image.layer.folder.url
         sources = (self.layer,) if elsewhere else ()
         record_processing(image.levels.folder, self.provenance(), by, sources=sources)
-        return Audit(outputs={f"levels/{self.mip}": len(image.sections)})
+        return Audit(outputs={f"levels/{image.mip}": len(image.sections)}, files="histograms")
 
     def _image(self) -> "_Image":
         from igneous_airflow.storage.layer import Layer
@@ -216,6 +216,11 @@ class _Image:
     scale: "Scale"
 
     @property
+    def mip(self) -> int:
+        """The number of the mip, not -1."""
+        return self.layer.info.scales.index(self.scale)
+
+    @property
     def region(self) -> BoundingBox:
         """The box that the bounds allow."""
         bounds = self.stage.bounds
@@ -230,7 +235,7 @@ class _Image:
             high = Vec3(*(low + stage.shape).minimum(high))
         box = BoundingBox(low, Vec3(high.x, high.y, self.region.max.z))
         patches = Patches(box, self.scale.chunk_size, self.scale.voxel_offset, _PATCH_EDGE)
-        return Sample(patches, stage.coverage_factor, f"{stage.seed}/{stage.mip}")
+        return Sample(patches, stage.coverage_factor, f"{stage.seed}/{self.mip}")
 
     @property
     def sections(self) -> Slab:
@@ -244,7 +249,7 @@ class _Image:
         from igneous_airflow.storage.levels import LevelsFolder
 
         url = self.stage.levels_path or self.stage.layer
-        return LevelsFolder(url, self.stage.mip, self.layer.info.data_type)
+        return LevelsFolder(url, self.mip, self.layer.info.data_type)
 
     @property
     def slabs(self) -> Slabs:

@@ -127,6 +127,15 @@ def test_a_section_no_larger_than_a_patch_is_counted_whole_however_small_the_sha
         assert sum(file["levels"]) == 60_000
 
 
+def test_the_coarsest_mip_has_a_number(tmp_path):
+    layer = write_layer(tmp_path, random_voxels(SIZE), SPEC)
+    stage = LuminanceLevels(layer=layer, mip=-1)
+    for cell in stage.cells():
+        stage.run(cell)
+    assert stage.finish("tester").outputs == {"levels/0": SIZE.z}
+    assert set(files(tmp_path)) == set(range(11, 31))
+
+
 def test_a_coarser_mip_is_sampled_by_its_own_size(tmp_path):
     layer = write_layer(tmp_path, random_voxels(SIZE), SPEC)
     complete(Downsample(layer=layer, num_mips=2, compress="none"))
