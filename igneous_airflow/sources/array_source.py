@@ -9,7 +9,14 @@ import numpy as np
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.sources.data_types import data_type_for, data_type_notes
-from igneous_airflow.sources.protocol import Array, Findings, Part, Resolution, VoxelArray
+from igneous_airflow.sources.protocol import (
+    Array,
+    Findings,
+    Part,
+    Resolution,
+    VoxelArray,
+    copy_voxels,
+)
 from igneous_airflow.storage.overlap import Overlap
 
 _CHUNK = 64
@@ -161,13 +168,17 @@ class ArraySource:
 
     def _converted(self, voxels: Array) -> Array:
         """The voxels as the layer holds them: little-endian on every machine we know."""
-        if self.array.facts.scaling is None:
-            return np.asarray(voxels, self.data_type, order="F")
-        factor, shift = self.array.facts.scaling
-        scaled = np.empty(voxels.shape, self.data_type, order="F")
+        scaling = self.array.facts.scaling
+        if scaling is None and voxels.dtype == self.data_type and voxels.flags.f_contiguous:
+            return voxels
+        converted = np.empty(voxels.shape, self.data_type, order="F")
+        if scaling is None:
+            copy_voxels(converted, voxels)
+            return converted
+        factor, shift = scaling
         for z in range(voxels.shape[2]):  # computed in double precision, a plane at a time
-            scaled[:, :, z] = voxels[:, :, z] * np.float64(factor) + shift
-        return scaled
+            converted[:, :, z] = voxels[:, :, z] * np.float64(factor) + shift
+        return converted
 
     def look(self) -> Findings:
         """What only a look into every file can tell."""

@@ -14,20 +14,20 @@ from typing import Any, Self
 
 import numpy as np
 
-from igneous_airflow.errors import CorruptChunk, IgneousError, SourceNotFound, UnreadableSource
+from igneous_airflow.errors import IgneousError, SourceNotFound, UnreadableSource
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.coverage import Coverage
 from igneous_airflow.geometry.mips import divisor_nearest_64
 from igneous_airflow.sources.data_types import data_type_for, data_type_notes
-from igneous_airflow.sources.protocol import Array, Findings, Resolution, named
-from igneous_airflow.storage.codecs import decompress_bytes
-from igneous_airflow.storage.files import Folder
+from igneous_airflow.sources.protocol import Array, Findings, Resolution, copy_voxels, named
+from igneous_airflow.storage.codecs import decompress_bytes, inflate
+from igneous_airflow.storage.files import Buffer, Folder
 from igneous_airflow.storage.overlap import Overlap, overlap_width
 
 _NOWHERE = Vec3(0, 0, 0)
 _HEADS_AT_ONCE = 16
 _HEAD = 1 << 10  # bytes of a file that hold the header of the .npy stream
-_LONGEST_HEADER = 1 << 16
+_LONGEST = 1 << 16  # bytes of a header
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ class _Header:
     offset: int
 
     @classmethod
-    def read(cls, content: bytes) -> Self:
+    def read(cls, content: Buffer) -> Self:
         """Parse it; raises ValueError."""
-        stream = io.BytesIO(content)
+        stream = io.BytesIO(memoryview(content)[:_LONGEST])
         if np.lib.format.read_magic(stream) == (1, 0):
             shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
         else:
@@ -146,14 +146,13 @@ class BuildSource:
             voxels[...] = self.missing
         for file, content in overlap.map(self._load, files):
             common = file.intersection(origin)
-            voxels[common.slices_within(origin)] = content[common.slices_within(file)]
+            copy_voxels(voxels[common.slices_within(origin)], content[common.slices_within(file)])
         return voxels
 
     def _load(self, file: BoundingBox) -> Array:
         """The voxels of a file as (x, y, z, channel)."""
-        most = file.voxels * self.voxel_bytes + _LONGEST_HEADER
-        content = _unpacked(self.folder, file, most)
         try:
+            content = inflate(_stored(self.folder, file), file.voxels * self.voxel_bytes + _LONGEST)
             header = _Header.read(content)
             if (header.dtype, header.channels_in(file.size)) != (self.dtype, self.channels):
                 raise ValueError(f"it holds {header.dtype}, not what the plan has found")
@@ -161,7 +160,7 @@ class BuildSource:
                 content, header.dtype, file.voxels * self.channels, header.offset
             )
             voxels = voxels.reshape(header.shape, order="F" if header.is_fortran else "C")
-        except ValueError as error:
+        except ValueError as error:  # a CorruptChunk is one
             raise UnreadableSource(f"{self.folder.url}/{file} cannot be read: {error}") from error
         return voxels.reshape(*file.size, self.channels)
 
@@ -221,32 +220,31 @@ def _header(folder: Folder, file: BoundingBox) -> tuple[_Header, int]:
         content = _beginning(folder, file)
         header = _Header.read(content)
         return header, header.channels_in(file.size)
+    except UnreadableSource:
+        raise
     except (ValueError, zlib.error) as error:
-        if isinstance(error, IgneousError):
-            raise
         raise UnreadableSource(
             f"{url} is no zlib stream of a .npy stream that fits its name: {error}"
         ) from error
 
 
 def _beginning(folder: Folder, file: BoundingBox) -> bytes:
+    """The first bytes of the `.npy` stream of a file; raises zlib.error and others."""
     entry = folder.entry(str(file))
-    if entry is None:  # compressed once more, as its suffix says
-        return _unpacked(folder, file, _HEAD)
-    head = bytearray(min(_HEAD, entry.size))
+    head: Buffer = bytearray(min(_HEAD, entry.size) if entry else 0)
     try:
-        folder.read_part(entry.name, 0, memoryview(head))
+        if entry is not None:
+            folder.read_part(entry.name, 0, memoryview(head))
+        else:  # compressed once more, as its suffix says
+            head = _stored(folder, file)
     except UnreadableSource:  # compressed once more, as the bucket says
-        return _unpacked(folder, file, _HEAD)
+        head = _stored(folder, file)
     return zlib.decompressobj().decompress(head, _HEAD)
 
 
-def _unpacked(folder: Folder, file: BoundingBox, most: int) -> bytes:
-    """The `.npy` stream of a file, of which at most so many bytes are unpacked."""
+def _stored(folder: Folder, file: BoundingBox) -> Buffer:
+    """The zlib stream of a file; raises CorruptChunk, SourceNotFound and the storage's errors."""
     stored = folder.read(str(file))
     if stored is None:
         raise SourceNotFound(f"{folder.url}/{file} is not there")
-    try:
-        return zlib.decompressobj().decompress(decompress_bytes(stored), most)
-    except (zlib.error, CorruptChunk) as error:
-        raise UnreadableSource(f"{folder.url}/{file} cannot be unpacked: {error}") from error
+    return decompress_bytes(stored)

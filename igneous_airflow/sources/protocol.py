@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import inf
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ Array = NDArray[Any]
 Part = tuple[slice, ...]
 Resolution = tuple[float, float, float]
 _NAMED_AT_MOST = 10
+_BLOCK = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,25 @@ class VoxelArray(Protocol):
 
     def look(self) -> Findings:
         """What only a look into every file can tell; may take its time."""
+
+
+def copy_voxels(out: Array, voxels: Array) -> None:
+    """Copy (x, y, z, channel) voxels into an array of their shape, in which x is the fastest.
+
+    Where another axis of space is in theirs, it goes by blocks that stay in the cache, which is
+    several times faster than all at once.
+    """
+    space = list(zip(voxels.strides, voxels.shape, strict=True))[:3]
+    strides = [stride if length > 1 else inf for stride, length in space]
+    fastest = strides.index(min(strides))
+    if fastest == 0:
+        out[...] = voxels
+        return
+    for i in range(0, voxels.shape[0], _BLOCK):
+        for j in range(0, voxels.shape[fastest], _BLOCK):
+            part = [slice(None)] * voxels.ndim
+            part[0], part[fastest] = slice(i, i + _BLOCK), slice(j, j + _BLOCK)
+            out[tuple(part)] = voxels[tuple(part)]
 
 
 def look_at_a_block(array: VoxelArray) -> Findings:

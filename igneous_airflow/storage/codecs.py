@@ -139,6 +139,19 @@ def _named_if_damaged(file: StoredFile) -> Iterator[None]:
         raise CorruptChunk(f"the {file.compression} stream is damaged: {error}") from error
 
 
+def inflate(content: Buffer, most: int) -> Buffer:
+    """Undo a zlib stream that holds `most` bytes at most; raises CorruptChunk for any other."""
+    import deflate
+
+    try:
+        unpacked: Buffer = deflate.zlib_decompress(content, most)
+    except Exception as error:
+        raise CorruptChunk(
+            f"the zlib stream is damaged, or longer than it should be: {error}"
+        ) from error
+    return unpacked
+
+
 def encode(
     array: "NDArray[Any]",
     encoding: str,
