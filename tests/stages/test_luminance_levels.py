@@ -94,7 +94,7 @@ def reads(monkeypatch):
     monkeypatch.setattr(
         Layer,
         "read_chunk",
-        lambda self, scale, box: (boxes.append(box), read_chunk(self, scale, box))[1],
+        lambda self, scale, box, *more: (boxes.append(box), read_chunk(self, scale, box, *more))[1],
     )
     return boxes
 
