@@ -28,6 +28,8 @@ def folder_with_a_layer(tmp_path: Path) -> Path:
     info = Info.new(data_type="uint8", layer_type="image", scale=scale)
     voxels = np.random.default_rng(1).integers(0, 255, tuple(size), dtype=np.uint8)
     Layer.create(f"file://{tmp_path}/layer", info).write(scale, voxels)
+    labels = Info.new(data_type="uint8", layer_type="segmentation", scale=scale)
+    Layer.create(f"file://{tmp_path}/segmentation", labels).write(scale, voxels // 128)
     return tmp_path
 
 
@@ -54,6 +56,7 @@ def test_the_commands_of_the_readme_work_in_their_order(folder_with_a_layer: Pat
     assert (folder_with_a_layer / "layer.png").exists()
     assert len(Layer.open(f"file://{folder_with_a_layer}/layer").info.scales) == 4
     assert len(Layer.open(f"file://{folder_with_a_layer}/deep").info.scales) == 1
+    assert (folder_with_a_layer / "segmentation/mesh_mip_0_err_40/1:0").exists()
 
 
 def test_the_python_example_of_the_readme_works(
