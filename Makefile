@@ -38,6 +38,7 @@ env: ## make .env, with new secrets for docker compose
 	print("\n".join(l + random(l) if l.endswith("=") else l for l in lines))' > .env)
 
 e2e: install ## run DAGs over REST with the services of docker-compose.yml as processes
+	[ "$$(id -u)" != 0 ] || tests/e2e/install_services.sh
 	$(BIN)/python -m pytest -m services tests/e2e
 
 test: install ## run the whole test suite

@@ -65,11 +65,13 @@ def distances(pairs: "list[tuple[Trimesh, Trimesh]]", points: int) -> Distances:
     import numpy as np
 
     random = np.random.default_rng(7)
-    area = sum(first.area for first, _ in pairs)
-    found = []
-    for first, second in pairs:
-        count = max(int(points * first.area / area), 30)
-        found.append(_to_surface(_points_on(first, count, random), second, random))
+    areas = np.array([first.area for first, _ in pairs])
+    counts = random.multinomial(points, areas / areas.sum())
+    found = [
+        _to_surface(_points_on(first, count, random), second, random)
+        for (first, second), count in zip(pairs, counts, strict=True)
+        if count
+    ]
     every = np.concatenate(found)
     return Distances(float(every.mean()), float(np.percentile(every, 99)), float(every.max()))
 
@@ -98,7 +100,8 @@ def _to_surface(points: "Points", mesh: "Trimesh", random: "np.random.Generator"
     from trimesh.triangles import closest_point
 
     area = mesh.area_faces
-    each = np.ceil(area / area.sum() * 20 * len(points)).clip(min=1).astype(int)
+    wanted = max(20 * len(points), 4 * len(area))
+    each = np.ceil(area / area.sum() * wanted).clip(min=2).astype(int)
     owners = np.repeat(np.arange(len(area)), each)
     samples = _points_in(mesh.triangles[owners], random)
     _, nearest = cKDTree(samples).query(points, k=min(_NEIGHBOURS, len(samples)))

@@ -126,6 +126,7 @@ def test_the_commands_of_the_documents_work_in_their_order(folder_with_a_layer: 
     assert len(Layer.open(f"file://{folder_with_a_layer}/deep").info.scales) == 1
     for name in ("levels.png", "contrast.png", "meshes.png"):
         assert (folder_with_a_layer / name).exists()
+    assert (folder_with_a_layer / "labels/mesh_mip_0_err_40/1:0").exists()
 
 
 @pytest.mark.timeout(900)  # nine runs, each with worker processes

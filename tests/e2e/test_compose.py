@@ -100,6 +100,7 @@ def compose_command() -> list[str] | None:
     return docker if asked.returncode == 0 else None
 
 
+@pytest.mark.services
 def test_docker_compose_accepts_the_file(tmp_path: Path) -> None:
     program = compose_command()
     if program is None:

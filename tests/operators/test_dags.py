@@ -49,7 +49,7 @@ def _example(param: Param) -> Any:
 
 def test_every_field_of_every_step_has_a_place_in_the_form(dag: DAG, form: Form) -> None:
     places = {place for _, _, place in fields(form)}
-    switches = {f"run_{step.name}" for step in form.chain.steps if step.switch is not None}
+    switches = {f"run_{step.switch_name}" for step in form.chain.steps if step.switch is not None}
     assert dag.params.keys() == places | switches | RunOptions.model_fields.keys()
 
 
