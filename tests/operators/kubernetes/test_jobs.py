@@ -22,15 +22,16 @@ def job(run: Run) -> StageWorkers:
 
 
 def test_the_pods_of_a_job_do_a_run_and_the_job_goes(
-    launch: Make, use_cluster: Make, cluster: Any, task: Make, caplog: Any
+    launch: Make, use_cluster: Make, cluster: Any, task: Make, capfd: Any
 ) -> None:
     use_cluster()
     run = launch(slow=True)
     job(run).execute(task(workers=3))
+    log = capfd.readouterr().out
     assert run.progress().state is State.DONE
-    assert "100.0 % done: 9 of 9 tasks" in caplog.text
-    assert "had 3 pods; 0 have failed" in caplog.text
-    assert "outcome=done" in caplog.text
+    assert "100.0 % done: 9 of 9 tasks" in log
+    assert "had 3 pods; 0 have failed" in log
+    assert "outcome=done" in log
     assert cluster.jobs() == []
     cluster.wait_until_empty()
 
