@@ -199,6 +199,13 @@ def a_stack_among_sections(stack):
     return "5.tif has 4 pages, where each file must hold one section"
 
 
+def unknown_compression(stack):
+    tifffile.imwrite(stack / "5.tif", SECTIONS[5], compression="zlib")
+    with tifffile.TiffFile(stack / "5.tif", mode="r+b") as file:
+        file.pages.first.tags["Compression"].overwrite(60_000)
+    return "5.tif cannot be decoded: "
+
+
 def the_same_number_twice(stack):
     Image.fromarray(SECTIONS[5]).save(stack / "05.png")
     return (
@@ -211,7 +218,8 @@ def the_same_number_twice(stack):
     [
         break_first, break_two, cut_a_compressed_one, cut_a_png, other_size, other_type,
         a_colour_among_greys, palette_png, palette_tiff, alpha_png, alpha_tiff, cmyk_jpeg,
-        separated_tiff, deep_colour_png, a_stack_among_sections, the_same_number_twice,
+        separated_tiff, deep_colour_png, a_stack_among_sections, unknown_compression,
+        the_same_number_twice,
     ],
 )  # fmt: skip
 def test_sections_that_cannot_be_used_are_named(tmp_path, stack, ingest, spoil):
