@@ -520,7 +520,7 @@ def test_missing_sections_close_up_or_become_background(tmp_path, fill):
         fill_missing=fill, background_color=9, compress="none", max_mips=0,
     )  # fmt: skip
     notes = "\n".join(stage.plan().notes)
-    assert "2 sections are missing: 2-3; " in notes
+    assert "missing are 2 sections, 2-3; " in notes
     complete(stage)
     if fill:
         voxels[:, :, 2:4] = 9
