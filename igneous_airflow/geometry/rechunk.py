@@ -25,8 +25,9 @@ class RechunkGeometry:
     All boxes are relative to the region's first voxel, where a chunk of every written mip starts.
     A *cell* is what one task writes; a *tile* is what is read and written at once on the way
     through it. `shape` is the cell asked for. A voxel that is written has `voxel_bytes`, one that
-    is read `read_voxel_bytes`; with `keeps_both`, a tile is held in both forms for a while. A task
-    may use `memory` bytes, and keeps `width` storage operations under way.
+    is read `read_voxel_bytes`; with `keeps_both`, a tile is held in both forms for a while. What is
+    read is decoded by whole chunks, or, without `by_chunks`, only best read so. A task may use
+    `memory` bytes, and keeps `width` storage operations under way.
     """
 
     size: Vec3
@@ -38,6 +39,7 @@ class RechunkGeometry:
     read_voxel_bytes: int
     memory: int
     keeps_both: bool = False
+    by_chunks: bool = True
     shape: Vec3 | None = None
     width: int = 1
 
@@ -140,10 +142,9 @@ class RechunkGeometry:
         held = written * (4 if self.levels else 1) + (read if self.keeps_both else 0)
         levels = enumerate(self.chunks)
         sizes = (chunk.minimum(self.size.ceil_div(self.factor**n)) for n, chunk in levels)
-        chunks = (
-            self.read.minimum(self._padded).product * read
-            + max(size.product for size in sizes) * written
-        )
+        chunks = max(size.product for size in sizes) * written
+        if self.by_chunks:
+            chunks += self.read.minimum(self._padded).product * read
         return (
             tile.minimum(self._padded).product * held
             + (2 * self.width + 1) * chunks
@@ -176,6 +177,8 @@ class RechunkGeometry:
     def times_read(self) -> float:
         """How many voxels are decoded for each voxel of the region: 1 when no chunk comes twice."""
         times = 1.0
+        if not self.by_chunks:
+            return times
         for axis in range(3):
             read, phase, size = self.read[axis], self.phase[axis], self.size[axis]
             decoded = sum(

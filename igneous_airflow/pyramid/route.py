@@ -68,6 +68,7 @@ class Route:
             voxel_bytes=self.voxel_bytes,
             read_voxel_bytes=self.source.voxel_bytes,
             keeps_both=self.source.changes_voxels,
+            by_chunks=self.source.decodes_chunks,
             memory=self.limits.memory,
             shape=self.limits.shape,
             width=self.width,

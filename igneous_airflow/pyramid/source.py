@@ -25,7 +25,11 @@ class VoxelSource(Protocol):
 
     @property
     def chunk_size(self) -> Vec3:
-        """Voxels of the blocks that are decoded as a whole."""
+        """Voxels of the blocks that are best read as a whole."""
+
+    @property
+    def decodes_chunks(self) -> bool:
+        """Whether a block must be decoded as a whole, even for a part of it."""
 
     @property
     def voxel_bytes(self) -> int:
@@ -66,6 +70,11 @@ class LayerSource:
     def chunk_size(self) -> Vec3:
         """Voxels of a chunk."""
         return self.scale.chunk_size
+
+    @property
+    def decodes_chunks(self) -> bool:
+        """Whether a chunk must be decoded as a whole: always."""
+        return True
 
     @property
     def voxel_bytes(self) -> int:

@@ -118,8 +118,13 @@ class ArraySource:
 
     @property
     def chunk_size(self) -> Vec3:
-        """Voxels that are read and decoded as a whole."""
+        """Voxels that are best read as a whole."""
         return Vec3(*map(self._block, "xyz"))
+
+    @property
+    def decodes_chunks(self) -> bool:
+        """Whether these must be decoded as a whole, even for a part of them."""
+        return self.array.facts.is_encoded
 
     @property
     def voxel_bytes(self) -> int:

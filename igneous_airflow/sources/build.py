@@ -19,7 +19,14 @@ from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.coverage import Coverage
 from igneous_airflow.geometry.mips import divisor_nearest_64
 from igneous_airflow.sources.data_types import data_type_for, data_type_notes
-from igneous_airflow.sources.protocol import Array, Findings, Resolution, copy_voxels, named
+from igneous_airflow.sources.protocol import (
+    Array,
+    Findings,
+    Resolution,
+    copy_voxels,
+    counted,
+    named,
+)
 from igneous_airflow.storage.codecs import decompress_bytes, inflate
 from igneous_airflow.storage.files import Buffer, Folder
 from igneous_airflow.storage.overlap import Overlap, overlap_width
@@ -119,6 +126,11 @@ class BuildSource:
         return self.coverage.largest
 
     @property
+    def decodes_chunks(self) -> bool:
+        """Whether a file must be decoded as a whole: always."""
+        return True
+
+    @property
     def voxel_bytes(self) -> int:
         """Bytes of a voxel in a file, with all channels."""
         return self.dtype.itemsize * self.channels
@@ -170,7 +182,8 @@ class BuildSource:
         with Overlap(_HEADS_AT_ONCE) as overlap:
             found = [problem for _, problem in overlap.map(self._problem, self.coverage.boxes)]
         if broken := [problem for problem in found if problem is not None]:
-            problems.append(f"{len(broken):,} build chunks cannot be read: {named(broken, '; ')}")
+            count = counted(len(broken), "build chunk")
+            problems.append(f"{count} cannot be read: {named(broken, '; ')}")
         return Findings(tuple(problems))
 
     def _problem(self, file: BoundingBox) -> str | None:
@@ -197,9 +210,9 @@ class BuildSource:
     def notes(self) -> tuple[str, ...]:
         """What is worth knowing of the source."""
         holes = [f"{self._holes()}: they become background"] if self.coverage.uncovered else []
-        count, bounds = len(self.coverage.boxes), self.coverage.bounds
+        count, bounds = counted(len(self.coverage.boxes), "build chunk"), self.coverage.bounds
         return (
-            f"{count:,} build chunks of up to {self.coverage.largest} voxels make up {bounds}",
+            f"{count} of up to {self.coverage.largest} voxels make up {bounds}",
             *holes,
             *data_type_notes(self.dtype, self.data_type),
         )

@@ -27,7 +27,7 @@ _PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 _PATTERN = re.compile(r"[*?\[]")
 _ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
 _HEAD = 352  # bytes that tell the formats apart
-_SOURCES_KEPT = 4
+_SOURCES_KEPT = 2
 
 
 @dataclass(frozen=True)

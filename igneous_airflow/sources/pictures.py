@@ -61,7 +61,11 @@ class Picture(Protocol):
 
     @property
     def block(self) -> tuple[int, int]:
-        """Rows and columns that are decoded as a whole."""
+        """Rows and columns that are best read as a whole."""
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether these must be decoded as a whole, even for a part of them."""
 
     @property
     def note(self) -> str | None:
@@ -88,6 +92,11 @@ class WholePicture:
     def block(self) -> tuple[int, int]:
         """All of it."""
         return self.kind.height, self.kind.width
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether it must be decoded as a whole: always."""
+        return True
 
     @property
     def note(self) -> str | None:

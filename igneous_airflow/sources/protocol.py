@@ -31,9 +31,10 @@ class Findings:
 class ArrayFacts:
     """What an array is, before any voxel of it is read.
 
-    `dtype` is that of the parts as they are read; `block` is what is decoded as a whole; both are
-    in the order of `shape`. `axes` names each axis by a letter of tczyx, None where the file does
-    not. `resolution` is in nm, x,y,z. With a `scaling` (a, b), the voxels are a * stored + b.
+    `dtype` is that of the parts as they are read. `block` is what is best read as a whole, or, when
+    the array `is_encoded`, must be decoded so. `axes` names each axis by a letter of tczyx, None
+    where the file does not. `resolution` is in nm, x,y,z. With a `scaling` (a, b), the voxels are
+    a * stored + b.
     Parts are read in C order, with `first_fastest` in Fortran order. When it `reads_ahead`, their
     encoded bytes are held besides.
     """
@@ -44,6 +45,7 @@ class ArrayFacts:
     axes: str | None = None
     resolution: Resolution | None = None
     scaling: tuple[float, float] | None = None
+    is_encoded: bool = True
     first_fastest: bool = False
     reads_ahead: bool = False
     overlap_width: int = 1
@@ -103,6 +105,11 @@ def require(library: str, format_name: str) -> None:
             f"source: {format_name} is read by {library}, which is not installed: "
             "pip install 'igneous-airflow[ingest]'"
         )
+
+
+def counted(count: int, noun: str) -> str:
+    """Write a number of things: 1 section, 2,000 sections."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def named(items: Sequence[str], separator: str = ", ") -> str:

@@ -97,7 +97,7 @@ def raw_array(content: Bytes, offset: int, facts: ArrayFacts, worthwhile: int) -
         )
     order = -1 if facts.first_fastest else 1
     block = worthwhile_block(facts.shape[::order], facts.dtype.itemsize, worthwhile)[::order]
-    return RawArray(replace(facts, block=block), content, offset)
+    return RawArray(replace(facts, block=block, is_encoded=False), content, offset)
 
 
 def open_npy(file: FileInParts) -> RawArray:

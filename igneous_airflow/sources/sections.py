@@ -14,7 +14,7 @@ from igneous_airflow.sources.pictures import (
     is_whole_picture,
     open_whole_picture,
 )
-from igneous_airflow.sources.protocol import ArrayFacts, Findings, named
+from igneous_airflow.sources.protocol import ArrayFacts, Findings, counted, named
 from igneous_airflow.sources.stack import PictureStack
 from igneous_airflow.sources.tiff import MAGIC, open_page
 from igneous_airflow.storage.files import FileEntry, Folder
@@ -94,7 +94,8 @@ def _kind_or_problem(folder: Folder, entry: FileEntry) -> PictureKind | str:
 
 def _broken(problems: Sequence[str]) -> Iterator[str]:
     if problems:
-        yield f"{len(problems):,} sections cannot be read: {named(problems, '; ')}"
+        count = counted(len(problems), "section")
+        yield f"{count} cannot be read: {named(problems, '; ')}"
 
 
 def _odd(kinds: Mapping[str, PictureKind]) -> Iterator[str]:
@@ -133,7 +134,8 @@ def open_sections(
     places = order.places if order and gaps and keep_places else tuple(range(len(files)))
     first = open_picture(FileInParts(folder, files[0]))
     sections = Sections(folder, files, places, first.kind)
-    notes = [f"{len(files):,} sections in this order: {files[0].name} to {files[-1].name}"]
+    count = counted(len(files), "section")
+    notes = [f"{count} in this order: {files[0].name} to {files[-1].name}"]
     if first.note:
         notes.append(first.note)
     if order and gaps:
@@ -142,12 +144,14 @@ def open_sections(
             if keep_places
             else "those after them close up; set fill_missing to keep their places as background"
         )
-        notes.append(f"{order.missing:,} sections are missing: {order.missing_text()}; {fate}")
+        count = counted(order.missing, "section")
+        notes.append(f"missing are {count}, {order.missing_text()}; {fate}")
     facts = ArrayFacts(
         (len(sections), *first.kind.shape),
         first.kind.dtype,
         (1, *first.block, *first.kind.shape[2:]),
         "zyxc"[: 1 + len(first.kind.shape)],
+        is_encoded=first.is_encoded,
         overlap_width=FileInParts(folder, files[0]).overlap_width,
         notes=tuple(notes),
     )

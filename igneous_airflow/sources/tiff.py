@@ -60,7 +60,7 @@ class TiffPicture:
 
     @property
     def block(self) -> tuple[int, int]:
-        """Rows and columns that are read and decoded as a whole."""
+        """Rows and columns that are best read as a whole."""
         kind, page = self.kind, self.page
         row = kind.width * kind.channels * kind.dtype.itemsize
         if self._raw is not None:
@@ -73,6 +73,11 @@ class TiffPicture:
         while rows < kind.height and rows * row < self.file.worthwhile:
             rows *= 2
         return min(rows, kind.height), kind.width
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether strips or tiles must be decoded as a whole."""
+        return self._raw is None
 
     @property
     def note(self) -> str | None:

@@ -105,6 +105,7 @@ def _stack(
         kind.dtype,
         (*(1 for _ in leading), *first.block, *kind.shape[2:]),
         "".join(leading) + "yxc"[: len(kind.shape)],
+        is_encoded=first.is_encoded,
         overlap_width=file.overlap_width,
         notes=(first.note,) if first.note else (),
     )

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from igneous_airflow.errors import UnreadableSource
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.sources.opening import find_source
-from igneous_airflow.sources.protocol import worthwhile_block
+from igneous_airflow.sources.protocol import copy_voxels, worthwhile_block
 from igneous_airflow.sources.zarr_array import OmeImage
 from igneous_airflow.testing.layers import random_voxels
 from igneous_airflow.testing.strategies import boxes_within
@@ -257,3 +258,25 @@ def test_the_state_of_a_source_tells_changes_apart(tmp_path):
     assert len(set(states)) == len(states)
     assert find_source(f"file://{tmp_path}/s").state == states[-1]
     assert states[-1].startswith("3 files, ")
+
+
+@given(st.permutations(range(4)), st.sampled_from(["u1", ">u2", "f4"]), st.integers(1, 3))
+@settings(deadline=None)
+def test_voxels_in_any_order_are_copied_as_they_are(axes, dtype, channels):
+    stored = np.random.default_rng(3).integers(0, 99, (35, 20, 37, channels)).astype(dtype)
+    voxels = np.ascontiguousarray(stored.transpose(axes)).transpose(np.argsort(axes))
+    out = np.empty(voxels.shape, np.dtype(dtype).newbyteorder("="), order="F")
+    copy_voxels(out, voxels)
+    np.testing.assert_array_equal(out, stored)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "h5", "nii", "zarr"])
+def test_a_library_that_is_not_installed_is_named(tmp_path, opened, monkeypatch, suffix):
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "zarr":
+        zarr.create_array(path, data=GREY)
+    else:
+        save(path, GREY)
+    monkeypatch.setattr("igneous_airflow.sources.protocol.find_spec", lambda _: None)
+    with pytest.raises(UnreadableSource, match=r"which is not installed: pip install 'igneous-"):
+        opened(path)

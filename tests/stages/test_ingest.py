@@ -436,6 +436,19 @@ def test_the_info_of_build_chunks_is_that_of_the_old_system(tmp_path):
     assert before.items() <= snapshot(tmp_path).items()
 
 
+def test_scales_have_the_sizes_and_offsets_of_the_old_system(tmp_path):
+    voxels = np.zeros((512, 512, 128, 1), "uint8")
+    write_build(tmp_path / "build", voxels, (512, 512, 128), (3, 7, 11))
+    Ingest(
+        source=f"{tmp_path}/build", dest=f"{tmp_path}/dest", resolution=(1, 1, 1), max_mips=3
+    ).prepare()
+    scales = info_of(tmp_path / "dest")["scales"]
+    assert [scale["size"][:2] for scale in scales] == [[512] * 2, [256] * 2, [128] * 2, [64] * 2]
+    offsets = [[3, 7, 11], [1, 3, 11], [0, 1, 11], [0, 0, 11]]
+    assert [scale["voxel_offset"] for scale in scales] == offsets
+    assert all(scale["chunk_sizes"] == [[64, 64, 64]] for scale in scales)
+
+
 def test_images_of_build_chunks_name_no_meshes(tmp_path):
     write_build(tmp_path / "build", random_voxels(Vec3(100, 30, 7)), (100, 30, 7))
     complete(Ingest(source=f"{tmp_path}/build", dest=f"{tmp_path}/dest", resolution=RESOLUTION))
@@ -507,7 +520,7 @@ def test_missing_sections_close_up_or_become_background(tmp_path, fill):
         fill_missing=fill, background_color=9, compress="none", max_mips=0,
     )  # fmt: skip
     notes = "\n".join(stage.plan().notes)
-    assert "2 sections are missing: 2-3; " in notes
+    assert "missing are 2 sections, 2-3; " in notes
     complete(stage)
     if fill:
         voxels[:, :, 2:4] = 9

@@ -78,10 +78,12 @@ def test_a_plan_counts_what_is_done(stack, ingest):
 
 def test_sections_that_are_decoded_many_times_are_counted_so(tmp_path, ingest):
     """Compressed sections are decoded as a whole: a plan that cuts them says what that costs."""
-    (tmp_path / "png").mkdir()
+    for folder in ("png", "tif"):
+        (tmp_path / folder).mkdir()
     section = np.zeros((512, 512), "uint8")
     for z in range(16):
         Image.fromarray(section).save(tmp_path / f"png/{z}.png")
+        tifffile.imwrite(tmp_path / f"tif/{z}.tif", section)
     wishes = {"chunk_size": (32, 32, 16), "max_mips": 0}
     roomy = ingest(tmp_path / "png", **wishes).plan()
     assert roomy.bytes_read == roomy.voxels
@@ -89,6 +91,8 @@ def test_sections_that_are_decoded_many_times_are_counted_so(tmp_path, ingest):
     assert tight.memory <= 2_000_000
     assert tight.bytes_read > 3 * tight.voxels
     assert any("is decoded" in note and "times" in note for note in tight.notes)
+    uncompressed = ingest(tmp_path / "tif", memory_target=2_000_000, **wishes).plan()
+    assert uncompressed.bytes_read == uncompressed.voxels
 
 
 def test_a_plan_reads_the_beginning_of_each_section_once(stack, ingest, monkeypatch):
@@ -110,7 +114,7 @@ def test_a_plan_reads_the_beginning_of_each_section_once(stack, ingest, monkeypa
 
 def break_first(stack):
     (stack / "0.tif").write_bytes(b"II*\0 this is no TIFF")
-    return "1 sections cannot be read: 0.tif is no TIFF that can be read"
+    return "1 section cannot be read: 0.tif is no TIFF that can be read"
 
 
 def break_two(stack):
@@ -199,6 +203,13 @@ def a_stack_among_sections(stack):
     return "5.tif has 4 pages, where each file must hold one section"
 
 
+def unknown_compression(stack):
+    tifffile.imwrite(stack / "5.tif", SECTIONS[5], compression="zlib")
+    with tifffile.TiffFile(stack / "5.tif", mode="r+b") as file:
+        file.pages.first.tags["Compression"].overwrite(60_000)
+    return "5.tif cannot be decoded: "
+
+
 def the_same_number_twice(stack):
     Image.fromarray(SECTIONS[5]).save(stack / "05.png")
     return (
@@ -211,7 +222,8 @@ def the_same_number_twice(stack):
     [
         break_first, break_two, cut_a_compressed_one, cut_a_png, other_size, other_type,
         a_colour_among_greys, palette_png, palette_tiff, alpha_png, alpha_tiff, cmyk_jpeg,
-        separated_tiff, deep_colour_png, a_stack_among_sections, the_same_number_twice,
+        separated_tiff, deep_colour_png, a_stack_among_sections, unknown_compression,
+        the_same_number_twice,
     ],
 )  # fmt: skip
 def test_sections_that_cannot_be_used_are_named(tmp_path, stack, ingest, spoil):
@@ -224,8 +236,8 @@ def test_sections_that_cannot_be_used_are_named(tmp_path, stack, ingest, spoil):
 @pytest.mark.parametrize(
     ("present", "named"),
     [
-        ([1, 2, 5, 9, 10], "5 sections are missing: 3-4, 6-8; those after them close up"),
-        ([10, 20, 40], "1 sections are missing: 30; those after them close up"),
+        ([1, 2, 5, 9, 10], "missing are 5 sections, 3-4, 6-8; those after them close up"),
+        ([10, 20, 40], "missing are 1 section, 30; those after them close up"),
         (range(7, 10), None),
     ],
 )

@@ -1,5 +1,7 @@
 """Encodings and compressions: what was written is read back, what is damaged is refused."""
 
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from igneous_airflow.storage.codecs import (
     decompress_first,
     encode,
     encoding_problem,
+    inflate,
 )
 from igneous_airflow.storage.files import StoredFile
 from igneous_airflow.testing.layers import random_voxels
@@ -214,3 +217,13 @@ def test_auto_compresses_what_a_compressor_still_makes_smaller():
     assert compression_for("auto", "png") == ""
     assert compression_for("none", "raw") == ""
     assert compression_for("br", "jpeg") == "br"
+
+
+@pytest.mark.parametrize("spare", [0, 1, 1000])
+def test_a_zlib_stream_is_inflated_when_it_is_no_longer_than_said(spare):
+    content = b"voxels" * 1000
+    stream = zlib.compress(content)
+    assert inflate(stream, len(content) + spare) == content
+    for damaged, most in ((stream, len(content) - 1), (stream[:-9], 9999), (b"no stream", 99)):
+        with pytest.raises(CorruptChunk, match="damaged, or longer"):
+            inflate(damaged, most)
