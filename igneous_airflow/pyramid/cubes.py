@@ -139,6 +139,11 @@ class CubeSource:
         return self.dtype.itemsize
 
     @property
+    def decodes_chunks(self) -> bool:
+        """Whether whole cubes are held on the way."""
+        return True
+
+    @property
     def changes_voxels(self) -> bool:
         """Voxels stay what they are."""
         return False

@@ -5,6 +5,8 @@ are told apart by the service's code, the HTTP status, or the name of the class.
 """
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -100,6 +102,16 @@ def _may_pass(error: BaseException | None) -> bool:
     return isinstance(error, Exception) and not _is_denied(error) and _code(error) not in _NO_BUCKET
 
 
+@dataclass(frozen=True, slots=True)
+class _Picky:
+    """Decides to try again where another would, unless that is of no use."""
+
+    other: Callable[[Any], bool]
+
+    def __call__(self, state: Any) -> bool:
+        return self.other(state) and _may_pass(state.outcome.exception())
+
+
 @cache
 def mend_cloud_files() -> None:
     """Mend what hinders us in cloud-files 6.4; once a process.
@@ -111,8 +123,8 @@ def mend_cloud_files() -> None:
 
     def mend(method: Any) -> Any:
         policy = method.retry
-        earlier = policy.retry
-        policy.retry = lambda state: earlier(state) and _may_pass(state.outcome.exception())
+        if not isinstance(policy.retry, _Picky):  # one policy may be that of many functions
+            policy.retry = _Picky(policy.retry)
         return method
 
     classes = (

@@ -437,3 +437,22 @@ def test_errors_of_google_are_told_apart(
     assert type(ours) is kind
     assert words in str(ours)
     assert "gs://b/layer/info" in str(ours)
+
+
+def test_many_operations_in_one_process_do_not_pile_up() -> None:
+    """A process that lives long must not try ever harder."""
+
+    from igneous_airflow.storage.bucket_errors import mend_cloud_files
+
+    mend_cloud_files()
+    for _ in range(2 * sys.getrecursionlimit()):
+        interfaces.retry(lambda: 1)
+    assert interfaces.retry(lambda: 1)() == 1
+    with pytest.raises(ValueError, match="at once"):
+        interfaces.retry(_refused)()
+
+
+def _refused() -> None:
+    error = ValueError("at once")
+    error.code = "403"  # type: ignore[attr-defined]
+    raise error
