@@ -120,8 +120,8 @@ class Mesh(Stage):
         Field(
             ge=1,
             title="Simplification error",
-            description="How far in nm a simplified surface may be from the exact one; 99 of 100 "
-            "points are within about a quarter of it; tips of thin threads may lie beyond.",
+            description="How far in nm a simplified surface may be from the exact one. Most points "
+            "are within a quarter of it; single tips of thin threads may lie beyond.",
             json_schema_extra=section(HOW),
         ),
     ] = 40

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.stage import field_schemas
 from igneous_airflow.stages import registered_stages
 from igneous_airflow.stages.downsample import Downsample
+from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
 
 
 def tree(path: Path) -> dict[str, bytes | None]:
@@ -244,3 +246,22 @@ def test_a_transfer_takes_negative_numbers_and_two_addresses(cli, layer: Path, m
     assert answer.code == 0, answer.err
     info = json.loads((layer.parent / "there" / "info").read_text())
     assert info["scales"][0]["voxel_offset"] == [-5, 0, 3]
+
+
+def test_objects_are_meshed_and_listed_by_two_commands(cli, tmp_path: Path, state: Path):
+    voxels, big = random_voxels(Vec3(16, 16, 8), "uint64"), 2**64 - 1
+    write_layer(tmp_path / "labels", voxels, LayerSpec("segmentation"))
+    path = str(tmp_path / "labels")
+    help_text = cli("mesh", "--help").out
+    assert "--object-ids LABEL,LABEL,..." in help_text
+    assert "--remap-table OLD:NEW,OLD:NEW,..." in help_text
+    answer = cli("mesh", path, "--remap-table", f"{big}:5", "--shape", "8,8,8", "--processes", "1")
+    assert answer.code == 0, answer.err
+    assert "fragments were found" in answer.out
+    answer = cli("mesh-manifest", path, "--magnitude", "1", "--processes", "1")
+    assert answer.code == 0, answer.err
+    assert "1 manifests were found" in answer.out
+    assert (tmp_path / "labels/mesh_mip_0_err_40/5:0").exists()
+    answer = cli("mesh", path, "--object-ids", "0")
+    assert answer.code == 2
+    assert "--object-ids: 0 is the background" in answer.err

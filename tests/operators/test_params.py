@@ -7,7 +7,7 @@ from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowFailException, ParamValidationError
 from pydantic import BaseModel, Field, model_validator
 
-from igneous_airflow.fields import section
+from igneous_airflow.fields import LabelList, LabelTable, section
 from igneous_airflow.operators.params import (
     RunOptions,
     make_params,
@@ -88,6 +88,24 @@ def test_an_optional_field_is_a_type_with_null_and_a_choice_of_none() -> None:
         "title": "Sizes",
         "section": "Limits",
     }
+
+
+def test_labels_are_a_line_of_text_in_the_form_and_a_list_or_mapping_in_json() -> None:
+    class Chosen(BaseModel):
+        labels: LabelList | None = None
+        table: LabelTable | None = None
+
+    params, big = model_params(Chosen), str(2**64 - 1)
+    assert all("type" not in param.schema for param in params.values())
+    for labels in (None, f"1, {big}", [1, big]):
+        assert params["labels"].resolve(labels) == labels
+    for table in (None, f"1:2,{big}:3", [f"{big}:3"], {"1": 2, big: "3"}):
+        assert params["table"].resolve(table) == table
+    for name, wrong in (("labels", "1;2"), ("labels", 5), ("table", "1:2:3"), ("table", 5)):
+        with pytest.raises(ParamValidationError):
+            params[name].resolve(wrong)
+    values = {"labels": f"{big}", "table": {"1": 2}}
+    assert read_params(Chosen, values) == Chosen(labels=[2**64 - 1], table=["1:2"])
 
 
 def test_a_required_field_has_no_value_and_must_be_given() -> None:

@@ -12,10 +12,16 @@ from cloudvolume import CloudVolume
 from cloudvolume.mesh import Mesh as Fragment
 from trimesh import Trimesh
 
-from igneous_airflow.errors import AuditFailed, MissingChunk, UnsupportedLayer
+from igneous_airflow.errors import (
+    AuditFailed,
+    MissingChunk,
+    StorageUnavailable,
+    UnsupportedLayer,
+)
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.stages.mesh import Mesh
 from igneous_airflow.stages.mesh_manifest import MeshManifest
+from igneous_airflow.storage.local import LocalFolder
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
 from igneous_airflow.testing.stages import StageTests, snapshot
 from igneous_airflow.testing.surfaces import blobs, distances, read_mesh
@@ -280,6 +286,41 @@ def test_a_lost_fragment_or_index_or_record_is_noticed_and_comes_back_the_same(t
         assert snapshot(tmp_path) == before
 
 
+def test_a_task_that_was_stopped_at_any_write_is_done_again_with_the_same_bytes(
+    tmp_path, monkeypatch
+):
+    layer = write_layer(tmp_path / "layer", blobs(Vec3(40, 36, 30)), SPEC)
+    stage = Mesh(layer=layer, shape=(40, 20, 30)).resolved()
+    stage.prepare()
+    cells = stage.cells()
+    stage.run(cells[1])
+    before = snapshot(tmp_path)
+    stage.run(cells[0])
+    complete_state = snapshot(tmp_path)
+    writes = len(complete_state) - len(before)
+    assert writes == 3 + 2
+    write = LocalFolder.write
+    for last in range(writes):
+        for name in complete_state.keys() - before.keys():
+            (tmp_path / name).unlink()
+        left = iter(range(last))
+
+        def write_some(folder, name, file, *, content_type="", left=left):
+            if next(left, None) is None:
+                raise StorageUnavailable("the disk is full")
+            write(folder, name, file, content_type=content_type)
+
+        monkeypatch.setattr(LocalFolder, "write", write_some)
+        with pytest.raises(StorageUnavailable):
+            stage.run(cells[0])
+        assert len(snapshot(tmp_path)) == len(before) + last
+        monkeypatch.setattr(LocalFolder, "write", write)
+        with pytest.raises(AuditFailed, match=str(cells[0])):
+            stage.finish("tester")
+        stage.run(cells[0])
+        assert snapshot(tmp_path) == complete_state
+
+
 def test_fragments_that_other_parameters_left_are_removed(tmp_path):
     voxels = blobs(Vec3(40, 36, 30))
     voxels[0, 0, 0] = 6
@@ -380,9 +421,9 @@ def test_neurons_cut_into_tasks_are_as_good_as_those_of_zmesh(tmp_path, mesh, re
     assert len(ours) > 20
     assert {label for label, _ in fragments(tmp_path / "layer")} == set(map(int, mesher.ids()))
     for one, other in ((raw, ours), (ours, raw)):
-        mine = distances(list(zip(one, other, strict=True)), 20_000)
+        mine = distances(list(zip(one, other, strict=True)), 10_000)
         peer = [theirs if side is ours else side for side in (one, other)]
-        of_zmesh = distances(list(zip(*peer, strict=True)), 20_000)
+        of_zmesh = distances(list(zip(*peer, strict=True)), 10_000)
         assert mine.mean <= of_zmesh.mean
         assert mine.percentile_99 <= of_zmesh.percentile_99
-        assert mine.largest <= 60
+        assert mine.largest <= 80

@@ -8,7 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from igneous_airflow.errors import AuditFailed, InvalidParameter, PlanRefused
+from igneous_airflow.errors import (
+    AuditFailed,
+    InvalidParameter,
+    PlanRefused,
+    StorageUnavailable,
+)
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.stages.mesh import Mesh
 from igneous_airflow.stages.mesh_manifest import MeshManifest
@@ -238,6 +243,34 @@ def test_stale_fragments_are_removed_on_request_when_no_manifest_names_them_any_
     surface = read_mesh(Path(layer.removeprefix("file://")), BIG)
     assert surface.is_watertight
     assert surface.body_count == 1
+
+
+def test_a_removal_that_was_stopped_at_any_moment_never_leaves_a_manifest_of_missing_fragments(
+    layer, monkeypatch
+):
+    complete(MeshManifest(layer=layer, magnitude=1))
+    complete(Mesh(layer=layer, shape=(20, 20, 30), new_grid=True))
+    stage = MeshManifest(layer=layer, magnitude=1, remove_stale=True)
+    (group,) = (cell for cell in stage.cells() if "9" in cell.starts)
+    unlink = os.unlink
+    for deletions in range(3):
+        left = iter(range(deletions))
+
+        def unlink_some(path, left=left):
+            if str(path).endswith(".gz") and next(left, None) is None:
+                raise OSError(5, "the disk is broken")
+            unlink(path)
+
+        monkeypatch.setattr(os, "unlink", unlink_some)
+        with pytest.raises(StorageUnavailable):
+            stage.run(group)
+        monkeypatch.setattr(os, "unlink", unlink)
+        there = fragments_of(layer)[BIG]
+        assert set(manifests_of(layer)[BIG]) < there
+    complete(stage)
+    assert {label: set(names) for label, names in manifests_of(layer).items()} == fragments_of(
+        layer
+    )
 
 
 def test_manifests_of_labels_without_fragments_are_stale(layer):
