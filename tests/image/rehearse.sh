@@ -12,6 +12,6 @@ if [ "$ENGINE" = podman ] && [ "$(id -u)" = 0 ]; then
 fi
 make image ENGINE="$ENGINE" IMAGE="$IMAGE" BUILD_FLAGS="${flags:-}"
 export IGNEOUS_AIRFLOW_ENGINE="$ENGINE" IGNEOUS_AIRFLOW_IMAGE="$IMAGE"
-.venv/bin/python -m pytest -m image
+.venv/bin/python -m pytest -m image tests/image
 # the pods of the test cluster are containers of the image then
 .venv/bin/python -m pytest tests/operators/kubernetes/test_pods.py
