@@ -1,5 +1,7 @@
 """Encodings and compressions: what was written is read back, what is damaged is refused."""
 
+import gzip
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -204,3 +206,11 @@ def test_auto_compresses_what_a_compressor_still_makes_smaller():
     assert compression_for("auto", "png") == ""
     assert compression_for("none", "raw") == ""
     assert compression_for("br", "jpeg") == "br"
+
+
+@pytest.mark.parametrize("size", [1, (1 << 17) - 1, 1 << 17, 1 << 20])
+def test_grey_values_are_gzip_that_anything_reads_however_large_the_chunk(size):
+    content = np.random.default_rng(3).normal(130, 30, size).astype(np.uint8).data
+    stored = compress_bytes(content, "gzip", grey=True)
+    assert gzip.decompress(stored.content) == bytes(content)
+    assert len(stored.content) < size * 1.01 + 60
