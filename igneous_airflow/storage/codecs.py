@@ -36,6 +36,7 @@ _LIBDEFLATE_LEVEL = 6  # labels: a quarter of the time of level 9 for 2 to 16 % 
 _LARGEST_PICTURE = 65_500  # pixels along an edge of a jpeg, which has x across and y * z down
 _BROTLI_HIGHEST = 11
 _GZIP_WINDOW = 31  # zlib's number for a gzip stream of any window
+_LARGE_CHUNK = 1 << 17  # bytes
 _ISAL_LEVEL = 1  # grey values: a twelfth of the time of libdeflate for 0.1 % more bytes
 
 
@@ -87,9 +88,11 @@ def compress_bytes(
         if grey and level is None:
             from isal import igzip_lib
 
-            # with large buffers it is a fifth faster still, for 0.2 % more bytes
-            how = igzip_lib.COMP_GZIP, igzip_lib.MEM_LEVEL_EXTRA_LARGE
-            return StoredFile(igzip_lib.compress(content, _ISAL_LEVEL, *how), "gzip")
+            # a large buffer, of 0.4 MB, makes it a fifth faster still for 0.2 % more bytes
+            is_large = len(content) >= _LARGE_CHUNK
+            memory = igzip_lib.MEM_LEVEL_EXTRA_LARGE if is_large else igzip_lib.MEM_LEVEL_DEFAULT
+            how = _ISAL_LEVEL, igzip_lib.COMP_GZIP, memory
+            return StoredFile(igzip_lib.compress(content, *how), "gzip")
         import deflate
 
         packed = deflate.gzip_compress(content, _LIBDEFLATE_LEVEL if level is None else level)

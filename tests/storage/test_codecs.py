@@ -1,5 +1,6 @@
 """Encodings and compressions: what was written is read back, what is damaged is refused."""
 
+import gzip
 import zlib
 
 import numpy as np
@@ -227,3 +228,11 @@ def test_a_zlib_stream_is_inflated_when_it_is_no_longer_than_said(spare):
     for damaged, most in ((stream, len(content) - 1), (stream[:-9], 9999), (b"no stream", 99)):
         with pytest.raises(CorruptChunk, match="damaged, or longer"):
             inflate(damaged, most)
+
+
+@pytest.mark.parametrize("size", [1, (1 << 17) - 1, 1 << 17, 1 << 20])
+def test_grey_values_are_gzip_that_anything_reads_however_large_the_chunk(size):
+    content = np.random.default_rng(3).normal(130, 30, size).astype(np.uint8).data
+    stored = compress_bytes(content, "gzip", grey=True)
+    assert gzip.decompress(stored.content) == bytes(content)
+    assert len(stored.content) < size * 1.01 + 60
