@@ -116,7 +116,7 @@ def test_single_sections_become_deep_chunks(tmp_path, send):
         patch.setattr(
             Layer,
             "read_chunk",
-            lambda self, s, box: (reads.append(box), read_chunk(self, s, box))[1],
+            lambda self, s, box, _: (reads.append(box), read_chunk(self, s, box))[1],
         )
         audit = send(voxels, spec, chunk_size=(64, 64, 64), max_mips=2, compress="none")
     assert len(reads) == len(set(reads)) == 70
