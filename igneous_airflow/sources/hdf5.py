@@ -23,6 +23,7 @@ from igneous_airflow.storage.parts import FileInParts, PartStream
 if TYPE_CHECKING:
     import h5py
 
+MAGIC = b"\x89HDF\r\n\x1a\n"
 _FEWEST_AXES = 2
 
 

@@ -11,12 +11,15 @@ from typing import Literal
 
 from igneous_airflow.errors import InvalidParameter, SourceNotFound, UnreadableSource
 from igneous_airflow.geometry.bbox import BoundingBox
-from igneous_airflow.sources import tiff
+from igneous_airflow.sources import hdf5, nifti, raw, tiff
 from igneous_airflow.sources.array_source import ArraySource
 from igneous_airflow.sources.build import BuildSource
 from igneous_airflow.sources.order import natural_key
 from igneous_airflow.sources.pictures import is_whole_picture
-from igneous_airflow.sources.protocol import Findings, VoxelArray, named
+from igneous_airflow.sources.protocol import Findings, VoxelArray, counted, named
+from igneous_airflow.sources.sections import look_at_sections, open_sections
+from igneous_airflow.sources.tiff_stack import open_tiff
+from igneous_airflow.sources.zarr_array import MARKS, open_zarr
 from igneous_airflow.storage.files import FileEntry, Folder, open_folder, plain_name
 from igneous_airflow.storage.parts import FileInParts
 
@@ -25,7 +28,6 @@ Kind = Literal["build", "sections", "file", "zarr"]
 
 _PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 _PATTERN = re.compile(r"[*?\[]")
-_ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
 _HEAD = 352  # bytes that tell the formats apart
 _SOURCES_KEPT = 2
 
@@ -69,7 +71,7 @@ def find_source(url: str) -> Found:
 
 
 def _find_in_folder(folder: Folder) -> Found:
-    marks = [entry for mark in _ZARR_MARKS if (entry := folder.entry(mark)) is not None]
+    marks = [entry for mark in MARKS if (entry := folder.entry(mark)) is not None]
     if marks:
         return _found(folder, "zarr", marks[:1])
     files = [entry for entry in folder.entries("") if not entry.name.startswith(".")]
@@ -93,8 +95,7 @@ def _found(folder: Folder, kind: Kind, files: Iterable[FileEntry]) -> Found:
     for entry in ordered:
         digest.update(f"{entry.name}\0{entry.size}\0{entry.modified}\0".encode())
     size = sum(entry.size for entry in ordered)
-    plural = "" if len(ordered) == 1 else "s"
-    state = f"{len(ordered):,} file{plural}, {size:,} bytes, {digest.hexdigest()[:12]}"
+    state = f"{counted(len(ordered), 'file')}, {size:,} bytes, {digest.hexdigest()[:12]}"
     return Found(folder.url, kind, ordered, state)
 
 
@@ -140,26 +141,16 @@ def look_into(found: Found, reading: Reading) -> Findings:
     Sections are looked into before they are opened, so that all the broken ones are named.
     """
     if found.kind == "sections":
-        from igneous_airflow.sources.sections import look_at_sections
-
         return look_at_sections(found.folder, found.files)
     return open_source(found, reading).look()
 
 
 def _open_array(found: Found, reading: Reading) -> VoxelArray:
     if found.kind == "zarr":
-        from igneous_airflow.sources.zarr_array import open_zarr
-
         return open_zarr(found.folder, reading.dataset)
     if found.kind == "sections":
-        from igneous_airflow.sources.sections import open_sections
-
-        return open_sections(
-            found.folder,
-            found.files,
-            keep_places=reading.fill_missing,
-            background=reading.background,
-        )
+        keep, background = reading.fill_missing, reading.background
+        return open_sections(found.folder, found.files, keep_places=keep, background=background)
     return _open_file(FileInParts(found.folder, found.files[0]), reading.dataset)
 
 
@@ -167,25 +158,15 @@ def _open_file(file: FileInParts, dataset: str | None) -> VoxelArray:
     """Open one file, whose first bytes tell its format."""
     head = bytes(file.head(_HEAD))
     if head.startswith(tiff.MAGIC):
-        from igneous_airflow.sources.tiff_stack import open_tiff
-
         return open_tiff(file)
-    if head.startswith(b"\x93NUMPY"):
-        from igneous_airflow.sources.raw import open_npy
-
-        return open_npy(file)
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        from igneous_airflow.sources.hdf5 import open_hdf5
-
-        return open_hdf5(file, dataset)
+    if head.startswith(raw.MAGIC):
+        return raw.open_npy(file)
+    if head.startswith(hdf5.MAGIC):
+        return hdf5.open_hdf5(file, dataset)
     if is_whole_picture(head):
-        from igneous_airflow.sources.sections import open_sections
-
         return open_sections(file.folder, (file.entry,), keep_places=False, background=0)
-    from igneous_airflow.sources.nifti import GZIP, is_nifti, open_nifti
-
-    if is_nifti(head) or head.startswith(GZIP):
-        return open_nifti(file)
+    if nifti.is_nifti(head) or head.startswith(nifti.GZIP):
+        return nifti.open_nifti(file)
     raise UnreadableSource(
         f"source: {file.url} is none of TIFF, PNG, JPEG, .npy, HDF5, NIfTI, as its first bytes say"
     )

@@ -150,3 +150,12 @@ def test_a_part_of_a_tiff_reads_little_more_than_its_bytes(tmp_path, opened, mon
         monkeypatch.setattr(FileInParts, "read_into", counted)
         source.read(part, overlap)
     assert 0 < sum(read) <= whole * 0.55
+
+
+@pytest.mark.parametrize("array", [GREY.astype("uint8"), RGB], ids=["grey", "colours"])
+def test_jpegs_inside_of_tiffs_are_decoded_as_tifffile_does(tmp_path, opened, assert_part, array):
+    sections(array, tile=(32, 32), compression="jpeg")(tmp_path / "source")
+    decoded = np.stack([tifffile.imread(tmp_path / f"source/{z}.tif") for z in range(SIZE.z)])
+    source = opened(tmp_path / "source")
+    assert_part(source, decoded, source.bounds)
+    assert_part(source, decoded, BoundingBox.parse("10-50_30-61_2-4"))
