@@ -42,7 +42,7 @@ e2e: install ## run DAGs over REST with the services of docker-compose.yml as pr
 	$(BIN)/python -m pytest -m services tests/e2e
 
 test: install ## run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: install ## format, lint, types and import contracts
 	$(BIN)/ruff format --check .
