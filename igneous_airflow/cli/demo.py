@@ -65,9 +65,7 @@ def demo(data: str | None, folder: str) -> None:
         f"Look at it:\n"
         f"  a picture         {out}\n"
         f"  the Airflow UI    make airflow, then trigger {last.dag} with the form\n"
-        f"  in Neuroglancer   open precomputed://http://localhost:1337, served from Python by\n"
-        f"                    from cloudvolume import CloudVolume\n"
-        f"                    CloudVolume('{last.layer}').viewer()"
+        f"  in Neuroglancer   igneous-airflow view {' '.join(shown(job.layer) for job in jobs)}"
     )
 
 

@@ -112,13 +112,20 @@ class _Picky:
         return self.other(state) and _may_pass(state.outcome.exception())
 
 
-@cache
 def mend_cloud_files() -> None:
-    """Mend what hinders us in cloud-files 6.4; once a process.
+    """Mend what hinders us in cloud-files 6.4.
 
     It tries everything seven times over half a minute or more, denied access too. And keys from the
     environment without a session token are a KeyError to it; an empty token means none.
     """
+    _mend_retries()
+    if "AWS_ACCESS_KEY_ID" in os.environ:
+        os.environ.setdefault("AWS_SESSION_TOKEN", "")
+
+
+@cache
+def _mend_retries() -> None:
+    """Let nothing be tried again that is of no use; once a process."""
     from cloudfiles import connectionpools, interfaces
 
     def mend(method: Any) -> Any:
@@ -139,5 +146,3 @@ def mend_cloud_files() -> None:
                 mend(method)
     retry = interfaces.retry  # of functions inside of methods, made at each call
     interfaces.retry = lambda function: mend(retry(function))
-    if "AWS_ACCESS_KEY_ID" in os.environ:
-        os.environ.setdefault("AWS_SESSION_TOKEN", "")

@@ -321,7 +321,7 @@ def test_a_layer_in_a_bucket_survives_faults_and_names_missing_chunks(
 def test_a_ledger_in_a_bucket_never_takes_old_receipts_for_new_ones(
     bucket: str, proxy: Any
 ) -> None:
-    ledger = Ledger(f"s3://{bucket}/runs/one")
+    ledger = Ledger(f"s3://{bucket}/runs/one", "1a2b")
     for task in range(3):
         ledger.write_receipt(Receipt(task=task, attempt=1, seconds=0, worker="me"))
     assert ledger.done(5).count == 3
