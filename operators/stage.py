@@ -135,7 +135,7 @@ class EnqueueStage(RunOperator):
 
     def execute(self, context: "Context") -> list[str]:
         """Return the workers that the tasks need, by name."""
-        options = read_params(RunOptions, context["params"])
+        options = read_params(RunOptions, context.get("params") or {})
         with explained():
             run = load_run(self.run_url)
             run.prepare()

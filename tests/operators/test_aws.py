@@ -14,6 +14,8 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from igneous_airflow.operators import aws, trigger
+from igneous_airflow.operators.chain import Chain, Step
+from igneous_airflow.operators.form import Form
 from igneous_airflow.operators.settings import load_run
 from igneous_airflow.operators.stage import (
     EnqueueStage,
@@ -38,6 +40,9 @@ pytestmark = pytest.mark.airflow
 SERVER = runpy.run_path(str(Path(__file__).parents[1] / "queue" / "sqs_server.py"))
 SECRET = "the-secret-key-of-the-connection"
 Make = Callable[..., Any]
+
+STEP = Step(Downsample)
+FORM = Form(Chain((STEP,)))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +85,7 @@ numbers = itertools.count()
 @pytest.fixture
 def run(make_layer: Make, context: Make) -> Run:
     """A run of four tasks, planned, with its queue."""
-    planned = PlanStage(task_id="plan", stage=Downsample).execute(
+    planned = PlanStage(task_id="plan", form=FORM, step=STEP).execute(
         context(layer=str(make_layer()), num_mips=1, run_id=f"manual-{next(numbers)}")
     )
     MakeQueue(task_id="queue", run_url=planned["run_url"]).execute({})
@@ -146,7 +151,7 @@ def test_the_plan_in_the_log_says_what_the_queue_costs(
     run: Run, capsys: pytest.CaptureFixture[str], context: Make, make_layer: Make
 ) -> None:
     capsys.readouterr()
-    step = PlanStage(task_id="plan", stage=Downsample)
+    step = PlanStage(task_id="plan", form=FORM, step=STEP)
     step.execute(context(layer=str(make_layer("x")), num_mips=1, run_id="cost", batch=3))
     log = capsys.readouterr().out
     assert "2 tasks" in log
@@ -164,7 +169,7 @@ def test_a_queue_that_is_there_is_used_and_left(
     attributes = {"RedrivePolicy": json.dumps(policy)}
     theirs = client.create_queue(QueueName="theirs", Attributes=attributes)["QueueUrl"]
     client.send_message(QueueUrl=dead, MessageBody="of another run, long ago")
-    planned = PlanStage(task_id="plan", stage=Downsample).execute(
+    planned = PlanStage(task_id="plan", form=FORM, step=STEP).execute(
         context(layer=str(make_layer()), num_mips=1, run_id="theirs", queue="sqs://theirs")
     )
     run = load_run(planned["run_url"])
@@ -184,7 +189,7 @@ def test_a_queue_that_is_there_is_used_and_left(
 def test_a_queue_that_should_be_there_but_is_not_fails_before_anything_is_sent(
     make_layer: Make, context: Make
 ) -> None:
-    planned = PlanStage(task_id="plan", stage=Downsample).execute(
+    planned = PlanStage(task_id="plan", form=FORM, step=STEP).execute(
         context(layer=str(make_layer()), run_id="none", queue="sqs://nowhere")
     )
     with pytest.raises(AirflowFailException, match="nowhere does not exist"):

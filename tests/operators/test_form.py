@@ -11,7 +11,7 @@ from igneous_airflow.fields import LayerUrl, MemoryTarget, Mip, section
 from igneous_airflow.operators.chain import Chain, Step
 from igneous_airflow.operators.form import Form, Skipped
 from igneous_airflow.operators.params import RunOptions
-from igneous_airflow.stage import Audit, Plan, Stage, Work
+from igneous_airflow.stage import Audit, Plan, Stage, Work, field_schemas
 
 pytestmark = pytest.mark.airflow
 
@@ -101,7 +101,7 @@ def opened(form: Form) -> dict[str, Any]:
 
 def test_a_chain_of_one_step_has_the_form_of_its_stage() -> None:
     params = Form(Chain((Step(Coarsen),))).params()
-    assert list(params) == [*Coarsen.model_fields, *RunOptions.model_fields]
+    assert list(params) == [*Coarsen.model_fields, *field_schemas(RunOptions)]
     assert [params[name].schema["section"] for name in Coarsen.model_fields] == [
         "Where",
         "Where",
@@ -122,7 +122,7 @@ def test_shared_fields_and_switches_come_first_then_each_step_then_how_it_is_run
         "Surface": ["surface_mip"],
         "Run": ["run_on", "workers", "max_attempts", "lease_seconds", "batch", "queue"],
         "Kubernetes pods": [
-            *("cpu", "memory", "image", "namespace"),
+            *("pod_cpus", "pod_memory", "worker_image", "namespace"),
             *("service_account", "node_selector", "tolerations"),
         ],
     }

@@ -92,8 +92,8 @@ def test_an_optional_field_is_a_type_with_null_and_a_choice_of_none() -> None:
 
 def test_labels_are_a_line_of_text_in_the_form_and_a_list_or_mapping_in_json() -> None:
     class Chosen(BaseModel):
-        labels: LabelList | None = None
-        table: LabelTable | None = None
+        labels: Annotated[LabelList | None, Field(json_schema_extra=section("What"))] = None
+        table: Annotated[LabelTable | None, Field(json_schema_extra=section("What"))] = None
 
     params, big = model_params(Chosen), str(2**64 - 1)
     assert all("type" not in param.schema for param in params.values())

@@ -19,6 +19,7 @@ def run(memory: int = 0) -> Run:
     return Run(
         id="a-run-1a2b3c4d",
         url="s3://bucket/runs/a-run-1a2b3c4d",
+        launch_id="1a2b",
         stage="downsample",
         parameters={},
         asked={},
