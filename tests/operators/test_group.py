@@ -156,7 +156,7 @@ def test_a_dag_run_whose_output_was_lost_before_the_end_makes_it_when_cleared(
     assert len(list(tmp_path.glob("state/*/done/*"))) == 3
     done = run_dag()
     assert done.state == "success"
-    assert xcom(done, "enqueue") == 1
+    assert xcom(done, "enqueue") == ["local"]
     assert lost[0].exists()
 
 
