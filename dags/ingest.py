@@ -1,7 +1,7 @@
 """Make a layer of files, ready for a viewer: the voxels, their contrast, coarser mips, meshes.
 
 The DAG `igneous_ingest`. Contrast is done when asked for, into a layer of its own; meshes are made
-of segmentations. Each step can be switched off.
+of segmentations. Each step after the first can be switched off.
 """
 
 from igneous_airflow.operators.chain import Step

@@ -20,6 +20,7 @@ import click
 from igneous_airflow.errors import AccessDenied, InvalidParameter, RunFailed, StorageUnavailable
 
 _ENDED = ("success", "failed")
+_FAILED = ("failed", "upstream_failed")
 _TIMEOUT = 60.0
 _PATIENCE = 300.0  # seconds that the server may be away, as for an upgrade
 _OURS = "igneous_airflow"  # in the names of loggers
@@ -118,7 +119,17 @@ class DagRun:
 
     def resume(self) -> None:
         """Clear what failed and all after it: only tasks without a receipt are done again."""
-        self.api.call("POST", f"{self.path}/clear", {"dry_run": False, "only_failed": True})
+        failed = {task["task_id"] for task in self._tasks() if task["state"] in _FAILED}
+        # what is after it has succeeded where it is a teardown, which kept the queue
+        body = {
+            "dry_run": False,
+            "dag_run_id": self.name,
+            "task_ids": sorted(failed),
+            "include_downstream": True,
+            "only_failed": False,
+        }
+        dag = self.path.partition("/dagRuns/")[0]
+        self.api.call("POST", f"{dag}/clearTaskInstances", body)
 
     def state(self) -> str:
         """Airflow's word for how it stands."""
@@ -144,7 +155,13 @@ class DagRun:
                     yield f"{name}: {link if '://' in link else self.api.url + link}"
 
     def _tasks(self) -> list[dict[str, Any]]:
-        tasks = self.api.call("GET", f"{self.path}/taskInstances?limit=1000")["task_instances"]
+        tasks: list[dict[str, Any]] = []
+        while True:  # Airflow answers with a page at a time, of 100 unless configured otherwise
+            path = f"{self.path}/taskInstances?limit=100&offset={len(tasks)}"
+            page = self.api.call("GET", path)
+            tasks += page["task_instances"]
+            if not page["task_instances"] or len(tasks) >= page["total_entries"]:
+                break
         return sorted(tasks, key=lambda task: (task["start_date"] or "~", task["task_id"]))
 
     def _task_path(self, task: dict[str, Any]) -> str:

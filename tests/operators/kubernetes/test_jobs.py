@@ -91,7 +91,7 @@ def test_giving_the_task_up_removes_the_job_and_its_pods(
             workers.on_kill()
         cluster.wait_until_empty()
     assert cluster.jobs() == []
-    assert run.progress().state is State.WORKING
+    assert run.progress().state is State.INTERRUPTED
     assert run.progress().leased == 0
 
 

@@ -184,7 +184,7 @@ def test_killing_the_task_removes_its_pod_which_gives_its_task_back(
         cluster.wait_until_empty()
         working.result(60)
     progress = run.progress()
-    assert progress.state is State.WORKING
+    assert progress.state is State.INTERRUPTED
     assert (progress.leased, progress.failed_attempts) == (0, 0)
 
 
