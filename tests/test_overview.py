@@ -9,7 +9,8 @@ from igneous_airflow import overview as overview_module
 from igneous_airflow.errors import RunNotFound
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.ledger import Failure, Receipt
-from igneous_airflow.overview import Filters, Overview, group_errors, layers_of
+from igneous_airflow.overview import Filters, Overview, layers_of
+from igneous_airflow.progress import group_errors
 from igneous_airflow.run import Run
 from igneous_airflow.stage import Work
 from igneous_airflow.stages.downsample import Downsample
