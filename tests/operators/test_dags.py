@@ -47,6 +47,14 @@ def _example(param: Param) -> Any:
     return "file:///data/example" if "string" in kinds else param.schema.get("minimum", 1)
 
 
+def _is_demanded(param: Param) -> bool:
+    try:
+        param.resolve()
+    except ParamValidationError as error:
+        return "No value passed" in str(error)
+    return False
+
+
 def test_every_field_of_every_step_has_a_place_in_the_form(dag: DAG, form: Form) -> None:
     places = {place for _, _, place in fields(form)}
     switches = {f"run_{step.switch_name}" for step in form.chain.steps if step.switch is not None}
@@ -61,7 +69,21 @@ def test_airflow_can_show_every_field(dag: DAG) -> None:
         assert all(set(option) == {"type"} for option in param.schema.get("anyOf", [])), words
         assert param.schema["title"], words
         assert param.description, words
-        assert param.schema["section"], words
+
+
+#: What a stage needs that nobody can guess: maps beside the layers.
+MAPS = {"map_path", "volume_map_path", "consensus_map_path"}
+
+
+def test_the_form_opens_with_two_fields_to_fill_in_at_most(dag: DAG, form: Form) -> None:
+    params = {name: dag.params.get_param(name) for name in dag.params}
+    opening = [name for name, param in params.items() if "section" not in param.schema]
+    assert list(params)[: len(opening)] == opening
+    assert opening[-1] == "plan_only"
+    demanded = {name for name, param in params.items() if _is_demanded(param)}
+    assert demanded <= set(opening)
+    assert len(demanded - MAPS) <= 2
+    assert len(opening) <= 8
 
 
 def test_the_form_as_it_opens_is_valid_for_every_step(dag: DAG, form: Form) -> None:
