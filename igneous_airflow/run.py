@@ -265,7 +265,7 @@ class Run(BaseModel):
     def _require_released(self) -> None:
         if why := self.held:
             raise RunFailed(
-                f"the run {self.url} is held, {why}: nothing was written; start it anew to do the "
+                f"the run {self.url} is held ({why}): nothing was written; start it anew to do the "
                 "work"
             )
 

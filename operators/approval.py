@@ -40,7 +40,7 @@ def why_to_approve(plan: Forecast) -> str:
     """
     most_tasks, most_cost = _limit("approve_above_tasks"), _limit("approve_above_cost")
     if most_tasks is not None and plan.tasks > most_tasks:
-        return f"its {plan.tasks:,} tasks are more than {most_tasks:,.0f}, which must be approved"
+        return f"it waits for approval, since its {plan.tasks:,} tasks are over {most_tasks:,.0f}"
     if most_cost is None:
         return ""
     if not plan.currency:
@@ -48,10 +48,10 @@ def why_to_approve(plan: Forecast) -> str:
             "[igneous] approve_above_cost is set in Airflow's configuration, but no prices are"
         )
     if plan.cost is None:
-        return "its cost is not known before one run of this stage is done, and must be approved"
+        return "it waits for approval, since no run of this stage has told what it costs"
     if plan.cost > most_cost:
         limit = f"{most_cost:,g} {plan.currency}"
-        return f"its cost, {plan.expected_cost}, is more than {limit}, and must be approved"
+        return f"it waits for approval, since its cost, {plan.expected_cost}, is over {limit}"
     return ""
 
 
@@ -59,10 +59,11 @@ def ask(context: "Context", run: Run, plan: Forecast, why: str) -> None:
     """Let the Airflow task wait for a person; goes on in its `execute_complete`. Never returns."""
     from airflow.providers.standard.operators.hitl import ApprovalOperator
 
+    lines = plan.describe().splitlines()  # a list: Airflow joins the lines of blocks of code
     ApprovalOperator(
         task_id="approval",
         subject=f"{run.stage} of {layer_of(run)}: begin?",
-        body=f"The run waits: {why}.\n\n```\n{plan.describe()}\n```",
+        body="\n".join([f"The run is held: {why}.", "", *(f"- {line.strip()}" for line in lines)]),
     ).execute(context)
 
 

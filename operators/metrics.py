@@ -5,7 +5,7 @@
 
 from datetime import timedelta
 
-from airflow.sdk.observability import stats
+from airflow.sdk.observability.stats import Stats
 
 from igneous_airflow.progress import Progress, Summary
 from igneous_airflow.run import Run
@@ -20,7 +20,7 @@ def report_done(run: Run, summary: Summary) -> None:
         _count(run, "voxels", summary.work.voxels)
         _count(run, "bytes_written", summary.work.bytes_written)
     took = timedelta(seconds=summary.seconds)
-    stats.timing(_name(run, "seconds"), took, tags=_tags(run))
+    Stats.timing(_name(run, "seconds"), took, tags=_tags(run))
 
 
 def report_failed(run: Run, progress: Progress) -> None:
@@ -32,7 +32,7 @@ def report_failed(run: Run, progress: Progress) -> None:
 
 def _count(run: Run, what: str, number: int) -> None:
     if number:
-        stats.incr(_name(run, what), number, tags=_tags(run))
+        Stats.incr(_name(run, what), number, tags=_tags(run))
 
 
 def _name(run: Run, what: str) -> str:

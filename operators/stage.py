@@ -114,12 +114,13 @@ class PlanStage(BaseOperator, SkipMixin):
         is_approved, by = approved(event)
         with explained(context):
             run = load_run(self._run_url(context))
-            plan = Forecast.of(run)
-            if not is_approved or plan is None:
+            if not is_approved:
+                run.hold(f"{by} has rejected its plan")
                 raise RunFailed(f"{by} has rejected the plan: nothing was written to the layer")
             run.release(by)
+            plan = Forecast.of(run)
         self.log.info("%s has approved the plan", by)
-        return {RUN_URL: run.url, "plan": plan.model_dump(mode="json")}
+        return {RUN_URL: run.url, "plan": plan.model_dump(mode="json") if plan else None}
 
     def _require_earlier(self, options: RunOptions) -> None:
         """Check that earlier steps were proved done; when they were only planned, so is nothing."""

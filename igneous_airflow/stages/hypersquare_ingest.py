@@ -72,8 +72,8 @@ class HypersquareIngest(WritesLayer):
         IntegerVec3 | None,
         Field(
             title="Voxel offset",
-            description="Where the first voxel comes to lie, x,y,z in voxels. Empty: where the "
-            "metadata say, which is half of the overlap after the first cube's offset.",
+            description="Where the first voxel comes to lie, x,y,z in voxels, as 100,200,0. Empty: "
+            "where the metadata say, which is half of the overlap after the first cube's offset.",
             json_schema_extra=section(WHERE),
         ),
     ] = None

@@ -28,8 +28,8 @@ class Transfer(Conversion):
         IntegerVec3 | None,
         Field(
             title="Destination voxel offset",
-            description="Where the source's first voxel, or that of a cutout, comes to lie: x,y,z "
-            "in voxels of mip 0. Another way to say `translate`.",
+            description="Where the source's first voxel, or that of a cutout, comes to lie: x,y,z, "
+            "as 0,0,500, in voxels of mip 0. Another way to say `translate`.",
             json_schema_extra=section(WHERE),
         ),
     ] = None

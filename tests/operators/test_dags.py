@@ -1,12 +1,14 @@
 """The form of every DAG: complete, shown by Airflow, checked by Airflow, and valid as it opens."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk import DAG, Param
-from airflow.sdk.exceptions import ParamValidationError
+from airflow.sdk.definitions._internal.types import NOTSET
+from airflow.sdk.exceptions import AirflowFailException, ParamValidationError
 
 from igneous_airflow.operators.chain import Step
 from igneous_airflow.operators.form import Form
@@ -98,6 +100,50 @@ def test_the_form_as_it_opens_is_valid_for_every_step(dag: DAG, form: Form) -> N
         if isinstance(stage, Stage) and not is_required(step, name):
             default = step.stage.model_fields[name].get_default(call_default_factory=True)
             assert getattr(stage, name) == step.defaults.get(name, default)
+
+
+def test_every_field_that_is_written_in_a_certain_way_shows_an_example(dag: DAG) -> None:
+    for name in dag.params.keys() - RunOptions.model_fields.keys():
+        param = dag.params.get_param(name)
+        if pattern := param.schema.get("pattern"):
+            words = re.split(r"[ .:;]+(?= |$)| ", param.description)
+            assert any(re.fullmatch(pattern, word) for word in words), param.description
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "values", "words"),
+    [
+        (
+            "igneous_quantize_affinities",
+            {"src": "/a", "dest": "/b", "low": 2},
+            "low: 2 must be below high: 1",
+        ),
+        (
+            "igneous_transfer",
+            {"src": "/a", "dest": "/b", "translate": "1,2,3", "dest_voxel_offset": "4,5,6"},
+            "translate: 1,2,3 and dest_voxel_offset: 4,5,6 are both given; leave one empty",
+        ),
+        (
+            "igneous_contrast",
+            {"layer": "/a", "dest": "/b", "minval": 5, "maxval": 5},
+            "minval: 5.0 must be smaller than maxval: 5.0",
+        ),
+        (
+            "igneous_contrast",
+            {"layer": "/a", "dest": "/b", "clip_values": "12,243"},
+            "clip_values: they hold for every section; set scope: global as well",
+        ),
+    ],
+)
+def test_fields_that_do_not_go_together_are_named(
+    dags: dict[str, DAG], dag_id: str, values: dict[str, Any], words: str
+) -> None:
+    dag = dags[dag_id]
+    form = next(dag.get_task(task).form for task in dag.task_ids if task.endswith(".plan"))
+    opened = {name: dag.params.get_param(name).value for name in dag.params}
+    given = {name: value for name, value in opened.items() if value is not NOTSET}
+    with pytest.raises(AirflowFailException, match=f"\n  - {re.escape(words)}"):
+        form.read(given | values)
 
 
 def test_airflow_itself_refuses_values_outside_the_limits(dag: DAG) -> None:

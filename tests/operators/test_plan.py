@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,9 @@ from airflow.models.xcom import XComModel
 from airflow.sdk import DAG
 from airflow.utils.session import create_session
 
+from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.forecast import Forecast
+from igneous_airflow.operators.approval import why_to_approve
 from igneous_airflow.overview import Overview
 from igneous_airflow.run import Run
 
@@ -183,8 +186,9 @@ def test_a_run_above_the_limit_begins_when_somebody_approves_it_and_asks_once(
     assert len(list((layer / "8_8_40").iterdir())) == 4
     (asked,) = person.asked
     assert asked["subject"] == f"downsample of file://{layer}: begin?"
-    assert "its 4 tasks are more than 3" in asked["body"]
-    assert "downsample: 4 tasks (a grid" in asked["body"]
+    assert "held: it waits for approval, since its 4 tasks are over 3.\n" in asked["body"]
+    assert "\n- downsample: 4 tasks (a grid" in asked["body"]
+    assert "\n- takes  not known" in asked["body"]
     assert the_run(tmp_path).released_by == "Ada"
     assert xcom(done, "downsample.plan", "return_value")["plan"]["tasks"] == 4
 
@@ -205,12 +209,51 @@ def test_a_rejected_run_fails_with_a_clear_message_and_writes_nothing(
     assert states(done) == {"plan": "failed", **dict.fromkeys(AFTER, "upstream_failed")}
     assert "Ada has rejected the plan: nothing was written to the layer" in capsys.readouterr().out
     assert tree(layer) == before
-    assert the_run(tmp_path).held
+    assert the_run(tmp_path).held == "Ada has rejected its plan"
     # cleared, it asks again, and an approval counts
     done, person = answering("Approve", layer, logical_date=now, run_after=now)
     assert person.seen == before
     assert done.state == "success"
     assert the_run(tmp_path).released_by == "Ada"
+
+
+@pytest.mark.parametrize(
+    ("limits", "known", "words"),
+    [
+        ({}, {}, ""),
+        ({"tasks": "9"}, {}, "since its 10 tasks are over 9"),
+        ({"tasks": "10"}, {}, ""),
+        ({"cost": "2"}, {"cost": 2.5, "currency": "EUR"}, "cost, about 2.50 EUR, is over 2 EUR"),
+        ({"cost": "2"}, {"cost": 2.0, "currency": "EUR"}, ""),
+        ({"cost": "2"}, {"currency": "EUR"}, "since no run of this stage has told what it costs"),
+        ({"cost": "3", "tasks": "5"}, {"cost": 2.0, "currency": "EUR"}, "its 10 tasks are over 5"),
+    ],
+)
+def test_what_is_over_a_limit_must_be_approved(
+    limits: dict[str, str], known: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, limit in limits.items():
+        monkeypatch.setenv(f"AIRFLOW__IGNEOUS__APPROVE_ABOVE_{name.upper()}", limit)
+    why = why_to_approve(Forecast(stage="downsample", tasks=10, **known))
+    assert words in why
+    assert bool(why) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("TASKS", "many", "approve_above_tasks = 'many' in Airflow's configuration is no number"),
+        ("COST", "-1", "approve_above_cost = '-1' in Airflow's configuration is no number"),
+        ("COST", "nan", "approve_above_cost = 'nan'"),
+        ("COST", "5", "approve_above_cost is set in Airflow's configuration, but no prices are"),
+    ],
+)
+def test_limits_that_make_no_sense_are_named(
+    name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"AIRFLOW__IGNEOUS__APPROVE_ABOVE_{name}", value)
+    with pytest.raises(InvalidParameter, match=re.escape(words)):
+        why_to_approve(Forecast(stage="downsample", tasks=10))
 
 
 def test_a_run_within_the_limit_waits_for_nobody(
