@@ -80,8 +80,9 @@ class HypersquareIngest(WritesLayer):
     chunk_size: Annotated[
         ChunkSize,
         Field(
-            description="Chunk size of the layer in voxels, x,y,z. Empty: that of an existing "
-            "destination, or on each axis the divisor nearest to 64 of what is left of a cube.",
+            description="Chunk size of the layer in voxels, x,y,z as 64,64,64. Empty: that of an "
+            "existing destination, or on each axis the divisor nearest to 64 of what is left of "
+            "a cube.",
         ),
     ] = None
     encoding: Annotated[
