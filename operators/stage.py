@@ -11,6 +11,7 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from igneous_airflow.errors import IgneousError, PlanRefused, TransientError
+from igneous_airflow.operators.assets import announce
 from igneous_airflow.operators.chain import Step
 from igneous_airflow.operators.crew import crew, require_workable
 from igneous_airflow.operators.form import Form, Skipped
@@ -153,15 +154,20 @@ class EnqueueStage(RunOperator):
 
 
 class FinishStage(RunOperator):
-    """Prove that the run is complete, record provenance, and return the summary."""
+    """Prove that the run is complete, record provenance, and return the summary.
+
+    DAGs that are scheduled on the layer are told by the outlets.
+    """
 
     operator_extra_links = (NeuroglancerLink(),)
 
-    def execute(self, context: "Context") -> dict[str, Any]:  # noqa: ARG002
+    def execute(self, context: "Context") -> dict[str, Any]:
         """Audit the output; fails without retry, naming what is missing."""
         with explained():
-            summary = load_run(self.run_url).finish()
+            run = load_run(self.run_url)
+            summary = run.finish()
         self.log.info("%s", summary.describe())
+        announce(run, self.outlets, context)
         return summary.model_dump(mode="json")
 
 
