@@ -61,7 +61,7 @@ picture: install ## draw the README's picture from the demo's layers
 	$(BIN)/igneous-airflow picture .demo/layers/image .demo/layers/segmentation --mips 4 --out docs/layers.png
 
 docs: install ## build the documentation; a broken link between its pages is an error
-	$(BIN)/sphinx-build --builder html --fail-on-warning --keep-going --quiet docs .docs/html
+	$(BIN)/sphinx-build --builder html --fail-on-warning --keep-going --write-all --quiet docs .docs/html
 	@echo "The documentation is in .docs/html/index.html"
 
 docs-links: install ## ask every address that the documentation names whether it is there

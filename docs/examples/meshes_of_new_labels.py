@@ -14,9 +14,13 @@ from igneous_airflow.stages.watershed_remap import WatershedRemap
 
 @task
 def new_layers() -> list[dict[str, Any]]:
-    """The form of the next DAG for each layer, of which there may be several since the last run."""
+    """The form of the next DAG for each layer, of which there may be several since the last run.
+
+    Airflow lists an event twice, as one of the stage and as one of the layer.
+    """
     events = get_current_context()["triggering_asset_events"]
-    return [{"layer": event.extra["layer"]} for found in events.values() for event in found]
+    layers = {event.extra["layer"] for found in events.values() for event in found}
+    return [{"layer": layer} for layer in sorted(layers)]
 
 
 with DAG("meshes_of_new_labels", schedule=made_by(WatershedRemap), catchup=False):
