@@ -148,7 +148,7 @@ def test_the_commands_for_own_data_work(tmp_path: Path) -> None:
     assert not (tmp_path / "em").exists()
     run_lines(work, tmp_path)
     assert (tmp_path / "em.png").exists()
-    assert len(Layer.open(f"file://{tmp_path}/em").info.scales) == 9
+    assert len(Layer.open(f"file://{tmp_path}/em").info.scales) == 6
 
 
 def test_the_python_example_of_the_readme_works(
