@@ -30,4 +30,5 @@ html_title = f"{project} {release}"
 html_show_copyright = False
 nitpicky = True
 # places on this machine only, which nobody can look at from elsewhere
+linkcheck_timeout = 10
 linkcheck_ignore = [r"http://(localhost|127\.0\.0\.1)"]
