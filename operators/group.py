@@ -11,6 +11,7 @@ from typing import Any
 from airflow.sdk import DAG, BaseOperator, TaskGroup, TriggerRule, XComArg, chain
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
+from igneous_airflow.operators.assets import made_by
 from igneous_airflow.operators.chain import Chain, Step
 from igneous_airflow.operators.form import Form
 from igneous_airflow.operators.notify import notify_failure
@@ -123,7 +124,9 @@ def _step_group(
             trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS,
             **telling,
         )
-        finish = FinishStage(task_id="finish", run_url=run_url, **telling)
+        finish = FinishStage(
+            task_id="finish", run_url=run_url, outlets=[made_by(step.stage)], **telling
+        )
         remove = RemoveQueue(task_id="remove_queue", run_url=run_url)
         chain(plan, queue, enqueue, working, drained, finish, remove)
         enqueue >> drained

@@ -14,6 +14,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from igneous_airflow.errors import IgneousError, PlanRefused, RunFailed, TransientError
 from igneous_airflow.forecast import Forecast
 from igneous_airflow.operators.approval import approved, ask, foresee, why_to_approve
+from igneous_airflow.operators.assets import announce
 from igneous_airflow.operators.chain import Step
 from igneous_airflow.operators.crew import crew, require_workable
 from igneous_airflow.operators.form import Form, Skipped
@@ -224,7 +225,10 @@ class EnqueueStage(RunOperator):
 
 
 class FinishStage(RunOperator):
-    """Prove that the run is complete, record provenance, and return the summary."""
+    """Prove that the run is complete, record provenance, and return the summary.
+
+    DAGs that are scheduled on the layer are told by the outlets.
+    """
 
     operator_extra_links = (NeuroglancerLink(),)
 
@@ -237,6 +241,7 @@ class FinishStage(RunOperator):
         self.log.info("%s", summary.describe())
         if not was_finished:
             report_done(run, summary)
+        announce(run, self.outlets, context)
         return summary.model_dump(mode="json")
 
 

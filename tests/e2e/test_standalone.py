@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorstore
+import yaml
+from PIL import Image
 
 pytestmark = [pytest.mark.standalone, pytest.mark.timeout(600)]
 
@@ -45,6 +47,7 @@ class RealAirflow:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.runs = home / "runs"
+        self.own_dags = home / "own_dags"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -56,11 +59,15 @@ class RealAirflow:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def environment(self) -> dict[str, str]:
-        bundle = {
-            "name": "igneous",
-            "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
-            "kwargs": {"path": str(ROOT / "dags"), "refresh_interval": 5},
-        }
+        self.own_dags.mkdir(exist_ok=True)
+        bundles = [
+            {
+                "name": name,
+                "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+                "kwargs": {"path": str(folder), "refresh_interval": 5},
+            }
+            for name, folder in (("igneous", ROOT / "dags"), ("own", self.own_dags))
+        ]
         passwords = self.home / "passwords.json"
         passwords.write_text(json.dumps({"admin": "admin"}))
         settings = {
@@ -73,7 +80,7 @@ class RealAirflow:
             "API__BASE_URL": self.base,
             "API_AUTH__JWT_SECRET": secrets.token_hex(64),
             "API__SECRET_KEY": secrets.token_hex(64),
-            "DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([bundle]),
+            "DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
             "DAG_PROCESSOR__REFRESH_INTERVAL": "5",
             "IGNEOUS__STATE": str(self.runs),
         }
@@ -105,7 +112,9 @@ class RealAirflow:
         wait_until(self._answers, seconds=180)
         account = {"username": "admin", "password": "admin"}
         self._token = self.call("POST", "/auth/token", account)["access_token"]
-        wait_until(lambda: self._status("GET", f"/api/v2/dags/{DAG}") == 200, seconds=120)
+        chains = {file.stem for file in (ROOT / "dags").glob("[!_]*.py")} - {"stages"}
+        shipped = [DAG, *(f"igneous_{name}" for name in chains)]
+        wait_until(lambda: all(map(self.has, shipped)), seconds=300)
 
     def stop(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -161,6 +170,15 @@ class RealAirflow:
         other = copy.copy(self)
         other.dag = dag
         return other
+
+    def has(self, dag: str) -> bool:
+        """Whether the DAG file of a DAG has been read."""
+        return self._status("GET", f"/api/v2/dags/{dag}") == 200
+
+    def dag_runs(self) -> list[Any]:
+        """The runs of the DAG that have begun, the oldest first."""
+        path = f"/api/v2/dags/{self.dag}/dagRuns?order_by=run_after&limit=100"
+        return list(self.call("GET", path)["dag_runs"])
 
     def trigger(self, run: str, conf: Conf) -> None:
         body = {"dag_run_id": run, "logical_date": None, "conf": conf}
@@ -448,6 +466,122 @@ def test_a_ci_job_hears_what_is_wrong_with_its_parameters_or_account(airflow: Re
     nobody = ci_job(airflow, script, AIRFLOW_USER="", AIRFLOW_PASSWORD="")
     assert nobody.returncode == 1
     assert "set AIRFLOW_USER and AIRFLOW_PASSWORD, or AIRFLOW_TOKEN" in nobody.stderr
+
+
+def make_sections(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for z in range(4):
+        grey = np.random.default_rng(z).integers(0, 255, (90, 100), dtype=np.uint8)
+        Image.fromarray(grey).save(folder / f"em_{z}.png")
+    return folder
+
+
+def github_job() -> tuple[list[str], dict[str, str]]:
+    """The commands of the example for GitHub, and the environment of the last one."""
+    workflow = yaml.safe_load((ROOT / "docs/ci/github-actions.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    steps = [step for step in job["steps"] if "run" in step]
+    return [step["run"] for step in steps], steps[-1]["env"]
+
+
+def gitlab_job() -> tuple[list[str], dict[str, str]]:
+    """The same of the example for GitLab."""
+    (job,) = yaml.safe_load((ROOT / "docs/ci/gitlab-ci.yml").read_text()).values()
+    return job["script"], job["variables"]
+
+
+@pytest.mark.parametrize(
+    ("job", "given", "run"),
+    [
+        (github_job, {"GITHUB_RUN_ID": "71", "RESOLUTION": "4,4,40"}, "github-71"),
+        (gitlab_job, {"CI_PIPELINE_ID": "72"}, "gitlab-72"),
+    ],
+)
+def test_the_whole_examples_for_ci_ingest_a_volume(
+    airflow: RealAirflow,
+    tmp_path: Path,
+    job: Callable[[], tuple[list[str], dict[str, str]]],
+    given: dict[str, str],
+    run: str,
+) -> None:
+    (install, script), environment = job()
+    assert install == 'pip install "$IGNEOUS_AIRFLOW"'
+    own = {name: value for name, value in environment.items() if "${{" not in value}
+    source, layer = make_sections(tmp_path / "sections"), tmp_path / "layer"
+    done = ci_job(airflow, script, SOURCE=str(source), LAYER=str(layer), **own, **given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{run} is done, and proved" in done.stdout
+    assert f"View in Neuroglancer: {airflow.base}/igneous/viewer/open/" in done.stdout
+    assert airflow.of("igneous_ingest").dag_run(run)["state"] == "success"
+    info = json.loads((layer / "info").read_text())
+    assert info["scales"][0]["size"] == [100, 90, 4]
+    assert info["scales"][0]["resolution"] == [4, 4, 40]
+
+
+def test_a_dag_that_is_scheduled_on_a_stage_gets_the_layer_it_made(
+    airflow: RealAirflow, tmp_path: Path
+) -> None:
+    example = ROOT / "docs/examples/meshes_of_new_labels.py"
+    (airflow.own_dags / example.name).write_text(example.read_text())
+    wait_until(lambda: airflow.has("meshes_of_new_labels"), seconds=120)
+    source, layer = make_labels(tmp_path / "old", seed=5), tmp_path / "new labels"
+    np.save(tmp_path / "map.npy", np.arange(2**10, dtype=np.uint64))
+    small = {"driver": "neuroglancer_precomputed", "scale_index": 0}
+    store = tensorstore.open({**small, "kvstore": f"file://{source}/"}).result()
+    store[:16, :16, :16] = 77  # the map ends before the largest label
+    remap = airflow.of("igneous_watershed_remap")
+    conf = {"src": str(source), "dest": str(layer), "map_path": f"{tmp_path}/map.npy"}
+    remap.trigger("remapped", conf)
+    assert remap.end_of("remapped") == "success"
+
+    scheduled, meshes = airflow.of("meshes_of_new_labels"), airflow.of("igneous_segmentation")
+    wait_until(scheduled.dag_runs, seconds=60)
+    (event,) = scheduled.dag_runs()
+    assert event["run_type"] == "asset_triggered"
+    assert scheduled.end_of(event["dag_run_id"]) == "success"
+    started = [run for run in meshes.dag_runs() if run["conf"] == {"layer": f"file://{layer}"}]
+    assert len(started) == 1
+    assert meshes.end_of(started[0]["dag_run_id"]) == "success"
+    assert {path.name for path in layer.glob("mesh_*/*:0")} == labelled(layer)
+
+
+def test_what_arrives_in_a_watched_folder_is_ingested_once_and_only_when_it_is_whole(
+    airflow: RealAirflow, tmp_path: Path
+) -> None:
+    arriving, layers = tmp_path / "arriving", tmp_path / "layers"
+    for name in ("s1", "s2", "s10"):
+        make_sections(arriving / name)
+    for name in ("s1", "s2"):
+        (arriving / name / "done").touch()
+    example = (ROOT / "docs/examples/nightly_ingest.py").read_text()
+    own = example.replace('"/data/arriving",', f'"{arriving}", marker="done",')
+    own = own.replace('"/data/layers"', f'"{layers}"')
+    assert own.count(str(tmp_path)) == 2
+    (airflow.own_dags / "nightly_ingest.py").write_text(own)
+    wait_until(lambda: airflow.has("nightly_ingest"), seconds=120)
+    nightly = airflow.of("nightly_ingest")
+
+    def look(run: str) -> dict[str, int]:
+        """Look by hand instead of at night, and give the layers with the times of their chunks."""
+        nightly.trigger(run, {})
+        assert nightly.end_of(run) == "success"
+        return {str(p.relative_to(layers)): p.stat().st_mtime_ns for p in layers.glob("*/4_*/*")}
+
+    def ingested() -> list[str]:
+        runs = airflow.of("igneous_ingest").dag_runs()
+        mine = [run for run in runs if "nightly_ingest" in run["dag_run_id"]]
+        assert {run["state"] for run in mine} == {"success"}
+        return sorted(Path(run["conf"]["source"]).name for run in mine)
+
+    first = look("first-night")
+    assert {name.partition("/")[0] for name in first} == {"s1", "s2"}
+    assert ingested() == ["s1", "s2"]
+    (arriving / "s10" / "done").touch()
+    second = look("second-night")
+    assert first.items() < second.items(), "nothing is ingested twice"
+    assert ingested() == ["s1", "s10", "s2"]
+    assert look("third-night") == second
+    assert ingested() == ["s1", "s10", "s2"]
 
 
 def test_clearing_a_failed_task_goes_on_where_it_stopped(
