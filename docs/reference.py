@@ -167,9 +167,10 @@ def _chains_page() -> Iterator[str]:
     yield from (
         "# Chains",
         "",
-        "DAGs of several stages with one form. What the fields mean is told",
+        "DAGs of several stages with one form, which opens with the fields that are in no section.",
     )
-    yield "by the stages. Those of the last section, how it is run, are in [](run.md)."
+    yield "What the fields mean is told by the stages. Those of the last sections, how it is run, "
+    yield "are in [](run.md)."
     for dag_id, dag in _chains().items():
         yield from ("", f"## {dag_id}", "", re.sub("^1[.]", "\n1.", dag.doc_md or "", count=1), "")
         yield from ("| section | field | name | default |", "|---|---|---|---|")
@@ -178,7 +179,8 @@ def _chains_page() -> Iterator[str]:
                 continue
             param = dag.params.get_param(name)
             default = _default_of(param)
-            yield f"| {param.schema['section']} | {param.schema['title']} | `{name}` | {default} |"
+            section = param.schema.get("section", "")
+            yield f"| {section} | {param.schema['title']} | `{name}` | {default} |"
 
 
 def _default_of(param: Param) -> str:

@@ -96,7 +96,6 @@ def fill_in_the_form(page: Page, address: str, folder: Path, out: Path) -> None:
     page.goto(f"{address}/dags/{DAG}")
     page.get_by_role("button", name="Trigger").first.click()
     form = page.get_by_role("dialog")
-    form.get_by_role("button", name="Ingest", exact=True).click()
     for name, value in {
         "source": f"{folder}/strands.npy",
         "ingest_dest": f"{folder}/strands",

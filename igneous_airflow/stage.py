@@ -222,8 +222,14 @@ def field_schemas(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
     return dict(sorted(schemas.items(), key=lambda field: _place_in_form(field[1])))
 
 
-def _place_in_form(schema: dict[str, Any]) -> tuple[int, bool]:
-    return SECTIONS.index(schema["section"]), not schema.get("first", False)
+def _place_in_form(schema: dict[str, Any]) -> tuple[int, bool, bool]:
+    very_first = "default" not in schema and bool(schema.get("first"))
+    return SECTIONS.index(schema["section"]), not very_first, not matters_most(schema)
+
+
+def matters_most(schema: Mapping[str, Any]) -> bool:
+    """Whether a field must be filled in, or is marked as one of the first."""
+    return "default" not in schema or bool(schema.get("first"))
 
 
 def _flat_schema(name: str, schema: dict[str, Any]) -> dict[str, Any]:

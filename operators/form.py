@@ -21,7 +21,7 @@ from igneous_airflow.operators.params import (
     titled_schemas,
     wrong_fields,
 )
-from igneous_airflow.stage import Stage
+from igneous_airflow.stage import Stage, matters_most
 
 Model = TypeVar("Model", bound=BaseModel)
 Schema = dict[str, Any]
@@ -68,7 +68,9 @@ class Form:
         parts = (self._shared(), self._own(), self._switches())
         fields = {name: schema for part in parts for name, schema in part}
         fields |= titled_schemas(RunOptions)
-        opening = {name: _without_section(field) for name, field in fields.items() if _opens(field)}
+        first = {name: field for name, field in fields.items() if matters_most(field)}
+        in_order = sorted(first, key=lambda name: "default" in first[name])
+        opening = {name: _without_section(first[name]) for name in in_order}
         return make_params(opening | {n: f for n, f in fields.items() if n not in opening})
 
     def _shared(self) -> Iterator[tuple[str, Schema]]:
@@ -161,11 +163,6 @@ class Form:
             source = next(running, sources[-1])
             return self._place(source.step, source.name, skipped)
         return self._names.get((step.name, name), name)
-
-
-def _opens(schema: Schema) -> bool:
-    """Whether the form opens with a field: one that must be filled in, or matters most."""
-    return "default" not in schema or schema.get("first", False)
 
 
 def _without_section(schema: Schema) -> Schema:

@@ -59,7 +59,7 @@ class Ingest(WritesLayer):
             "shape: zyx is how numpy, HDF5 and zarr mostly have it, xyz is the other way round; c "
             "is channels. Empty: as the file says, which .npy and plain HDF5 do not. Sections are "
             "zyx: rows are y, columns x, and z is their order.",
-            json_schema_extra=section(WHERE),
+            json_schema_extra=section(WHERE, first=True),
         ),
     ] = None
     dataset: Annotated[

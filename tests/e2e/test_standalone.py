@@ -322,10 +322,11 @@ def _listening() -> list[str]:
 
 def test_the_form_shows_the_fields_of_the_stage(airflow: RealAirflow) -> None:
     params = airflow.call("GET", f"/api/v2/dags/{DAG}/details")["params"]
-    assert list(params)[:4] == ["layer", "mip", "bounds", "num_mips"]
+    assert list(params)[:5] == ["layer", "num_mips", "plan_only", "mip", "bounds"]
     assert params["layer"]["value"] is None
     assert params["layer"]["schema"]["type"] == "string"
-    assert params["layer"]["schema"]["section"] == "Where"
+    assert "section" not in params["layer"]["schema"], "the form opens with it"
+    assert params["mip"]["schema"]["section"] == "Where"
     assert params["mip"]["schema"]["minimum"] == -1
     assert params["mip"]["description"]
     assert params["encoding"]["schema"]["enum"][-1] is None

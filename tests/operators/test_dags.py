@@ -85,7 +85,7 @@ def test_the_form_opens_with_two_fields_to_fill_in_at_most(dag: DAG, form: Form)
     demanded = {name for name, param in params.items() if _is_demanded(param)}
     assert demanded <= set(opening)
     assert len(demanded - MAPS) <= 2
-    assert len(opening) <= 8
+    assert len(opening) <= 10
 
 
 def test_the_form_as_it_opens_is_valid_for_every_step(dag: DAG, form: Form) -> None:
