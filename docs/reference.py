@@ -178,7 +178,7 @@ def _chains_page() -> Iterator[str]:
                 continue
             param = dag.params.get_param(name)
             default = _default_of(param)
-            yield f"| {param.schema['section']} | {param.schema['title']} | `{name}` | {default} |"
+            yield f"| {param.schema.get('section', 'at the top')} | {param.schema['title']} | `{name}` | {default} |"
 
 
 def _default_of(param: Param) -> str:
