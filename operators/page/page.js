@@ -71,9 +71,20 @@ function fillBar(made, run) {
 }
 
 function links(run) {
-  return Object.entries(run.links).map(([words, address]) =>
-    element("a", words, { href: address, target: "_top" })
-  );
+  return Object.entries(run.links).map(([words, address]) => {
+    const made = element("a", words, { href: address, target: "_top" });
+    made.addEventListener("click", leaveFrame);
+    return made;
+  });
+}
+
+function leaveFrame(event) { // Airflow's frame forbids it, so a link of Airflow's own document goes there
+  if (window.parent === window) return;
+  event.preventDefault();
+  const beyond = window.parent.document.createElement("a");
+  beyond.href = event.currentTarget.href;
+  beyond.target = event.ctrlKey || event.metaKey ? "_blank" : "";
+  beyond.click();
 }
 
 function newRow(run) {
@@ -143,8 +154,9 @@ function showNumbers(place, run) {
     "Tasks given up": whole(run.given_up),
     "Tasks per second": run.tasks_per_second === null ? "unknown" : run.tasks_per_second.toPrecision(3),
     "Voxels per second": run.voxels_per_second === null ? "unknown" : whole(run.voxels_per_second),
-    [run.seconds === null ? "Time left" : "Time taken"]: duration(run.seconds ?? run.seconds_left),
   };
+  if (run.seconds !== null) numbers["Time taken"] = duration(run.seconds);
+  else if (run.state === "working") numbers["Time left"] = duration(run.seconds_left);
   place.replaceChildren(
     ...Object.entries(numbers).map(([words, value]) => {
       const pair = element("div");

@@ -23,10 +23,10 @@ MISSING = ("64-128_64-128_0-64", "512-576_64-128_0-64")
 
 @pytest.fixture(scope="module")
 def gaps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image of 64 tasks, two of which miss a chunk."""
+    """An image of 32 tasks, two of which miss a chunk."""
     layer = tmp_path_factory.mktemp("page") / "image_with_gaps"
     spec = LayerSpec(chunk_size=(64, 64, 64), resolution=(8, 8, 40))
-    write_layer(layer, random_voxels(Vec3(1024, 1024, 64)), spec)
+    write_layer(layer, random_voxels(Vec3(1024, 512, 64)), spec)
     for name in MISSING:
         (layer / "8_8_40" / name).unlink()
     return layer
@@ -74,17 +74,17 @@ def test_a_bar_moves_by_itself_and_errors_are_shown_in_groups(
     expect(row).to_be_visible(timeout=120_000)
     bar = row.get_by_role("progressbar")
     seen: list[int] = []
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 450
     while "failed" not in row.inner_text():
         assert time.monotonic() < deadline, seen
         seen.append(int(bar.get_attribute("aria-valuenow") or 0))
-        if len(set(seen)) == 3 and seen[-1] != seen[-2]:
+        if len(set(seen)) == 2 and seen[-1] != seen[-2]:
             picture(page, "list-working", full_page=False)
         page.wait_for_timeout(500)
     assert seen == sorted(seen)
-    assert len(set(seen)) >= 4, seen
-    assert bar.get_attribute("aria-valuenow") == "62"
-    assert bar.get_attribute("aria-valuemax") == "64"
+    assert len(set(seen)) >= 3, seen
+    assert bar.get_attribute("aria-valuenow") == "30"
+    assert bar.get_attribute("aria-valuemax") == "32"
 
     row.get_by_role("link", name=str(gaps)).click()
     group = runs.locator(".errors > li")
@@ -96,18 +96,19 @@ def test_a_bar_moves_by_itself_and_errors_are_shown_in_groups(
     expect(group.locator("pre")).to_contain_text("Traceback (most recent call last)")
     page.wait_for_timeout(4000)  # the page asks anew
     expect(group.locator("pre")).to_be_visible()
-    for words, number in {"Tasks done": "62 of 64", "Tasks given up": "2"}.items():
+    for words, number in {"Tasks done": "30 of 32", "Tasks given up": "2"}.items():
         pair = runs.locator(".numbers > div").filter(has_text=words)
         expect(pair.locator("dd")).to_have_text(number)
     picture(page, "detail-failed", full_page=False)
 
     assert airflow.end_of("with-gaps") == "failed"
+    dag_run = runs.get_by_role("link", name="DAG run").evaluate("link => link.href")
     runs.get_by_role("link", name="Task logs").click()
     expect(page.get_by_role("link", name="downsample.workers")).to_be_visible()
     picture(page, "task-logs", full_page=False)
-    page.go_back()
-    runs.get_by_role("link", name="DAG run").first.click()
-    page.wait_for_url(re.compile(rf"/dags/{DAG}/runs/with-gaps"))
+    assert dag_run == f"{airflow.base}/dags/{DAG}/runs/with-gaps"
+    page.goto(dag_run)
+    expect(page.get_by_role("heading", name="with-gaps")).to_be_visible()
 
 
 def test_runs_are_filtered(

@@ -162,13 +162,16 @@ def downsampled(
 
 def test_an_image_is_drawn(
     airflow: RealAirflow,
+    folder: Path,
     downsampled: str,
     open_page: Callable[..., Page],
     picture: Callable[..., None],
 ) -> None:
     log = ServerLog(airflow)
-    page = open_page(f"/igneous/page/?run={downsampled}")
-    page.get_by_role("link", name="View").click()
+    page = open_page("/plugin/igneous")
+    runs = page.frame_locator("iframe")
+    runs.get_by_label("Layer").fill(str(folder / "em"))
+    runs.get_by_role("row").filter(has_text="/em").get_by_role("link", name="View").click()
     wait_until_ready(page)
     picture(page, "viewer-image", full_page=False)
     log.require_complete()
