@@ -1,7 +1,7 @@
 """One measured run of igneous-pipeline, inside its own environment; started by `__main__.py`.
 
-`pin` and `timed` are also used by `own_side.py`, so that both sides measure alike. Nothing
-but the standard library is imported before the process is pinned to its core.
+`pin`, `timed` and `run_all` are also used by `own_side.py` and the like, so that all sides measure
+alike. Nothing but the standard library is imported before the process is pinned to its core.
 """
 
 import json
@@ -9,12 +9,19 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 def pin(core: int) -> None:
     """Keep this process, and every thread that a library will start, on one core."""
     os.sched_setaffinity(0, {core})
+
+
+def run_all(tasks: Iterable[Any]) -> None:
+    """Work on tasks of either side; igneous-pipeline's are functions, or objects of a class."""
+    for task in tasks:
+        getattr(task, "execute", task)()
 
 
 def timed(work: Callable[[], None]) -> None:
@@ -60,12 +67,7 @@ def main() -> None:
     stage, layer, mips, core, source = sys.argv[1:]
     pin(int(core))
     tasks = tasks_of(stage, layer, int(mips), source)
-
-    def work() -> None:
-        for task in tasks:
-            getattr(task, "execute", task)()  # a task is an object of a class, or a function
-
-    timed(work)
+    timed(lambda: run_all(tasks))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ def make_labels(data: Path, folder: Path) -> None:
     import numpy as np
     from cloudvolume import CloudVolume
 
-    from benchmarks.layers import CASES, voxels_of
+    from benchmarks.layers import CASES, grey_or_labels
 
-    voxels, source = voxels_of(CASES["b"], data)
+    voxels, source = grey_or_labels(CASES["b"], data)
     info = CloudVolume.create_new_info(
         num_channels=1,
         layer_type="segmentation",

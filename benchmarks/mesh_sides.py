@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from igneous_side import pin, timed  # type: ignore[import-not-found]
+from igneous_side import pin, run_all, timed  # type: ignore[import-not-found]
 
 SHAPE = (256, 256, 256)
 ERROR = 40
@@ -63,12 +63,7 @@ def main() -> None:
         for folder in Path(layer.removeprefix("file://")).glob("mesh_mip*"):
             shutil.rmtree(folder)
     tasks = {"peer": peer, "own": own}[side](work, layer, list(map(int, cells)))
-
-    def run() -> None:
-        for task in tasks:
-            task()
-
-    timed(run)
+    timed(lambda: run_all(tasks))
 
 
 if __name__ == "__main__":

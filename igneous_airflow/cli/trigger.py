@@ -78,7 +78,7 @@ class DagRun:
     dag: str
     name: str
     _states: dict[str, str] = field(default_factory=dict)
-    _lines: dict[tuple[str, int], int] = field(default_factory=dict)
+    _lines: set[tuple[str, int, str]] = field(default_factory=set)
 
     @property
     def path(self) -> str:
@@ -177,11 +177,11 @@ class DagRun:
             text = self.api.call("GET", path, accept="x-ndjson")
         except HTTPError:  # there is none yet
             return
-        entries = [json.loads(line) for line in text.splitlines() if line.strip()]
-        seen = (_name(task), attempt)
-        for entry in entries[self._lines.get(seen, 0) :]:
-            yield from (f"  {line}" for line in _told(entry))
-        self._lines[seen] = len(entries)
+        # what Airflow says of the log itself, before its lines, differs from one answer to the next
+        for line in filter(str.strip, text.splitlines()):
+            if (told := (_name(task), attempt, line)) not in self._lines:
+                self._lines.add(told)
+                yield from (f"  {words}" for words in _told(json.loads(line)))
 
 
 def _name(task: dict[str, Any]) -> str:

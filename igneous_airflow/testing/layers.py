@@ -4,7 +4,8 @@ tensorstore writes them, so that nothing here depends on the code under test; cl
 tensorstore read back what stages wrote.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,3 +106,23 @@ def read_with_cloudvolume(path: Path, mip: int) -> "NDArray[Any]":
 
     volume = CloudVolume(f"file://{path}", mip=mip, progress=False, parallel=1, fill_missing=False)
     return np.asarray(volume[:])
+
+
+def assert_mips(
+    path: Path,
+    expected: "Sequence[NDArray[Any]]",
+    first: int = 0,
+    read: "Callable[[Path, int], NDArray[Any]]" = read_with_tensorstore,
+) -> None:
+    """Check that the mips from the first on are the expected ones, and that no more are there."""
+    import numpy as np
+
+    assert len(info_of(path)["scales"]) == first + len(expected)
+    for mip, voxels in enumerate(expected, start=first):
+        np.testing.assert_array_equal(read(path, mip), voxels, err_msg=f"mip {mip}")
+
+
+def info_of(path: Path) -> dict[str, Any]:
+    """The info of a layer, as it stands in its file."""
+    info: dict[str, Any] = json.loads((path / "info").read_text())
+    return info

@@ -7,9 +7,11 @@ every registered stage has such a subclass.
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -17,9 +19,10 @@ from pydantic import ValidationError
 
 from igneous_airflow.errors import AuditFailed, InvalidMessage
 from igneous_airflow.geometry.bbox import BoundingBox
-from igneous_airflow.stage import Stage
+from igneous_airflow.stage import Audit, Stage
 from igneous_airflow.stages import registered_stages, stage_class
 from igneous_airflow.task import Task, TaskEncoder
+from igneous_airflow.voxel_stages import WritesLayer
 
 #: Modules that must not be imported just because a stage is described.
 HEAVY = ("airflow", "boto3", "cloudfiles", "cloudvolume", "numpy", "tinybrain")
@@ -183,6 +186,55 @@ class StageTests:
         files = set(snapshot(tmp_path))
         assert launched.finish("tester") == audit
         assert set(snapshot(tmp_path)) == files
+
+
+def complete(stage: Stage, random: Random | None = None) -> Audit:
+    """Do all of a stage, as a run would; with `random`, its cells in any order."""
+    stage = stage.resolved()
+    stage.plan().require_accepted()
+    stage.prepare()
+    cells = list(stage.cells())
+    if random is not None:
+        random.shuffle(cells)
+    for cell in cells:
+        stage.run(cell)
+    return stage.finish("tester")
+
+
+def complete_whole_and_in_parts(
+    whole: WritesLayer, blocks: int, random: Random, *, smallest_tiles: bool = False
+) -> Path:
+    """Make a layer in one cell, then beside it in cells of some blocks; the bytes must be the same.
+
+    A block is the least that a cell can be. `smallest_tiles` lets the cells work in steps as small
+    as possible, as if memory were short. Returns the folder of the layer.
+    """
+    folder = Path(whole.dest.removeprefix("file://"))
+    complete(whole)
+    assert whole.plan().tasks == 1
+    geometry = whole._route().geometry
+    there = {"dest": f"{whole.dest}_in_parts", "shape": geometry.unit * blocks}
+    parts = type(whole).model_validate(whole.model_dump(exclude_unset=True) | there)
+    with pytest.MonkeyPatch.context() as patch:
+        if smallest_tiles:
+            patch.setattr(type(geometry), "tile", property(lambda self: self._step))
+        complete(parts, random)
+    made = [snapshot(path) for path in (folder, folder.with_name(f"{folder.name}_in_parts"))]
+    for files in made:
+        del files["provenance"]  # which names the layer
+    assert made[0] == made[1]
+    return folder
+
+
+def peak_memory(stage: Stage, cell: Any) -> int:
+    """Bytes that Python and numpy hold at most while a cell is worked on."""
+    stage.run(cell)  # imports, caches
+    tracemalloc.start()
+    try:
+        stage.run(cell)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

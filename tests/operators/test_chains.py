@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from airflow.sdk import DAG
 from cloudvolume import CloudVolume
 
@@ -32,6 +33,10 @@ def states(dag_run: Any) -> dict[str, set[str]]:
     return found
 
 
+def mips_of(layer: Path) -> int:
+    return len(Layer.open(f"file://{layer}").info.scales)
+
+
 def labels_of(layer: Path) -> set[int]:
     volume = CloudVolume(f"file://{layer}", progress=False, parallel=1)
     return {int(label) for label in np.unique(volume[:])} - {0}
@@ -54,7 +59,7 @@ def test_a_segmentation_gets_mips_meshes_and_manifests(
     done = dags["igneous_segmentation"].test(run_conf=conf)
     assert list(states(done).values()) == [{"success"}] * 3
     assert done.state == "success"
-    assert len(Layer.open(f"file://{segmentation}").info.scales) == 3
+    assert mips_of(segmentation) == 3
     assert labels_with_meshes(segmentation) == labels_of(segmentation)
 
 
@@ -100,7 +105,7 @@ def test_a_mistake_in_the_last_step_is_found_before_the_first_one_starts(
     words = capsys.readouterr().out
     assert "  - object_ids: 0 is the background, which is no object" in words
     assert "  - mesh_bounds: " in words
-    assert len(Layer.open(f"file://{segmentation}").info.scales) == 1
+    assert mips_of(segmentation) == 1
 
 
 @pytest.fixture
@@ -126,7 +131,7 @@ def test_an_image_gets_levels_contrast_and_mips(
     )
     voxels = CloudVolume(f"file://{bright}", progress=False, parallel=1)[:]
     assert all(voxels[:, :, z].min() == 0 and voxels[:, :, z].max() == 255 for z in range(6))
-    assert len(Layer.open(f"file://{bright}").info.scales) == 2
+    assert mips_of(bright) == 2
     assert CloudVolume(f"file://{bright}", mip=1, progress=False, parallel=1)[:].shape[0] == 20
 
 
@@ -140,3 +145,69 @@ def test_contrast_without_levels_is_refused_with_the_sections(
     assert "9" in (words := capsys.readouterr().out)
     assert "levels" in words
     assert not (tmp_path / "bright").exists()
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Path:
+    """A folder of sections with few grey values, as a microscope leaves it."""
+    folder = tmp_path / "stack"
+    folder.mkdir()
+    random = np.random.default_rng(6)
+    for z in range(6):
+        section = random.integers(20 + z, 60 + z, (33, 40), dtype=np.uint8)
+        tifffile.imwrite(folder / f"section_{z}.tif", section)
+    return folder
+
+
+def test_sections_become_a_layer_with_mips_and_no_meshes(
+    dags: dict[str, DAG], stack: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "image"
+    conf = {"source": str(stack), "ingest_dest": str(image), "resolution": "8,8,40", "num_mips": 2}
+    done = dags["igneous_ingest"].test(run_conf=conf)
+    assert done.state == "success"
+    assert states(done) == {
+        "ingest": {"success"},
+        "levels": {"skipped"},
+        "contrast": {"skipped"},
+        "downsample": {"success"},
+        "mesh": {"skipped"},
+        "mesh_manifest": {"skipped"},
+    }
+    sections = [tifffile.imread(path).T for path in sorted(stack.iterdir())]
+    voxels = np.asarray(CloudVolume(f"file://{image}", progress=False, parallel=1)[:])
+    np.testing.assert_array_equal(voxels[..., 0], np.stack(sections, axis=2))
+    assert mips_of(image) == 3
+
+
+def test_contrast_of_ingested_sections_goes_into_a_layer_of_its_own_with_the_mips(
+    dags: dict[str, DAG], stack: Path, tmp_path: Path
+) -> None:
+    image, bright = tmp_path / "image", tmp_path / "bright"
+    conf = {
+        "source": str(stack), "ingest_dest": str(image), "resolution": "8,8,40",
+        "run_contrast": True, "contrast_dest": str(bright), "coverage_factor": 1,
+        "clip_fraction": 0.05, "num_mips": 1,
+    }  # fmt: skip
+    done = dags["igneous_ingest"].test(run_conf=conf)
+    assert done.state == "success"
+    assert [states(done)[name] for name in ("levels", "contrast")] == [{"success"}] * 2
+    assert (mips_of(image), mips_of(bright)) == (1, 2)
+    voxels = CloudVolume(f"file://{bright}", progress=False, parallel=1)[:]
+    assert all(voxels[:, :, z].min() == 0 and voxels[:, :, z].max() == 255 for z in range(6))
+
+
+def test_labels_become_a_segmentation_with_mips_and_meshes(
+    dags: dict[str, DAG], tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels"
+    np.save(tmp_path / "labels.npy", random_voxels(Vec3(41, 35, 9), "uint64")[..., 0])
+    conf = {
+        "source": f"{tmp_path}/labels.npy", "ingest_dest": str(labels), "axes": "xyz",
+        "resolution": "8,8,40", "layer_type": "segmentation", "num_mips": 1,
+    }  # fmt: skip
+    done = dags["igneous_ingest"].test(run_conf=conf)
+    assert done.state == "success"
+    assert [states(done)[name] for name in ("levels", "contrast")] == [{"skipped"}] * 2
+    assert mips_of(labels) == 2
+    assert labels_with_meshes(labels) == labels_of(labels)

@@ -4,7 +4,6 @@ The storage is slow here, so that as much as ever may waits to be read and writt
 """
 
 import time
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from igneous_airflow.stages.transfer import Transfer
 from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.local import LocalFolder
 from igneous_airflow.testing.layers import LayerSpec, write_layer
+from igneous_airflow.testing.stages import peak_memory
 
 WIDTH = 16
 OTHER = 300_000  # bytes of a task that are no voxels
@@ -99,15 +99,7 @@ def test_a_task_on_a_bucket_stays_within_the_memory_that_its_plan_names(
     plan = stage.plan().require_accepted()
     assert plan.memory <= plan.memory_target
     stage.prepare()
-    cell = stage.cells()[0]
-    stage.run(cell)  # imports, caches
-    tracemalloc.start()
-    try:
-        stage.run(cell)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < plan.memory + OTHER
+    assert peak_memory(stage, stage.cells()[0]) < plan.memory + OTHER
 
 
 def test_a_plan_for_a_bucket_counts_what_is_under_way(

@@ -1,7 +1,5 @@
 """The pyramid writer: chunks written when they are whole, within the memory that was planned."""
 
-import tracemalloc
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,6 +14,7 @@ from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.storage.info import Info
 from igneous_airflow.storage.overlap import Overlap
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
+from igneous_airflow.testing.stages import peak_memory
 
 PLANE = Vec3(2, 2, 1)
 
@@ -126,12 +125,4 @@ def test_a_task_stays_within_the_memory_that_its_plan_names(tmp_path, dtype, lay
     url = write_layer(tmp_path, voxels, LayerSpec(layer_type, (32, 32, 32)))
     stage = Downsample(layer=url, num_mips=3, factor=factor)
     stage.prepare()
-    cell = stage.cells()[0]
-    stage.run(cell)  # imports, caches
-    tracemalloc.start()
-    try:
-        stage.run(cell)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < stage.plan().memory + 300_000
+    assert peak_memory(stage, stage.cells()[0]) < stage.plan().memory + 300_000

@@ -1,14 +1,11 @@
 """Contrast normalization: its contract, and every voxel as the formula makes it of the volume."""
 
 import json
-import os
 import tempfile
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,30 +19,25 @@ from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.levels import LevelsFolder
 from igneous_airflow.testing.layers import (
     LayerSpec,
+    assert_mips,
+    info_of,
     random_voxels,
     read_with_cloudvolume,
     read_with_tensorstore,
     write_layer,
 )
-from igneous_airflow.testing.stages import StageTests, snapshot
+from igneous_airflow.testing.stages import (
+    StageTests,
+    complete,
+    complete_whole_and_in_parts,
+    peak_memory,
+    snapshot,
+)
 from igneous_airflow.testing.strategies import factors, sizes, vectors
 
 PLANE = Vec3(2, 2, 1)
 SIZE, OFFSET = Vec3(65, 33, 20), Vec3(3, -7, 11)
 SPEC = LayerSpec(voxel_offset=OFFSET)
-DATA = Path(
-    os.environ.get("IGNEOUS_AIRFLOW_DATA", Path(__file__).parents[2].parent / "shared" / "data")
-)
-
-
-def complete(stage):
-    """Do all of a stage, as a run would."""
-    stage = stage.resolved()
-    stage.plan().require_accepted()
-    stage.prepare()
-    for cell in stage.cells():
-        stage.run(cell)
-    return stage.finish("tester")
 
 
 def dim_voxels(size, dtype="uint8"):
@@ -141,11 +133,6 @@ def by_section(voxels, low=0.01, high=0.01, **limits):
 
 def as_one(voxels, low=0.01, high=0.01):
     return stretched(voxels, clip_of(voxels, low, high))
-
-
-def assert_mips(path, expected, read=read_with_tensorstore):
-    for mip, level in enumerate(expected):
-        np.testing.assert_array_equal(read(path, mip), level, err_msg=f"mip {mip}")
 
 
 def with_mips(voxels, count, factor=PLANE):
@@ -305,31 +292,13 @@ def test_the_result_does_not_depend_on_the_cut(work, blocks, random, tight):
     with tempfile.TemporaryDirectory() as folder:
         src = counted(Path(folder, "src"), voxels, spec)
         whole = ContrastNormalization(src=src, dest=f"{folder}/whole", compress="none", **wishes)
-        complete(whole)
-        unit = whole._route().geometry.unit
-        parts = ContrastNormalization(
-            src=src, dest=f"{folder}/parts", compress="none", shape=unit * blocks, **wishes
-        ).resolved()
-        parts.plan().require_accepted()
-        parts.prepare()
-        cells = list(parts.cells())
-        random.shuffle(cells)
-        with pytest.MonkeyPatch.context() as patch:
-            if tight:  # tiles as small as possible
-                geometry = type(whole._route().geometry)
-                patch.setattr(geometry, "tile", property(lambda self: self._step))
-            for cell in cells:
-                parts.run(cell)
-        parts.finish("tester")
-        for name in ("whole", "parts"):
-            Path(folder, name, "provenance").unlink()
-        assert snapshot(Path(folder, "whole")) == snapshot(Path(folder, "parts"))
+        made = complete_whole_and_in_parts(whole, blocks, random, smallest_tiles=tight)
         low, high = {"0.01": (0.01, 0.01), "0": (0, 0)}.get(wishes["clip_fraction"], (0.2, 0.3))
         if wishes["scope"] == "global":
             expected = np.maximum(as_one(voxels, low, high), wishes["minval"] or 0)
         else:
             expected = by_section(voxels, low, high, minval=wishes["minval"] or 0)
-        assert_mips(Path(folder, "whole"), [expected])
+        assert_mips(made, with_mips(expected, len(info_of(made)["scales"]) - 1, wishes["factor"]))
 
 
 @pytest.mark.parametrize("scope", ["section", "global"])
@@ -603,15 +572,7 @@ def test_a_task_stays_within_the_memory_that_its_plan_names(tmp_path, dtype):
     stage = ContrastNormalization(src=src, dest=f"{tmp_path}/dest", max_mips=2)
     plan = stage.plan().require_accepted()
     stage.prepare()
-    (cell,) = stage.cells()
-    stage.run(cell)  # imports, caches
-    tracemalloc.start()
-    try:
-        stage.run(cell)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak <= plan.memory * 1.1 + 1_000_000
+    assert peak_memory(stage, stage.cells()[0]) <= plan.memory * 1.1 + 1_000_000
 
 
 def test_buckets_are_worked_on_by_several_threads(tmp_path, monkeypatch):
@@ -634,10 +595,10 @@ def test_buckets_are_worked_on_by_several_threads(tmp_path, monkeypatch):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not (DATA / "em_vnc_stack").is_dir(), reason="the volume is not there")
-def test_sections_of_electron_microscopy_that_came_out_dim_look_alike_again(tmp_path, normalize):
-    sections = [tifffile.imread(path) for path in sorted((DATA / "em_vnc_stack").glob("*.tif"))]
-    voxels = np.stack(sections).transpose(2, 1, 0)[..., None].astype(np.float64)
+def test_sections_of_electron_microscopy_that_came_out_dim_look_alike_again(
+    tmp_path, normalize, em_voxels
+):
+    voxels = em_voxels.astype(np.float64)
     random = np.random.default_rng(5)
     for z in range(voxels.shape[2]):  # as a microscope's drift would
         voxels[:, :, z] = voxels[:, :, z] * random.uniform(0.35, 0.8) + random.uniform(5, 50)

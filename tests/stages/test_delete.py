@@ -21,19 +21,8 @@ from igneous_airflow.testing.layers import (
     read_with_cloudvolume,
     write_layer,
 )
-from igneous_airflow.testing.stages import StageTests, snapshot
+from igneous_airflow.testing.stages import StageTests, complete, snapshot
 from igneous_airflow.testing.strategies import sizes, vectors
-
-
-def complete(stage):
-    """Do all of a stage, as a run would."""
-    stage = stage.resolved()
-    stage.plan().require_accepted()
-    stage.prepare()
-    for cell in stage.cells():
-        stage.run(cell)
-    return stage.finish("tester")
-
 
 SIZE = Vec3(65, 33, 9)
 

@@ -1,16 +1,13 @@
 """Downsample: its contract, and its results against the whole volume pooled at once."""
 
-import gzip
 import json
-import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
-import crackle
 import numpy as np
 import pytest
-import tifffile
 import tinybrain
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,18 +18,17 @@ from igneous_airflow.kernels.pooling import pool
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.testing.layers import (
     LayerSpec,
+    assert_mips,
     random_voxels,
     read_with_cloudvolume,
     read_with_tensorstore,
     write_layer,
 )
-from igneous_airflow.testing.stages import StageTests, snapshot
+from igneous_airflow.testing.stages import StageTests, complete, snapshot
 from igneous_airflow.testing.strategies import factors, sizes, vectors
 
 PLANE, CUBE = Vec3(2, 2, 1), Vec3(2, 2, 2)
-DATA = Path(
-    os.environ.get("IGNEOUS_AIRFLOW_DATA", Path(__file__).parents[2].parent / "shared" / "data")
-)
+assert_new_mips = partial(assert_mips, first=1)
 METHODS = ["average", "mode", "min", "max", "striding"]
 
 
@@ -44,23 +40,8 @@ class TestContract(StageTests):
         return Downsample(layer=url, mip=-1, num_mips=2)
 
 
-def complete(stage):
-    """Do all of a stage, as a run would."""
-    stage = stage.resolved()
-    stage.plan().require_accepted()
-    stage.prepare()
-    for cell in stage.cells():
-        stage.run(cell)
-    return stage.finish("tester")
-
-
 def scales_of(path):
     return json.loads((path / "info").read_text())["scales"]
-
-
-def assert_mips(path, expected, first=1, read=read_with_tensorstore):
-    for mip, level in enumerate(expected, start=first):
-        np.testing.assert_array_equal(read(path, mip), level, err_msg=f"mip {mip}")
 
 
 @pytest.mark.parametrize("factor", [PLANE, CUBE], ids=str)
@@ -68,7 +49,9 @@ def test_an_image_becomes_what_tinybrain_makes_of_the_whole(tmp_path, factor):
     voxels = random_voxels(Vec3(128, 96, 32))
     url = write_layer(tmp_path, voxels, LayerSpec(chunk_size=(32, 32, 8)))
     complete(Downsample(layer=url, num_mips=5, factor=factor, compress="none"))
-    assert_mips(tmp_path, tinybrain.downsample_with_averaging(voxels, tuple(factor), num_mips=5))
+    assert_new_mips(
+        tmp_path, tinybrain.downsample_with_averaging(voxels, tuple(factor), num_mips=5)
+    )
 
 
 @pytest.mark.parametrize("factor", [PLANE, CUBE], ids=str)
@@ -78,8 +61,8 @@ def test_labels_become_what_tinybrain_makes_of_the_whole(tmp_path, dtype, factor
     url = write_layer(tmp_path, voxels, LayerSpec("segmentation", (16, 32, 8)))
     complete(Downsample(layer=url, num_mips=3, factor=factor, compress="none"))
     expected = tinybrain.downsample_segmentation(voxels, tuple(factor), num_mips=3)
-    assert_mips(tmp_path, expected)
-    assert_mips(tmp_path, expected, read=read_with_cloudvolume)
+    assert_new_mips(tmp_path, expected)
+    assert_new_mips(tmp_path, expected, read=read_with_cloudvolume)
 
 
 @st.composite
@@ -120,7 +103,7 @@ def test_the_result_does_not_depend_on_the_cut(work, random):
             stage.run(cell)
         audit = stage.finish("tester")
         made = len(audit.outputs)
-        assert_mips(path, levels[:made])
+        assert_new_mips(path, levels[:made])
         assert made == wishes["num_mips"] or all(
             n == 1 or f == 1 for n, f in zip(levels[made - 1].shape, wishes["factor"], strict=False)
         )
@@ -186,7 +169,7 @@ def test_every_dtype_is_pooled_by_the_method_asked_for(tmp_path, dtype, method):
     voxels = random_voxels(Vec3(21, 19, 5), dtype, channels=2)
     url = write_layer(tmp_path, voxels, LayerSpec("other", voxel_offset=(-9, 5, 1)))
     complete(Downsample(layer=url, num_mips=2, method=method, compress="none"))
-    assert_mips(tmp_path, pool(voxels, PLANE, 2, method))
+    assert_new_mips(tmp_path, pool(voxels, PLANE, 2, method))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +180,7 @@ def test_the_type_of_a_layer_chooses_the_method(tmp_path, layer_type, method):
     voxels = random_voxels(Vec3(16, 16, 8), "uint32")
     url = write_layer(tmp_path, voxels, LayerSpec(layer_type))
     complete(Downsample(layer=url, num_mips=1, compress="none"))
-    assert_mips(tmp_path, pool(voxels, PLANE, 1, method))
+    assert_new_mips(tmp_path, pool(voxels, PLANE, 1, method))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +190,7 @@ def test_an_axis_can_be_kept(tmp_path, axis, factor):
     voxels = random_voxels(Vec3(20, 18, 17))
     url = write_layer(tmp_path, voxels)
     complete(Downsample(layer=url, num_mips=2, axis=axis, compress="none"))
-    assert_mips(tmp_path, pool(voxels, factor, 2, "average"))
+    assert_new_mips(tmp_path, pool(voxels, factor, 2, "average"))
     assert scales_of(tmp_path)[1]["resolution"] == [8 * factor.x, 8 * factor.y, 40 * factor.z]
 
 
@@ -249,7 +232,7 @@ def test_the_encoding_can_be_changed_and_read_again(tmp_path, encoding, compress
     complete(Downsample(layer=url, encoding=encoding, **wishes))
     complete(Downsample(layer=url, mip=-1, **wishes))
     assert [scale["encoding"] for scale in scales_of(tmp_path)] == ["raw", encoding, encoding]
-    assert_mips(tmp_path, pool(voxels, PLANE, 2, "mode"), read=read_with_cloudvolume)
+    assert_new_mips(tmp_path, pool(voxels, PLANE, 2, "mode"), read=read_with_cloudvolume)
 
 
 def test_labels_above_2_53_survive(tmp_path):
@@ -274,7 +257,7 @@ def test_a_pyramid_can_be_made_in_several_runs(tmp_path):
     url = write_layer(tmp_path, voxels, LayerSpec("segmentation"))
     for _ in range(3):
         complete(Downsample(layer=url, mip=-1, num_mips=1, compress="none"))
-    assert_mips(tmp_path, pool(voxels, PLANE, 3, "mode"))
+    assert_new_mips(tmp_path, pool(voxels, PLANE, 3, "mode"))
     provenance = json.loads((tmp_path / "provenance").read_text())
     assert [entry["method"]["mip"] for entry in provenance["processing"]] == [0, 1, 2]
 
@@ -308,7 +291,7 @@ def test_a_missing_chunk_can_be_filled_with_background(with_a_hole, background):
     wishes = {"fill_missing": True, "background_color": background, "compress": "none"}
     complete(Downsample(layer=url, num_mips=2, **wishes))
     voxels[8:16, 8:] = background
-    assert_mips(path, pool(voxels, PLANE, 2, "average"))
+    assert_new_mips(path, pool(voxels, PLANE, 2, "average"))
 
 
 def test_a_damaged_chunk_is_refused_by_name_and_never_filled(with_a_hole):
@@ -430,29 +413,24 @@ def test_layers_in_a_bucket_are_worked_on_by_several_threads(tmp_path):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not (DATA / "em_vnc_stack").is_dir(), reason="the volume is not there")
-def test_an_electron_microscopy_image(tmp_path):
-    sections = [tifffile.imread(path) for path in sorted((DATA / "em_vnc_stack").glob("*.tif"))]
-    voxels = np.asfortranarray(np.stack(sections)[:, :512, :640].transpose(2, 1, 0)[..., None])
+def test_an_electron_microscopy_image(tmp_path, em_voxels):
+    voxels = np.asfortranarray(em_voxels[:640, :512])
     spec = LayerSpec(
         chunk_size=(128, 128, 16), voxel_offset=(64, -32, 5), resolution=(4.6, 4.6, 45)
     )
     url = write_layer(tmp_path, voxels, spec)
     complete(Downsample(layer=url, num_mips=4))
     expected = tinybrain.downsample_with_averaging(voxels, (2, 2, 1), num_mips=4)
-    assert_mips(tmp_path, expected, read=read_with_cloudvolume)
+    assert_new_mips(tmp_path, expected, read=read_with_cloudvolume)
     assert scales_of(tmp_path)[1]["key"] == "9.2_9.2_45"
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not (DATA / "labels_512.npy.ckl.gz").exists(), reason="the volume is not there")
 @pytest.mark.parametrize("factor", [PLANE, CUBE], ids=str)
-def test_a_segmentation_of_neurons(tmp_path, factor):
-    with gzip.open(DATA / "labels_512.npy.ckl.gz") as stream:
-        volume = crackle.CrackleArray(stream.read())
-    labels = np.asarray(volume[100:356, 100:356, 200:264])
+def test_a_segmentation_of_neurons(tmp_path, neurons, factor):
+    labels = np.asarray(neurons[100:356, 100:356, 200:264])
     voxels = np.asfortranarray(labels.reshape(256, 256, 64, 1).astype(np.uint64) << np.uint64(40))
     url = write_layer(tmp_path, voxels, LayerSpec("segmentation", (64, 64, 64), (100, 100, 200)))
     complete(Downsample(layer=url, num_mips=3, factor=factor, encoding="compressed_segmentation"))
     expected = tinybrain.downsample_segmentation(voxels, tuple(factor), num_mips=3)
-    assert_mips(tmp_path, expected, read=read_with_cloudvolume)
+    assert_new_mips(tmp_path, expected, read=read_with_cloudvolume)

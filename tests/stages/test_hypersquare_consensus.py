@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,18 @@ from igneous_airflow.kernels.pooling import pool
 from igneous_airflow.stages.hypersquare_consensus import HypersquareConsensus
 from igneous_airflow.testing.layers import (
     LayerSpec,
+    assert_mips,
+    info_of,
     read_with_cloudvolume,
     read_with_tensorstore,
     write_layer,
 )
-from igneous_airflow.testing.stages import StageTests, snapshot
+from igneous_airflow.testing.stages import (
+    StageTests,
+    complete,
+    complete_whole_and_in_parts,
+    peak_memory,
+)
 from igneous_airflow.testing.strategies import sizes, vectors
 
 SIZE, OFFSET = Vec3(40, 24, 16), Vec3(3, -7, 11)
@@ -73,26 +79,6 @@ def expected(segments, bounds, volumes, cells, dtype="uint32"):
     return result
 
 
-def complete(stage):
-    """Do all of a stage, as a run would."""
-    stage = stage.resolved()
-    stage.plan().require_accepted()
-    stage.prepare()
-    for cell in stage.cells():
-        stage.run(cell)
-    return stage.finish("tester")
-
-
-def info_of(path):
-    return json.loads((path / "info").read_text())
-
-
-def assert_mips(path, mips, read=read_with_tensorstore):
-    assert len(info_of(path)["scales"]) == len(mips)
-    for mip, level in enumerate(mips):
-        np.testing.assert_array_equal(read(path, mip), level, err_msg=f"mip {mip}")
-
-
 def join(folder, segments=None, volumes=None, cells=None, spec=SEGMENTATION, **wishes):
     """Write a source and both maps, and return the stage that joins its segments."""
     if segments is not None:
@@ -122,7 +108,7 @@ def test_segments_become_cells_or_labels_of_their_own(tmp_path, source):
     labels = expected(segments, BOUNDS, volumes_of(), CELLS)
     coarse = tinybrain.downsample_segmentation(labels, (2, 2, 1), num_mips=1)[0]
     for read in (read_with_tensorstore, read_with_cloudvolume):
-        assert_mips(tmp_path / "dest", [labels, coarse], read)
+        assert_mips(tmp_path / "dest", [labels, coarse], read=read)
     info = info_of(tmp_path / "dest")
     assert (info["data_type"], info["type"]) == ("uint32", "segmentation")
 
@@ -173,24 +159,11 @@ def test_the_result_does_not_depend_on_the_cut(work, blocks, random):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         whole = join(folder, segments, volumes, spec=spec, dest=f"{folder}/whole", **wishes)
-        complete(whole)
-        unit = whole._route().geometry.unit
-        more = {"dest": f"{folder}/parts", "shape": unit * blocks, **wishes}
-        parts = join(folder, None, volumes, **more).resolved()
-        parts.plan().require_accepted()
-        parts.prepare()
-        cells = list(parts.cells())
-        random.shuffle(cells)
-        for cell in cells:
-            parts.run(cell)
-        parts.finish("tester")
-        for made in ("whole", "parts"):
-            (folder / made / "provenance").unlink()
-        assert snapshot(folder / "whole") == snapshot(folder / "parts")
+        made = complete_whole_and_in_parts(whole, blocks, random)
         bounds = BoundingBox.at(Vec3.of(spec.voxel_offset), Vec3(*segments.shape[:3]))
         labels = expected(segments, bounds, volumes, CELLS)
-        levels = len(info_of(folder / "whole")["scales"]) - 1
-        assert_mips(folder / "whole", [labels, *pool(labels, Vec3(2, 2, 1), levels, "mode")])
+        levels = len(info_of(made)["scales"]) - 1
+        assert_mips(made, [labels, *pool(labels, Vec3(2, 2, 1), levels, "mode")])
 
 
 def test_voxels_outside_of_all_volumes_become_background_and_are_counted(tmp_path):
@@ -302,12 +275,4 @@ def test_a_task_stays_within_the_memory_that_its_plan_names(tmp_path):
     stage = join(tmp_path, segments_of(size), volumes, spec=spec, **wishes).resolved()
     plan = stage.plan().require_accepted()
     stage.prepare()
-    cell = stage.cells()[0]
-    stage.run(cell)  # imports, caches
-    tracemalloc.start()
-    try:
-        stage.run(cell)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < plan.memory + 4_000_000  # tables of the volumes
+    assert peak_memory(stage, stage.cells()[0]) < plan.memory + 4_000_000  # tables of the volumes

@@ -4,7 +4,6 @@ import io
 import json
 import lzma
 import tempfile
-import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +22,20 @@ from igneous_airflow.stages.hypersquare_ingest import HypersquareIngest
 from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.testing.layers import (
     LayerSpec,
+    assert_mips,
+    info_of,
     random_voxels,
     read_with_cloudvolume,
     read_with_tensorstore,
     write_layer,
 )
-from igneous_airflow.testing.stages import StageTests, snapshot
+from igneous_airflow.testing.stages import (
+    StageTests,
+    complete,
+    complete_whole_and_in_parts,
+    peak_memory,
+    snapshot,
+)
 from igneous_airflow.testing.strategies import sizes
 
 
@@ -100,26 +107,6 @@ def smooth(size):
     return np.asfortranarray((100 + 50 * np.sin(x / 9) * np.cos(y / 11) + z).astype(np.uint16))
 
 
-def complete(stage):
-    """Do all of a stage, as a run would."""
-    stage = stage.resolved()
-    stage.plan().require_accepted()
-    stage.prepare()
-    for cell in stage.cells():
-        stage.run(cell)
-    return stage.finish("tester")
-
-
-def info_of(path):
-    return json.loads((path / "info").read_text())
-
-
-def assert_mips(path, mips, read=read_with_tensorstore):
-    assert len(info_of(path)["scales"]) == len(mips)
-    for mip, level in enumerate(mips):
-        np.testing.assert_array_equal(read(path, mip), level, err_msg=f"mip {mip}")
-
-
 def ingest(tmp_path, **wishes):
     """The stage that reads `cubes` below a folder."""
     wishes = {"overlap": 8, "compress": "none", **wishes}
@@ -152,7 +139,7 @@ def test_labels_arrive_cropped_and_in_their_place(tmp_path, dtype, nanometres):
     mips = [volume, *tinybrain.downsample_segmentation(volume, (2, 2, 1), num_mips=1)]
     mips = [mip[..., None] for mip in mips]
     for read in (read_with_tensorstore, read_with_cloudvolume):
-        assert_mips(tmp_path / "dest", mips, read)
+        assert_mips(tmp_path / "dest", mips, read=read)
     info = info_of(tmp_path / "dest")
     assert (info["data_type"], info["type"], info["num_channels"]) == (dtype, "segmentation", 1)
     scale = info["scales"][0]
@@ -253,26 +240,14 @@ def test_the_result_does_not_depend_on_the_cut(work, blocks, random, content):
         same = {"src": f"{folder}/cubes", "compress": "none", "content": content, **wishes}
         same["encoding"] = "raw"
         whole = HypersquareIngest(dest=f"{folder}/whole", **same)
-        complete(whole)
-        unit = whole._route().geometry.unit
-        parts = HypersquareIngest(dest=f"{folder}/parts", shape=unit * blocks, **same)
-        parts.plan().require_accepted()
-        parts.prepare()
-        cells = list(parts.cells())
-        random.shuffle(cells)
-        for cell in cells:
-            parts.run(cell)
-        parts.finish("tester")
-        for made in ("whole", "parts"):
-            (folder / made / "provenance").unlink()
-        assert snapshot(folder / "whole") == snapshot(folder / "parts")
-        scales = info_of(folder / "whole")["scales"]
+        made = complete_whole_and_in_parts(whole, blocks, random)
+        scales = info_of(made)["scales"]
         assert scales[0]["voxel_offset"] == list(wishes["voxel_offset"] or writing.corner)
         assert scales[0]["size"] == list(volume.shape)
         if content == "segmentation":
             labels = volume[..., None]
             mips = [labels, *pool(labels, Vec3(2, 2, 1), len(scales) - 1, "mode")]
-            assert_mips(folder / "whole", mips)
+            assert_mips(made, mips)
 
 
 def test_the_other_key_of_the_label_type_is_read(tmp_path):
@@ -555,12 +530,4 @@ def test_a_task_stays_within_the_memory_that_its_plan_names(tmp_path, content):
     stage = ingest(tmp_path, content=content, encoding="raw", max_mips=2)
     plan = stage.plan().require_accepted()
     stage.prepare()
-    cell = stage.cells()[0]
-    stage.run(cell)  # imports, caches
-    tracemalloc.start()
-    try:
-        stage.run(cell)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < plan.memory + 1_000_000
+    assert peak_memory(stage, stage.cells()[0]) < plan.memory + 1_000_000

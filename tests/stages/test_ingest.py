@@ -1,7 +1,6 @@
 """Ingest: its contract, and what arrives of every format, as independent readers see it."""
 
 import itertools
-import json
 import os
 import tempfile
 import tracemalloc
@@ -25,18 +24,22 @@ from igneous_airflow.kernels.pooling import pool
 from igneous_airflow.stages.ingest import Ingest
 from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.testing.layers import (
+    assert_mips,
+    info_of,
     random_voxels,
     read_with_cloudvolume,
     read_with_tensorstore,
 )
-from igneous_airflow.testing.stages import StageTests, snapshot
+from igneous_airflow.testing.stages import (
+    StageTests,
+    complete,
+    complete_whole_and_in_parts,
+    snapshot,
+)
 from igneous_airflow.testing.strategies import factors, sizes, vectors
 
 PLANE = Vec3(2, 2, 1)
 RESOLUTION = (8, 8, 40)
-DATA = Path(
-    os.environ.get("IGNEOUS_AIRFLOW_DATA", Path(__file__).parents[2].parent / "shared" / "data")
-)
 
 
 class TestContract(StageTests):
@@ -69,20 +72,6 @@ class TestContractOfBuildChunks(StageTests):
             max_mips=1,
             shape=(16, 16, 8),
         )
-
-
-def complete(stage):
-    """Do all of a stage, as a run would."""
-    stage = stage.resolved()
-    stage.plan().require_accepted()
-    stage.prepare()
-    for cell in stage.cells():
-        stage.run(cell)
-    return stage.finish("tester")
-
-
-def info_of(path):
-    return json.loads((path / "info").read_text())
 
 
 def zyx(voxels):
@@ -192,11 +181,6 @@ def ingest(tmp_path):
     return write_and_ingest
 
 
-def assert_mips(path, expected, read=read_with_tensorstore):
-    for mip, level in enumerate(expected):
-        np.testing.assert_array_equal(read(path, mip), level, err_msg=f"mip {mip}")
-
-
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_format_arrives_as_it_was_with_its_mips(tmp_path, ingest, form):
     voxels = random_voxels(Vec3(75, 53, 11))
@@ -288,7 +272,7 @@ def test_axes_of_any_order_are_brought_into_ours(tmp_path, ingest, form, axes):
 def test_a_picture_alone_is_one_section(tmp_path, ingest):
     voxels = random_voxels(Vec3(33, 21, 1))
     how = lambda path, v: (write_sections(path, v, ".png") / "s0.png", {})  # noqa: E731
-    ingest(how, voxels)
+    ingest(how, voxels, max_mips=0)
     assert_mips(tmp_path / "dest", [voxels])
 
 
@@ -490,7 +474,11 @@ def test_build_chunks_may_be_compressed_once_more(tmp_path, compression):
             CloudFiles(f"file://{tmp_path}/build").put(file.name, content, compress=compression)
     complete(
         Ingest(
-            source=f"{tmp_path}/build", dest=f"{tmp_path}/d", resolution=(1, 1, 1), compress="none"
+            source=f"{tmp_path}/build",
+            dest=f"{tmp_path}/d",
+            resolution=(1, 1, 1),
+            compress="none",
+            max_mips=0,
         )
     )
     assert_mips(tmp_path / "d", [voxels])
@@ -580,27 +568,10 @@ def test_the_result_does_not_depend_on_the_cut(work, blocks, random, tight):
             "source": str(source), "resolution": (4, 4, 40), "compress": "none", **needed, **wishes
         }  # fmt: skip
         whole = Ingest(dest=f"{folder}/whole", **common)
-        complete(whole)
-        assert whole.plan().tasks == 1
-        unit = whole._route().geometry.unit
-        parts = Ingest(dest=f"{folder}/parts", shape=unit * blocks, **common)
-        parts.plan().require_accepted()
-        parts.prepare()
-        cells = list(parts.cells())
-        random.shuffle(cells)
-        with pytest.MonkeyPatch.context() as patch:
-            if tight:  # tiles as small as possible
-                geometry = type(whole._route().geometry)
-                patch.setattr(geometry, "tile", property(lambda self: self._step))
-            for cell in cells:
-                parts.run(cell)
-        parts.finish("tester")
-        for name in ("whole", "parts"):
-            Path(folder, name, "provenance").unlink()
-        assert snapshot(Path(folder, "whole")) == snapshot(Path(folder, "parts"))
-        scales = info_of(Path(folder, "whole"))["scales"]
+        made = complete_whole_and_in_parts(whole, blocks, random, smallest_tiles=tight)
+        scales = info_of(made)["scales"]
         mips = pool(voxels, wishes["factor"], len(scales) - 1, wishes["method"])
-        assert_mips(Path(folder, "whole"), [voxels, *mips])
+        assert_mips(made, [voxels, *mips])
         assert scales[0]["voxel_offset"] == list(wishes["voxel_offset"])
 
 
@@ -630,7 +601,7 @@ def test_a_pattern_chooses_sections_in_a_bucket(tmp_path):
     folder.write("notes.txt", StoredFile(b"no picture"))
     stage = Ingest(
         source=f"mem://{tmp_path.name}/stack/s[1-3].tif", dest=f"{tmp_path}/d",
-        resolution=(1, 1, 1), compress="none",
+        resolution=(1, 1, 1), compress="none", max_mips=0,
     )  # fmt: skip
     complete(stage)
     assert_mips(tmp_path / "d", [voxels[:, :, 1:]])
@@ -716,17 +687,14 @@ def test_a_source_far_larger_than_the_memory_target_is_ingested_within_it(tmp_pa
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not (DATA / "em_vnc_stack").is_dir(), reason="the volume is not there")
-def test_an_image_stack_of_electron_microscopy_becomes_a_layer(tmp_path):
-    paths = sorted((DATA / "em_vnc_stack").glob("*.tif"))
-    voxels = np.stack([tifffile.imread(path).T for path in paths], axis=2)[..., None]
+def test_an_image_stack_of_electron_microscopy_becomes_a_layer(tmp_path, em_stack, em_voxels):
     stage = Ingest(
-        source=str(DATA / "em_vnc_stack"), dest=f"{tmp_path}/dest", resolution="4.6,4.6,45",
+        source=str(em_stack), dest=f"{tmp_path}/dest", resolution="4.6,4.6,45",
         max_mips=3,
     )  # fmt: skip
     audit = complete(stage)
     assert audit.outputs == {
         "4.6_4.6_45": 256, "9.2_9.2_45": 64, "18.4_18.4_45": 16, "36.8_36.8_45": 4
     }  # fmt: skip
-    averages = tinybrain.downsample_with_averaging(voxels, (2, 2, 1), num_mips=3)
-    assert_mips(tmp_path / "dest", [voxels, *averages], read=read_with_cloudvolume)
+    averages = tinybrain.downsample_with_averaging(em_voxels, (2, 2, 1), num_mips=3)
+    assert_mips(tmp_path / "dest", [em_voxels, *averages], read=read_with_cloudvolume)

@@ -1,15 +1,12 @@
 """Luminance levels: the contract, and every count as numpy makes it of the whole volume."""
 
 import json
-import os
 import tempfile
-import tracemalloc
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -26,12 +23,9 @@ from igneous_airflow.testing.layers import (
     read_with_tensorstore,
     write_layer,
 )
-from igneous_airflow.testing.stages import StageTests, snapshot
+from igneous_airflow.testing.stages import StageTests, complete, peak_memory, snapshot
 from igneous_airflow.testing.strategies import sizes, vectors
 
-DATA = Path(
-    os.environ.get("IGNEOUS_AIRFLOW_DATA", Path(__file__).parents[2].parent / "shared" / "data")
-)
 SIZE, OFFSET = Vec3(65, 33, 20), Vec3(3, -7, 11)
 SPEC = LayerSpec(voxel_offset=OFFSET)
 
@@ -49,16 +43,6 @@ class TestContractOfLevelsElsewhere(StageTests):
         layer = write_layer(tmp_path / "layer", random_voxels(SIZE, "uint16"), SPEC)
         elsewhere = f"{tmp_path}/elsewhere"
         return LuminanceLevels(layer=layer, levels_path=elsewhere, shape=(99, 99, 3))
-
-
-def complete(stage):
-    """Do all of a stage, as a run would."""
-    stage = stage.resolved()
-    stage.plan().require_accepted()
-    stage.prepare()
-    for cell in stage.cells():
-        stage.run(cell)
-    return stage.finish("tester")
 
 
 def files(folder, mip=0):
@@ -311,15 +295,7 @@ def test_a_task_stays_within_the_memory_that_its_plan_names(tmp_path, dtype, chu
     layer = write_layer(tmp_path, voxels, LayerSpec(chunk_size=chunk_size))
     stage = LuminanceLevels(layer=layer, coverage_factor=1)
     plan = stage.plan().require_accepted()
-    (cell,) = stage.cells()
-    stage.run(cell)  # imports, caches
-    tracemalloc.start()
-    try:
-        stage.run(cell)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak <= plan.memory * 1.1 + 100_000
+    assert peak_memory(stage, stage.cells()[0]) <= plan.memory * 1.1 + 100_000
     assert plan.memory < voxels.nbytes
 
 
@@ -508,10 +484,7 @@ def test_every_section_is_missed_when_it_is_lost_after_its_task(tmp_path):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not (DATA / "em_vnc_stack").is_dir(), reason="the volume is not there")
-def test_levels_of_an_image_stack_of_electron_microscopy(tmp_path):
-    sections = [tifffile.imread(path) for path in sorted((DATA / "em_vnc_stack").glob("*.tif"))]
-    voxels = np.asfortranarray(np.stack(sections).transpose(2, 1, 0)[..., None])
+def test_levels_of_an_image_stack_of_electron_microscopy(tmp_path, em_voxels):
     spec = LayerSpec(chunk_size=(128, 128, 8), resolution=(4.6, 4.6, 45))
-    complete(LuminanceLevels(layer=write_layer(tmp_path, voxels, spec), coverage_factor=1))
-    assert levels_of(tmp_path) == histograms(voxels)
+    complete(LuminanceLevels(layer=write_layer(tmp_path, em_voxels, spec), coverage_factor=1))
+    assert levels_of(tmp_path) == histograms(em_voxels)

@@ -2,8 +2,6 @@
 
 import gzip
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,13 +21,9 @@ from igneous_airflow.stages.mesh import Mesh
 from igneous_airflow.stages.mesh_manifest import MeshManifest
 from igneous_airflow.storage.local import LocalFolder
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
-from igneous_airflow.testing.stages import StageTests, snapshot
+from igneous_airflow.testing.stages import StageTests, complete, snapshot
 from igneous_airflow.testing.surfaces import blobs, distances, read_mesh
 
-DATA = Path(
-    os.environ.get("IGNEOUS_AIRFLOW_DATA", Path(__file__).parents[2].parent / "shared" / "data")
-)
-LABELS = DATA / "labels_512.npy.ckl.gz"
 BIG, BIGGEST = 2**53 + 1, 2**64 - 1
 SPEC = LayerSpec("segmentation", voxel_offset=(3, -7, 11), chunk_size=(16, 16, 16))
 MESHES = "mesh_mip_0_err_40"
@@ -58,16 +52,6 @@ class TestContractOfAPart(StageTests):
             remap_table={1: BIG, BIG: BIG, BIGGEST: 1},
             compress="none",
         )
-
-
-def complete(stage):
-    """Do all of a stage, as a run would."""
-    stage = stage.resolved()
-    stage.plan().require_accepted()
-    stage.prepare()
-    for cell in stage.cells():
-        stage.run(cell)
-    return stage.finish("tester")
 
 
 @pytest.fixture
@@ -392,23 +376,14 @@ def test_a_coarser_mip_is_meshed_where_it_lies(tmp_path, mesh):
     assert (np.abs(surface.bounds - np.array([low, high]) * [8, 8, 40]) < 40).all()
 
 
-@pytest.fixture(scope="module")
-def real_labels():
-    import crackle
-
-    with gzip.open(LABELS) as stream:
-        labels = crackle.decompress(stream.read())
-    return np.asfortranarray(labels[256:352, 256:352, 300:396, None])
-
-
 @pytest.mark.real_data
-@pytest.mark.skipif(not LABELS.is_file(), reason="the volume is not there")
-def test_neurons_cut_into_tasks_are_as_good_as_those_of_zmesh(tmp_path, mesh, real_labels):
+def test_neurons_cut_into_tasks_are_as_good_as_those_of_zmesh(tmp_path, mesh, neurons):
+    labels = np.asfortranarray(neurons[256:352, 256:352, 300:396].reshape(96, 96, 96, 1))
     spec = LayerSpec("segmentation", (32, 32, 32), (0, 0, 0), (16, 16, 40))
-    mesh(real_labels, spec, shape=(48, 48, 48))
+    mesh(labels, spec, shape=(48, 48, 48))
     mesher, raw_mesher = zmesh.Mesher((16, 16, 40)), zmesh.Mesher((16, 16, 40))
-    mesher.mesh(np.pad(real_labels[..., 0], 1))
-    raw_mesher.mesh(np.pad(real_labels[..., 0], 1))
+    mesher.mesh(np.pad(labels[..., 0], 1))
+    raw_mesher.mesh(np.pad(labels[..., 0], 1))
     raw, theirs, ours = [], [], []
     for label in mesher.ids():
         simple = mesher.get(label, reduction_factor=100, max_error=40, voxel_centered=True)

@@ -23,22 +23,12 @@ from igneous_airflow.storage.info import Info, Scale
 from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.local import LocalFolder
 from igneous_airflow.testing.layers import LayerSpec, write_layer
-from igneous_airflow.testing.stages import StageTests, snapshot
+from igneous_airflow.testing.stages import StageTests, complete, snapshot
 from igneous_airflow.testing.surfaces import blobs, read_mesh
 
 BIG, BIGGEST = 2**53 + 1, 2**64 - 1
 SPEC = LayerSpec("segmentation", voxel_offset=(3, -7, 11), chunk_size=(16, 16, 16))
 MESHES = "mesh_mip_0_err_40"
-
-
-def complete(stage):
-    """Do all of a stage, as a run would."""
-    stage = stage.resolved()
-    stage.plan().require_accepted()
-    stage.prepare()
-    for cell in stage.cells():
-        stage.run(cell)
-    return stage.finish("tester")
 
 
 def many_labels(first=1):

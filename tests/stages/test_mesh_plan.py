@@ -11,7 +11,7 @@ from igneous_airflow.errors import PlanRefused
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.stages.mesh import Mesh
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
-from igneous_airflow.testing.stages import snapshot
+from igneous_airflow.testing.stages import complete, snapshot
 from igneous_airflow.testing.surfaces import blobs
 
 SPEC = LayerSpec("segmentation", voxel_offset=(3, -7, 11), chunk_size=(16, 16, 16))
@@ -28,16 +28,6 @@ def change_info(layer, **changes):
     data = json.loads(path.read_text())
     data["scales"][0] |= changes.pop("scale", {})
     path.write_text(json.dumps(data | changes))
-
-
-def complete(stage):
-    """Do all of a stage, as a run would."""
-    stage = stage.resolved()
-    stage.plan().require_accepted()
-    stage.prepare()
-    for cell in stage.cells():
-        stage.run(cell)
-    return stage.finish("tester")
 
 
 def refusals_of(stage):

@@ -3,7 +3,6 @@
 import gzip
 import json
 import tempfile
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,19 @@ from igneous_airflow.run import Run
 from igneous_airflow.stages.quantize_affinities import QuantizeAffinities
 from igneous_airflow.testing.layers import (
     LayerSpec,
+    assert_mips,
+    info_of,
     read_with_cloudvolume,
     read_with_tensorstore,
     write_layer,
 )
-from igneous_airflow.testing.stages import StageTests, snapshot
+from igneous_airflow.testing.stages import (
+    StageTests,
+    complete,
+    complete_whole_and_in_parts,
+    peak_memory,
+    snapshot,
+)
 from igneous_airflow.testing.strategies import factors, sizes, vectors
 from igneous_airflow.worker.loop import Worker, WorkerOptions
 
@@ -40,26 +47,6 @@ def affinities(size, dtype="float32", channels=3):
 
 def expected(values, channel=0):
     return (values[..., channel : channel + 1].clip(0, 1) * 255).astype(np.uint8)
-
-
-def complete(stage):
-    """Do all of a stage, as a run would."""
-    stage = stage.resolved()
-    stage.plan().require_accepted()
-    stage.prepare()
-    for cell in stage.cells():
-        stage.run(cell)
-    return stage.finish("tester")
-
-
-def info_of(path):
-    return json.loads((path / "info").read_text())
-
-
-def assert_mips(path, mips, read=read_with_tensorstore):
-    assert len(info_of(path)["scales"]) == len(mips)
-    for mip, level in enumerate(mips):
-        np.testing.assert_array_equal(read(path, mip), level, err_msg=f"mip {mip}")
 
 
 class TestContract(StageTests):
@@ -88,7 +75,7 @@ def test_one_channel_becomes_an_image_with_averaged_mips(tmp_path, make, channel
     grey = expected(values, channel)
     averages = tinybrain.downsample_with_averaging(grey, (2, 2, 1), num_mips=2)
     for read in (read_with_tensorstore, read_with_cloudvolume):
-        assert_mips(tmp_path / "dest", [grey, *averages], read)
+        assert_mips(tmp_path / "dest", [grey, *averages], read=read)
     info = info_of(tmp_path / "dest")
     assert (info["data_type"], info["num_channels"], info["type"]) == ("uint8", 1, "image")
 
@@ -170,23 +157,10 @@ def test_the_result_does_not_depend_on_the_cut(work, blocks, zipped, random):
             zip_chunks(Path(folder, "src/8_8_40"))
         same = {"src": src, "compress": "none", **wishes}
         whole = QuantizeAffinities(dest=f"{folder}/whole", **same)
-        complete(whole)
-        unit = whole._route().geometry.unit
-        parts = QuantizeAffinities(dest=f"{folder}/parts", shape=unit * blocks, **same)
-        parts.plan().require_accepted()
-        parts.prepare()
-        cells = list(parts.cells())
-        random.shuffle(cells)
-        for cell in cells:
-            parts.run(cell)
-        parts.finish("tester")
-        for name in ("whole", "parts"):
-            Path(folder, name, "provenance").unlink()
-        assert snapshot(Path(folder, "whole")) == snapshot(Path(folder, "parts"))
+        made = complete_whole_and_in_parts(whole, blocks, random)
         grey = expected(values, wishes["channel"])
-        levels = len(info_of(Path(folder, "whole"))["scales"]) - 1
-        mips = [grey, *pool(grey, wishes["factor"], levels, "average")]
-        assert_mips(Path(folder, "whole"), mips)
+        levels = len(info_of(made)["scales"]) - 1
+        assert_mips(made, [grey, *pool(grey, wishes["factor"], levels, "average")])
 
 
 def zip_chunks(folder):
@@ -342,12 +316,4 @@ def test_a_task_stays_within_the_memory_that_its_plan_names(make, channel):
     stage = make(affinities(Vec3(128, 128, 64)), spec, **wishes)
     plan = stage.plan().require_accepted()
     stage.prepare()
-    cell = stage.cells()[0]
-    stage.run(cell)  # imports, caches
-    tracemalloc.start()
-    try:
-        stage.run(cell)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < plan.memory + 1_000_000  # floats of one piece
+    assert peak_memory(stage, stage.cells()[0]) < plan.memory + 1_000_000  # floats of one piece

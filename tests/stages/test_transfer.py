@@ -1,14 +1,11 @@
 """Transfer: its contract, and what arrives, as independent readers see it."""
 
 import json
-import os
 import tempfile
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 import tinybrain
 from cloudvolume import CloudVolume
 from hypothesis import given, settings
@@ -21,18 +18,23 @@ from igneous_airflow.stages.transfer import Transfer
 from igneous_airflow.storage.layer import Layer
 from igneous_airflow.testing.layers import (
     LayerSpec,
+    assert_mips,
+    info_of,
     random_voxels,
     read_with_cloudvolume,
     read_with_tensorstore,
     write_layer,
 )
-from igneous_airflow.testing.stages import StageTests, snapshot
+from igneous_airflow.testing.stages import (
+    StageTests,
+    complete,
+    complete_whole_and_in_parts,
+    peak_memory,
+    snapshot,
+)
 from igneous_airflow.testing.strategies import factors, sizes, vectors
 
 PLANE = Vec3(2, 2, 1)
-DATA = Path(
-    os.environ.get("IGNEOUS_AIRFLOW_DATA", Path(__file__).parents[2].parent / "shared" / "data")
-)
 
 
 class TestContract(StageTests):
@@ -59,16 +61,6 @@ class TestContractOfCopies(StageTests):
         return Transfer(src=src, dest=dest, skip_downsamples=True, shape=(16, 16, 8))
 
 
-def complete(stage):
-    """Do all of a stage, as a run would."""
-    stage = stage.resolved()
-    stage.plan().require_accepted()
-    stage.prepare()
-    for cell in stage.cells():
-        stage.run(cell)
-    return stage.finish("tester")
-
-
 @pytest.fixture
 def send(tmp_path):
     """Write a source, transfer it to `tmp_path/dest`, and return the audit."""
@@ -78,10 +70,6 @@ def send(tmp_path):
         return complete(Transfer(src=src, dest=f"{tmp_path}/dest", **wishes))
 
     return write_and_transfer
-
-
-def info_of(path):
-    return json.loads((path / "info").read_text())
 
 
 def write_with_cloudvolume(path, voxels, spec):
@@ -99,11 +87,6 @@ def write_with_cloudvolume(path, voxels, spec):
     volume.commit_info()
     volume[:] = voxels
     return f"file://{path}"
-
-
-def assert_mips(path, expected, read=read_with_tensorstore):
-    for mip, level in enumerate(expected):
-        np.testing.assert_array_equal(read(path, mip), level, err_msg=f"mip {mip}")
 
 
 def test_single_sections_become_deep_chunks(tmp_path, send):
@@ -128,14 +111,13 @@ def test_single_sections_become_deep_chunks(tmp_path, send):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not (DATA / "em_vnc_stack").is_dir(), reason="the volume is not there")
-def test_an_image_stack_of_electron_microscopy_becomes_deep_chunks(tmp_path, send):
-    sections = [tifffile.imread(path) for path in sorted((DATA / "em_vnc_stack").glob("*.tif"))]
-    voxels = np.asfortranarray(np.stack(sections).transpose(2, 1, 0)[..., None])
-    spec = LayerSpec(chunk_size=(*voxels.shape[:2], 1), resolution=(4.6, 4.6, 45), encoding="png")
-    send(voxels, spec, chunk_size=(64, 64, 16), encoding="raw", max_mips=3)
-    averages = tinybrain.downsample_with_averaging(voxels, (2, 2, 1), num_mips=3)
-    assert_mips(tmp_path / "dest", [voxels, *averages], read=read_with_cloudvolume)
+def test_an_image_stack_of_electron_microscopy_becomes_deep_chunks(tmp_path, send, em_voxels):
+    spec = LayerSpec(
+        chunk_size=(*em_voxels.shape[:2], 1), resolution=(4.6, 4.6, 45), encoding="png"
+    )
+    send(em_voxels, spec, chunk_size=(64, 64, 16), encoding="raw", max_mips=3)
+    averages = tinybrain.downsample_with_averaging(em_voxels, (2, 2, 1), num_mips=3)
+    assert_mips(tmp_path / "dest", [em_voxels, *averages], read=read_with_cloudvolume)
 
 
 @st.composite
@@ -163,30 +145,11 @@ def test_the_result_does_not_depend_on_the_cut(work, blocks, random, tight):
     with tempfile.TemporaryDirectory() as folder:
         src = write_layer(Path(folder, "src"), voxels, spec)
         whole = Transfer(src=src, dest=f"{folder}/whole", compress="none", **wishes)
-        complete(whole)
-        assert whole.plan().tasks == 1
-        unit = whole._route().geometry.unit
-        parts = Transfer(
-            src=src, dest=f"{folder}/parts", compress="none", shape=unit * blocks, **wishes
-        )
-        parts.plan().require_accepted()
-        parts.prepare()
-        cells = list(parts.cells())
-        random.shuffle(cells)
-        with pytest.MonkeyPatch.context() as patch:
-            if tight:  # tiles as small as possible
-                geometry = type(whole._route().geometry)
-                patch.setattr(geometry, "tile", property(lambda self: self._step))
-            for cell in cells:
-                parts.run(cell)
-        parts.finish("tester")
-        for name in ("whole", "parts"):
-            Path(folder, name, "provenance").unlink()
-        assert snapshot(Path(folder, "whole")) == snapshot(Path(folder, "parts"))
-        levels = len(info_of(Path(folder, "whole"))["scales"]) - 1
+        made = complete_whole_and_in_parts(whole, blocks, random, smallest_tiles=tight)
+        scales = info_of(made)["scales"]
         method, factor = wishes["method"], wishes["factor"]
-        assert_mips(Path(folder, "whole"), [voxels, *pool(voxels, factor, levels, method)])
-        offset = Vec3.of(info_of(Path(folder, "whole"))["scales"][0]["voxel_offset"])
+        assert_mips(made, [voxels, *pool(voxels, factor, len(scales) - 1, method)])
+        offset = Vec3.of(scales[0]["voxel_offset"])
         assert offset == Vec3.of(spec.voxel_offset) + (wishes["translate"] or Vec3(0, 0, 0))
 
 
@@ -366,13 +329,14 @@ def test_a_missing_chunk_is_refused_by_name_or_filled(tmp_path, skip_downsamples
     voxels = random_voxels(Vec3(32, 16, 8), "uint16") | 1
     src = write_layer(tmp_path / "src", voxels)
     (tmp_path / "src/8_8_40/8-16_8-16_0-8").unlink()
-    wishes = {"skip_downsamples": skip_downsamples, "compress": "none"}
+    wishes = {"skip_downsamples": skip_downsamples, "max_mips": 1, "compress": "none"}
     with pytest.raises(MissingChunk, match=r"8-16_8-16_0-8 .*fill_missing"):
         complete(Transfer(src=src, dest=f"{tmp_path}/dest", **wishes))
     wishes |= {"fill_missing": True, "background_color": 1000}
     complete(Transfer(src=src, dest=f"{tmp_path}/dest", **wishes))
     voxels[8:16, 8:] = 1000
-    assert_mips(tmp_path / "dest", [voxels])
+    mips = [] if skip_downsamples else pool(voxels, PLANE, 1, "average")
+    assert_mips(tmp_path / "dest", [voxels, *mips])
 
 
 def test_a_damaged_chunk_is_refused_by_name_and_never_filled(tmp_path):
@@ -450,12 +414,4 @@ def test_a_task_stays_within_the_memory_that_its_plan_names(tmp_path, spec, wish
     plan = stage.plan().require_accepted()
     assert plan.memory <= plan.memory_target
     stage.prepare()
-    cell = stage.cells()[0]
-    stage.run(cell)  # imports, caches
-    tracemalloc.start()
-    try:
-        stage.run(cell)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < plan.memory + 300_000
+    assert peak_memory(stage, stage.cells()[0]) < plan.memory + 300_000

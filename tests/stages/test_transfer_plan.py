@@ -16,7 +16,7 @@ from igneous_airflow.testing.layers import (
     read_with_tensorstore,
     write_layer,
 )
-from igneous_airflow.testing.stages import snapshot
+from igneous_airflow.testing.stages import complete, snapshot
 
 SIZE, OFFSET = Vec3(100, 70, 20), Vec3(5, -6, 7)
 SPEC = LayerSpec(voxel_offset=OFFSET)
@@ -32,15 +32,6 @@ def transfer(tmp_path):
         return Transfer(src=src, dest=f"{tmp_path}/dest", **wishes)
 
     return make
-
-
-def complete(stage):
-    stage = stage.resolved()
-    stage.plan().require_accepted()
-    stage.prepare()
-    for cell in stage.cells():
-        stage.run(cell)
-    return stage.finish("tester")
 
 
 def refusals_of(stage):

@@ -1,10 +1,7 @@
 """Watershed remap: its contract, and the labels that arrive, against numpy on the whole volume."""
 
-import gzip
 import json
-import os
 import tempfile
-import tracemalloc
 from pathlib import Path
 
 import h5py
@@ -23,18 +20,23 @@ from igneous_airflow.stages.watershed_remap import WatershedRemap
 from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.testing.layers import (
     LayerSpec,
+    assert_mips,
+    info_of,
     random_voxels,
     read_with_cloudvolume,
     read_with_tensorstore,
     write_layer,
 )
-from igneous_airflow.testing.stages import StageTests, snapshot
+from igneous_airflow.testing.stages import (
+    StageTests,
+    complete,
+    complete_whole_and_in_parts,
+    peak_memory,
+    snapshot,
+)
 from igneous_airflow.testing.strategies import factors, sizes, vectors
 
 PLANE = Vec3(2, 2, 1)
-DATA = Path(
-    os.environ.get("IGNEOUS_AIRFLOW_DATA", Path(__file__).parents[2].parent / "shared" / "data")
-)
 SEGMENTATION = LayerSpec("segmentation", voxel_offset=(3, -7, 11))
 
 
@@ -58,26 +60,6 @@ def map_of(highest, dtype="uint64"):
     values = images[random.integers(0, 300, highest + 1)]
     values[0] = 0
     return values
-
-
-def complete(stage):
-    """Do all of a stage, as a run would."""
-    stage = stage.resolved()
-    stage.plan().require_accepted()
-    stage.prepare()
-    for cell in stage.cells():
-        stage.run(cell)
-    return stage.finish("tester")
-
-
-def info_of(path):
-    return json.loads((path / "info").read_text())
-
-
-def assert_mips(path, expected, read=read_with_tensorstore):
-    assert len(info_of(path)["scales"]) == len(expected)
-    for mip, level in enumerate(expected):
-        np.testing.assert_array_equal(read(path, mip), level, err_msg=f"mip {mip}")
 
 
 class TestContract(StageTests):
@@ -117,7 +99,7 @@ def test_every_label_becomes_its_image_at_every_mip(tmp_path, remap, source, dty
     first = tinybrain.downsample_segmentation(values[labels], (2, 2, 1), num_mips=1)[0]
     second = tinybrain.downsample_segmentation(first, (2, 2, 1), num_mips=1)[0]
     for read in (read_with_tensorstore, read_with_cloudvolume):
-        assert_mips(tmp_path / "dest", [values[labels], first, second], read)
+        assert_mips(tmp_path / "dest", [values[labels], first, second], read=read)
     info = info_of(tmp_path / "dest")
     assert (info["data_type"], info["type"]) == (dtype, "segmentation")
 
@@ -149,22 +131,10 @@ def test_the_result_does_not_depend_on_the_cut(work, blocks, random):
         np.save(f"{folder}/map.npy", values)
         same = {"src": src, "map_path": f"{folder}/map.npy", "compress": "none", **wishes}
         whole = WatershedRemap(dest=f"{folder}/whole", **same)
-        complete(whole)
-        unit = whole._route().geometry.unit
-        parts = WatershedRemap(dest=f"{folder}/parts", shape=unit * blocks, **same).resolved()
-        parts.plan().require_accepted()
-        parts.prepare()
-        cells = list(parts.cells())
-        random.shuffle(cells)
-        for cell in cells:
-            parts.run(cell)
-        parts.finish("tester")
-        for name in ("whole", "parts"):
-            Path(folder, name, "provenance").unlink()
-        assert snapshot(Path(folder, "whole")) == snapshot(Path(folder, "parts"))
-        levels = len(info_of(Path(folder, "whole"))["scales"]) - 1
+        made = complete_whole_and_in_parts(whole, blocks, random)
+        levels = len(info_of(made)["scales"]) - 1
         mips = [values[labels], *pool(values[labels], wishes["factor"], levels, "mode")]
-        assert_mips(Path(folder, "whole"), mips, read_with_cloudvolume)
+        assert_mips(made, mips, read=read_with_cloudvolume)
 
 
 def test_hdf5_counts_from_1_and_background_stays(tmp_path):
@@ -385,28 +355,15 @@ def test_a_task_stays_within_the_memory_that_its_plan_names(remap, source):
     stage = remap(labels, map_of(1000), spec, chunk_size=(32, 32, 32), max_mips=2).resolved()
     plan = stage.plan().require_accepted()
     stage.prepare()
-    cell = stage.cells()[0]
-    stage.run(cell)  # imports, caches
-    tracemalloc.start()
-    try:
-        stage.run(cell)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < plan.memory + 1_000_000  # indices of one piece
+    assert peak_memory(stage, stage.cells()[0]) < plan.memory + 1_000_000  # indices of one piece
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not (DATA / "labels_512.npy.ckl.gz").is_file(), reason="it is not there")
-def test_a_real_segmentation_is_agglomerated(tmp_path, remap):
-    import crackle
-
-    with gzip.open(DATA / "labels_512.npy.ckl.gz") as stream:
-        labels = crackle.decompress(stream.read())[100:356, 200:456, 300:364]
-    known, labels = np.unique(labels, return_inverse=True)
+def test_a_real_segmentation_is_agglomerated(tmp_path, remap, neurons):
+    known, labels = np.unique(neurons[100:356, 200:456, 300:364], return_inverse=True)
     labels = np.asfortranarray(labels.reshape(256, 256, 64, 1), np.uint32)
     values = map_of(len(known))
     spec = LayerSpec("segmentation", (64, 64, 64), resolution=(16, 16, 40))
     complete(remap(labels, values, spec, max_mips=1, encoding="compressed_segmentation"))
     coarse = tinybrain.downsample_segmentation(values[labels], (2, 2, 1), num_mips=1)[0]
-    assert_mips(tmp_path / "dest", [values[labels], coarse], read_with_cloudvolume)
+    assert_mips(tmp_path / "dest", [values[labels], coarse], read=read_with_cloudvolume)

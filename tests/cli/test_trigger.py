@@ -1,0 +1,59 @@
+"""What `trigger` tells of a run, from answers as Airflow gives them; e2e asks a real Airflow."""
+
+import json
+from typing import Any, cast
+
+from igneous_airflow.cli.trigger import AirflowApi, DagRun
+
+TASK = {"task_id": "plan", "map_index": -1, "try_number": 1, "start_date": "2026-01-01"}
+PLANNED = {"logger": "igneous_airflow.operators", "event": "3 tasks", "timestamp": "1"}
+FAILED = {
+    "level": "error",
+    "event": "Task failed with exception",
+    "error_detail": [{"exc_type": "AirflowFailException", "exc_value": "mip 9 does not exist"}],
+}
+
+
+class Answers:
+    """An API that gives one answer after the other to each kind of question."""
+
+    url = "http://airflow"
+
+    def __init__(
+        self, states: list[str], logs: list[list[dict[str, Any]]], page: int = 100
+    ) -> None:
+        self.tasks = [[{**TASK, "state": state}] for state in states]
+        self.logs = logs
+
+    def call(self, method: str, path: str, *_: Any, **__: Any) -> Any:
+        if "/logs/" in path:
+            return "\n".join(map(json.dumps, self.logs.pop(0)))
+        offset = int(path.rpartition("offset=")[2])
+        tasks = self.tasks[0]
+        if offset + 100 >= len(tasks):
+            self.tasks.pop(0)
+        return {"task_instances": tasks[offset : offset + 100], "total_entries": len(tasks)}
+
+
+def run_of(answers: Answers) -> DagRun:
+    return DagRun(cast("AirflowApi", answers), "dag", "run")
+
+
+def test_the_reason_is_told_though_airflow_says_less_of_the_log_itself_than_before() -> None:
+    about_the_log = [{"event": f"Could not read served logs {n}"} for n in range(3)]
+    run = run_of(
+        Answers(
+            ["running", "failed"], [[*about_the_log, PLANNED], [{"event": "x"}, PLANNED, FAILED]]
+        )
+    )
+    assert list(run.news()) == ["  3 tasks", "plan: running"]
+    assert list(run.news()) == ["  AirflowFailException: mip 9 does not exist", "plan: failed"]
+
+
+def test_tasks_beyond_the_first_page_are_seen() -> None:
+    answers = Answers([], [])
+    answers.tasks = [
+        [{**TASK, "map_index": n, "state": "skipped" if n == 249 else None} for n in range(250)]
+    ]
+    answers.logs = [[]]
+    assert list(run_of(answers).news()) == ["plan[249]: skipped"]
