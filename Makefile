@@ -8,7 +8,7 @@ DATA ?=
 ENGINE ?= $(shell for engine in docker podman; do $$engine info >/dev/null 2>&1 && echo $$engine && break; done)
 IMAGE ?= igneous-airflow-worker:$(shell sed -nE 's/^version = "(.*)"/\1/p' pyproject.toml)
 
-.PHONY: help install demo airflow env test e2e check format bench picture lock image image-test test-browser
+.PHONY: help install demo airflow env test e2e check format bench picture docs docs-links screenshots lock image image-test test-browser
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
@@ -65,6 +65,16 @@ bench: install ## measure against Igneous, side by side
 
 picture: install ## draw the README's picture from the demo's layers
 	$(BIN)/igneous-airflow picture .demo/layers/image .demo/layers/segmentation --mips 4 --out docs/layers.png
+
+docs: install ## build the documentation; a broken link between its pages is an error
+	$(BIN)/sphinx-build --builder html --fail-on-warning --keep-going --write-all --quiet docs .docs/html
+	@echo "The documentation is in .docs/html/index.html"
+
+docs-links: install ## ask every address that the documentation names whether it is there
+	$(BIN)/sphinx-build --builder linkcheck --quiet docs .docs/links
+
+screenshots: install ## do the tutorial in a browser, and make its pictures anew (CHROMIUM=path)
+	$(BIN)/python docs/screenshots.py docs/images
 
 # For a package index of one's own: SSL_CERT_FILE and UV_DEFAULT_INDEX pass into the build as secrets.
 # BUILDAH_FORMAT lets podman keep the health check.

@@ -195,9 +195,11 @@ function showDetail(run) {
   }
   find("#message").textContent = "";
   showState(find(".state", place), run);
-  find(".where", place).textContent = `started ${moment(run.created)} by ${run.by}, recorded in ${address(run.url)}`;
+  find(".where", place).textContent = `${run.held && `${run.held}; `}started ${moment(run.created)} by ${run.by}, recorded in ${address(run.url)}`;
   fillBar(find(".bar", place), run);
   showNumbers(find(".numbers", place), run);
+  find(".plan", place).hidden = !run.plan;
+  find(".plan pre", place).textContent = run.plan_in_words;
   const errors = JSON.stringify(run.errors);
   if (place.dataset.errors !== errors) { // else an open traceback would close
     place.dataset.errors = errors;

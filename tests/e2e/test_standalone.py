@@ -7,13 +7,15 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorstore
+import yaml
+from PIL import Image
 from real_airflow import DAG, ROOT, Conf, RealAirflow, wait_until
 
 pytestmark = [pytest.mark.standalone, pytest.mark.timeout(600)]
@@ -159,6 +161,20 @@ def ci_job(airflow: RealAirflow, script: str, **variables: str) -> subprocess.Co
     )
 
 
+def test_a_ci_job_can_ask_for_the_plan_only(airflow: RealAirflow, tmp_path: Path) -> None:
+    layer = make_layer(tmp_path / "layer", side=64)
+    info = (layer / "info").read_bytes()
+    script = (
+        'igneous-airflow trigger igneous_downsample layer="$LAYER" plan_only=true --run-id plan'
+    )
+    done = ci_job(airflow, script, LAYER=str(layer))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "downsample: 1 task (a grid" in done.stdout
+    assert "downsample.finish: skipped" in done.stdout
+    assert "igneous_downsample plan was only planned, as asked" in done.stdout
+    assert (layer / "info").read_bytes() == info
+
+
 def test_the_example_for_ci_in_the_readme_works(airflow: RealAirflow, tmp_path: Path) -> None:
     (script,) = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     layer = make_layer(tmp_path / "layer", side=64)
@@ -209,6 +225,122 @@ def test_a_ci_job_hears_what_is_wrong_with_its_parameters_or_account(airflow: Re
     nobody = ci_job(airflow, script, AIRFLOW_USER="", AIRFLOW_PASSWORD="")
     assert nobody.returncode == 1
     assert "set AIRFLOW_USER and AIRFLOW_PASSWORD, or AIRFLOW_TOKEN" in nobody.stderr
+
+
+def make_sections(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for z in range(4):
+        grey = np.random.default_rng(z).integers(0, 255, (90, 100), dtype=np.uint8)
+        Image.fromarray(grey).save(folder / f"em_{z}.png")
+    return folder
+
+
+def github_job() -> tuple[list[str], dict[str, str]]:
+    """The commands of the example for GitHub, and the environment of the last one."""
+    workflow = yaml.safe_load((ROOT / "docs/ci/github-actions.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    steps = [step for step in job["steps"] if "run" in step]
+    return [step["run"] for step in steps], steps[-1]["env"]
+
+
+def gitlab_job() -> tuple[list[str], dict[str, str]]:
+    """The same of the example for GitLab."""
+    (job,) = yaml.safe_load((ROOT / "docs/ci/gitlab-ci.yml").read_text()).values()
+    return job["script"], job["variables"]
+
+
+@pytest.mark.parametrize(
+    ("job", "given", "run"),
+    [
+        (github_job, {"GITHUB_RUN_ID": "71", "RESOLUTION": "4,4,40"}, "github-71"),
+        (gitlab_job, {"CI_PIPELINE_ID": "72"}, "gitlab-72"),
+    ],
+)
+def test_the_whole_examples_for_ci_ingest_a_volume(
+    airflow: RealAirflow,
+    tmp_path: Path,
+    job: Callable[[], tuple[list[str], dict[str, str]]],
+    given: dict[str, str],
+    run: str,
+) -> None:
+    (install, script), environment = job()
+    assert install == 'pip install "$IGNEOUS_AIRFLOW"'
+    own = {name: value for name, value in environment.items() if "${{" not in value}
+    source, layer = make_sections(tmp_path / "sections"), tmp_path / "layer"
+    done = ci_job(airflow, script, SOURCE=str(source), LAYER=str(layer), **own, **given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{run} is done, and proved" in done.stdout
+    assert f"View in Neuroglancer: {airflow.base}/igneous/viewer/open/" in done.stdout
+    assert airflow.of("igneous_ingest").dag_run(run)["state"] == "success"
+    info = json.loads((layer / "info").read_text())
+    assert info["scales"][0]["size"] == [100, 90, 4]
+    assert info["scales"][0]["resolution"] == [4, 4, 40]
+
+
+def test_a_dag_that_is_scheduled_on_a_stage_gets_the_layer_it_made(
+    airflow: RealAirflow, tmp_path: Path
+) -> None:
+    example = ROOT / "docs/examples/meshes_of_new_labels.py"
+    (airflow.own_dags / example.name).write_text(example.read_text())
+    wait_until(lambda: airflow.has("meshes_of_new_labels"), seconds=120)
+    source, layer = make_labels(tmp_path / "old", seed=5), tmp_path / "new labels"
+    np.save(tmp_path / "map.npy", np.arange(2**10, dtype=np.uint64))
+    small = {"driver": "neuroglancer_precomputed", "scale_index": 0}
+    store = tensorstore.open({**small, "kvstore": f"file://{source}/"}).result()
+    store[:16, :16, :16] = 77  # the map ends before the largest label
+    remap = airflow.of("igneous_watershed_remap")
+    conf = {"src": str(source), "dest": str(layer), "map_path": f"{tmp_path}/map.npy"}
+    remap.trigger("remapped", conf)
+    assert remap.end_of("remapped") == "success"
+
+    scheduled, meshes = airflow.of("meshes_of_new_labels"), airflow.of("igneous_segmentation")
+    wait_until(scheduled.dag_runs, seconds=60)
+    (event,) = scheduled.dag_runs()
+    assert event["run_type"] == "asset_triggered"
+    assert scheduled.end_of(event["dag_run_id"]) == "success"
+    started = [run for run in meshes.dag_runs() if run["conf"] == {"layer": f"file://{layer}"}]
+    assert len(started) == 1
+    assert meshes.end_of(started[0]["dag_run_id"]) == "success"
+    assert {path.name for path in layer.glob("mesh_*/*:0")} == labelled(layer)
+
+
+def test_what_arrives_in_a_watched_folder_is_ingested_once_and_only_when_it_is_whole(
+    airflow: RealAirflow, tmp_path: Path
+) -> None:
+    arriving, layers = tmp_path / "arriving", tmp_path / "layers"
+    for name in ("s1", "s2", "s10"):
+        make_sections(arriving / name)
+    for name in ("s1", "s2"):
+        (arriving / name / "done").touch()
+    example = (ROOT / "docs/examples/nightly_ingest.py").read_text()
+    own = example.replace('"/data/arriving",', f'"{arriving}", marker="done",')
+    own = own.replace('"/data/layers"', f'"{layers}"')
+    assert own.count(str(tmp_path)) == 2
+    (airflow.own_dags / "nightly_ingest.py").write_text(own)
+    wait_until(lambda: airflow.has("nightly_ingest"), seconds=120)
+    nightly = airflow.of("nightly_ingest")
+
+    def look(run: str) -> dict[str, int]:
+        """Look by hand instead of at night, and give the layers with the times of their chunks."""
+        nightly.trigger(run, {})
+        assert nightly.end_of(run) == "success"
+        return {str(p.relative_to(layers)): p.stat().st_mtime_ns for p in layers.glob("*/4_*/*")}
+
+    def ingested() -> list[str]:
+        runs = airflow.of("igneous_ingest").dag_runs()
+        mine = [run for run in runs if "nightly_ingest" in run["dag_run_id"]]
+        assert {run["state"] for run in mine} == {"success"}
+        return sorted(Path(run["conf"]["source"]).name for run in mine)
+
+    first = look("first-night")
+    assert {name.partition("/")[0] for name in first} == {"s1", "s2"}
+    assert ingested() == ["s1", "s2"]
+    (arriving / "s10" / "done").touch()
+    second = look("second-night")
+    assert first.items() < second.items(), "nothing is ingested twice"
+    assert ingested() == ["s1", "s10", "s2"]
+    assert look("third-night") == second
+    assert ingested() == ["s1", "s10", "s2"]
 
 
 def test_clearing_a_failed_task_goes_on_where_it_stopped(
