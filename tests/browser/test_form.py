@@ -36,12 +36,14 @@ def test_a_run_is_triggered_with_two_fields_and_turns_green(
     headings = form.get_by_role("button").all_inner_texts()
     assert [text for text in headings if text in SECTIONS] == SECTIONS
     send = form.get_by_role("button", name="Trigger")
-    expect(send).to_be_disabled()  # the layer is missing, and so its section is marked
-
-    form.get_by_role("button", name="Where").click()
+    expect(send).to_be_disabled()  # the layer is missing
     expect(form.get_by_text("Address of the Precomputed layer")).to_be_visible()
+    expect(field(form, "mip")).to_be_hidden()
+    form.get_by_role("button", name="Where").click()
+    expect(field(form, "mip")).to_be_visible()
+    form.get_by_role("button", name="Where").click()
+
     field(form, "layer").fill(layer.removeprefix("file://"))
-    form.get_by_role("button", name="What").click()
     field(form, "num_mips").fill("1")
     picture(page, "form", full_page=False)
     send.click()
@@ -61,7 +63,6 @@ def test_a_wrong_value_is_refused_at_once_with_the_name_of_its_field(
 ) -> None:
     page = open_page(f"/dags/{DAG}")
     form = opened_form(page)
-    form.get_by_role("button", name="Where").click()
     expect(form.get_by_text("This field is required")).to_be_visible()
     field(form, "layer").fill("/data/layer")
     form.get_by_role("button", name="What").click()
