@@ -167,7 +167,7 @@ def _chains_page() -> Iterator[str]:
     yield from (
         "# Chains",
         "",
-        "DAGs of several stages with one form, which opens with the fields that are in no section.",
+        "DAGs of several stages with one form, which opens with the fields at the top.",
     )
     yield "What the fields mean is told by the stages. Those of the last sections, how it is run, "
     yield "are in [](run.md)."
@@ -178,9 +178,9 @@ def _chains_page() -> Iterator[str]:
             if name in RunOptions.model_fields:
                 continue
             param = dag.params.get_param(name)
-            default = _default_of(param)
-            section = param.schema.get("section", "")
-            yield f"| {section} | {param.schema['title']} | `{name}` | {default} |"
+            section = param.schema.get("section", "at the top")
+            title, default = param.schema["title"], _default_of(param)
+            yield f"| {section} | {title} | `{name}` | {default} |"
 
 
 def _default_of(param: Param) -> str:
