@@ -177,8 +177,9 @@ def _chains_page() -> Iterator[str]:
             if name in RunOptions.model_fields:
                 continue
             param = dag.params.get_param(name)
-            default = _default_of(param)
-            yield f"| {param.schema['section']} | {param.schema['title']} | `{name}` | {default} |"
+            section = param.schema.get("section", "at the top")
+            title, default = param.schema["title"], _default_of(param)
+            yield f"| {section} | {title} | `{name}` | {default} |"
 
 
 def _default_of(param: Param) -> str:

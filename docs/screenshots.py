@@ -96,16 +96,16 @@ def fill_in_the_form(page: Page, address: str, folder: Path, out: Path) -> None:
     page.goto(f"{address}/dags/{DAG}")
     page.get_by_role("button", name="Trigger").first.click()
     form = page.get_by_role("dialog")
-    form.get_by_role("button", name="Ingest", exact=True).click()
     for name, value in {
         "source": f"{folder}/strands.npy",
         "ingest_dest": f"{folder}/strands",
         "resolution": "8,8,8",
-        "axes": "zyx",
     }.items():
         form.locator(f"[name=element_{name}]").fill(value)
     form.locator("#element_layer_type").click()
     page.get_by_role("option", name="segmentation").click()
+    form.get_by_role("button", name="Ingest", exact=True).click()
+    form.locator("[name=element_axes]").fill("zyx")
     form.locator("[name=element_source]").scroll_into_view_if_needed()
     page.screenshot(path=out / "form.png")
     form.get_by_role("button", name="Trigger").click()

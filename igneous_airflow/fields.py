@@ -309,7 +309,7 @@ Resolution = Annotated[
         title="Resolution",
         description="Nanometres of a voxel on x,y,z, as 4,4,40 or 4.6,4.6,45. Empty: as the "
         "source's metadata say, or an existing destination.",
-        json_schema_extra=section(WHERE),
+        json_schema_extra=section(WHERE, first=True),
     ),
 ]
 Mip = Annotated[
