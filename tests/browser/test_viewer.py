@@ -171,9 +171,8 @@ def test_an_image_is_drawn(
     page = open_page("/plugin/igneous")
     runs = page.frame_locator("iframe")
     runs.get_by_label("Layer").fill(str(folder / "em"))
-    runs.get_by_role("row").filter(has_text="/em").get_by_role(
-        "link", name="View", exact=True
-    ).click()
+    row = runs.get_by_role("row").filter(has_text=str(folder / "em"))
+    row.get_by_role("link", name="View", exact=True).click()
     wait_until_ready(page)
     picture(page, "viewer-image", full_page=False)
     log.require_complete()
