@@ -39,13 +39,11 @@ def test_a_run_is_triggered_with_two_fields_and_turns_green(
     expect(send).to_be_disabled()  # the layer is missing
     expect(form.get_by_text("Address of the Precomputed layer")).to_be_visible()
     expect(field(form, "mip")).to_be_hidden()
-    form.get_by_role("button", name="Where").click()
-    expect(field(form, "mip")).to_be_visible()
-    form.get_by_role("button", name="Where").click()
-
     field(form, "layer").fill(layer.removeprefix("file://"))
     field(form, "num_mips").fill("1")
     picture(page, "form", full_page=False)
+    form.get_by_role("button", name="Where").click()
+    expect(field(form, "mip")).to_be_visible()
     send.click()
 
     page.wait_for_url(re.compile(rf"/dags/{DAG}/runs/"), timeout=30_000)
