@@ -92,7 +92,9 @@ def log_in(page: Page, address: str, password: str) -> None:
 
 
 def fill_in_the_form(page: Page, address: str, folder: Path, out: Path) -> None:
-    """Trigger the DAG by its form."""
+    """Trigger the DAG by its form, once Airflow has read it."""
+    while not page.request.get(f"{address}/api/v2/dags/{DAG}").ok:
+        page.wait_for_timeout(SECONDS)
     page.goto(f"{address}/dags/{DAG}")
     page.get_by_role("button", name="Trigger").first.click()
     form = page.get_by_role("dialog")
