@@ -35,8 +35,9 @@ _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def section(name: str, *, first: bool = False, flag: str | None = None) -> dict[str, Any]:
-    """The `json_schema_extra` that puts a field in a section of the form, `first` before others.
+    """The `json_schema_extra` that puts a field in a section of the form.
 
+    With `first` it comes before the others of the section, and the form opens with it.
     `flag` is the name that a yes-or-no field has on the command line, where it can only be set.
     """
     extra: dict[str, Any] = {"section": name}
@@ -437,7 +438,7 @@ MemoryTarget = Annotated[
     Field(
         ge=1_000_000,
         title="Memory target",
-        description="Bytes of memory that one task may use for voxels.",
+        description="Bytes of memory that one task may use for voxels, as 3500000000 for 3.5 GB.",
         json_schema_extra=section(LIMITS),
     ),
 ]

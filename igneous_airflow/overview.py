@@ -4,7 +4,6 @@ Everything is read from the runs' own folders. What cannot change any more is re
 can is looked at every few seconds at most, however many people ask.
 """
 
-import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -19,15 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from igneous_airflow.errors import IgneousError, RunNotFound
 from igneous_airflow.fields import LAYER
+from igneous_airflow.forecast import Forecast
 from igneous_airflow.ledger import DoneTasks, Failure, WorkerNote
-from igneous_airflow.progress import Summary
+from igneous_airflow.progress import ErrorGroup, Summary, group_errors
 from igneous_airflow.run import Run
 from igneous_airflow.stage import field_schemas
 from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.files import open_folder
 from igneous_airflow.storage.overlap import Overlap, overlap_width
 
-RunState = Literal["waiting", "working", "interrupted", "failed", "done"]
+RunState = Literal["held", "waiting", "working", "interrupted", "failed", "done"]
 
 _FRESH = 2.0  # seconds for which an answer is given again
 _RECORDS_FRESH = {"on disk": 5.0, "in a bucket": 60.0}  # the same, for the records of all runs
@@ -36,7 +36,6 @@ _ERRORS_READ = 500
 _RECEIPTS_READ = 40  # for the mean number of voxels of a task
 _PACE_SECONDS = 60.0  # over which the pace is measured
 _REMEMBERED = 20_000  # failures and receipts, which do not change
-_NUMBERS = re.compile(r"-?\d+")
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -61,23 +60,12 @@ class RunRow(BaseModel):
     seconds: float | None = Field(description="that it took; None while it is not finished")
 
 
-class ErrorGroup(BaseModel):
-    """Failed attempts with the same error but for its numbers."""
-
-    model_config = ConfigDict(frozen=True)
-
-    message: str = Field(description="of the latest")
-    count: int
-    first_task: int
-    task: int = Field(description="of the latest")
-    attempt: int
-    last_seen: str
-
-
 class RunDetail(RunRow):
     """All that is known of a run."""
 
     parameters: dict[str, Any]
+    plan: Forecast | None = Field(description="as it was when the run was launched")
+    held: str = Field(description="why the run may not begin; empty when it may")
     failed_attempts: int
     tasks_per_second: float | None
     voxels_per_second: float | None
@@ -170,6 +158,10 @@ class Overview:
         rows = [row for row in map(self._row, chosen) if row.state == filters.state]
         return rows[offset : offset + limit], len(rows)
 
+    def finished(self, stage: str) -> Iterator[Run]:
+        """The runs of a stage that were proved done, the newest first, looked for as needed."""
+        return (run for run in self._runs() if run.stage == stage and run.is_finished)
+
     def run(self, name: str) -> Run:
         """The record of a run; raises RunNotFound for a name that is none."""
         found = next((run for run in self._runs() if run.id == name), None)
@@ -232,7 +224,9 @@ class Overview:
             return "working"
         if run.ledger.given_up(done):
             return "failed"
-        return "interrupted" if done.count or run.ledger.failed() else "waiting"
+        if done.count or run.ledger.failed():
+            return "interrupted"
+        return "held" if run.held else "waiting"
 
     def _detail(self, run: Run) -> RunDetail:
         row, ledger = self._row(run), run.ledger
@@ -248,6 +242,8 @@ class Overview:
         return RunDetail(
             **row.model_dump(),
             parameters=run.parameters,
+            plan=self._plan(run),
+            held=run.held if row.state == "held" else "",
             failed_attempts=len(failed),
             tasks_per_second=rate,
             voxels_per_second=rate * voxels if rate and voxels else None,
@@ -263,6 +259,9 @@ class Overview:
         if key not in self._summaries and (summary := run.summary()) is not None:
             self._summaries[key] = summary
         return self._summaries.get(key)
+
+    def _plan(self, run: Run) -> Forecast | None:
+        return self._keep(run, "plan", 0, 0, lambda: Forecast.of(run))
 
     def _failure(self, run: Run, task: int, attempt: int) -> Failure | None:
         return self._keep(run, "failure", task, attempt, lambda: run.ledger.failure(task, attempt))
@@ -312,20 +311,3 @@ def layer_of(run: Run) -> str:
     with suppress(IgneousError):  # of a stage that is no more
         return next(reversed(layers_of(run).values()), "")
     return ""
-
-
-def group_errors(failures: list[Failure]) -> Iterator[ErrorGroup]:
-    """Put failed attempts together whose errors differ by numbers only; the most frequent first."""
-    groups: dict[str, list[Failure]] = {}
-    for failure in failures:
-        groups.setdefault(_NUMBERS.sub("#", failure.error), []).append(failure)
-    for group in sorted(groups.values(), key=len, reverse=True):
-        latest = max(group, key=lambda failure: failure.at)
-        yield ErrorGroup(
-            message=latest.error,
-            count=len(group),
-            first_task=min(failure.task for failure in group),
-            task=latest.task,
-            attempt=latest.attempt,
-            last_seen=latest.at,
-        )

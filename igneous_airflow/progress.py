@@ -1,11 +1,13 @@
 """How far a run is and what it did, in numbers and in words; used by runs and whoever watches."""
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from igneous_airflow.ledger import Failure
 from igneous_airflow.stage import Audit, Work, human_bytes
 
 
@@ -20,6 +22,7 @@ class State(StrEnum):
     STALLED = "stalled"  # receipts are missing, yet the queue is empty: messages were lost
 
 
+_NUMBERS = re.compile(r"-?\d+")
 _UNDECIDED = (State.WAITING, State.WORKING, State.INTERRUPTED)
 
 
@@ -149,3 +152,40 @@ class Summary(BaseModel):
         if self.failed_attempts:
             lines.append(f"  {self.failed_attempts:,} attempts failed and were repeated")
         return "\n".join(lines)
+
+
+class ErrorGroup(BaseModel):
+    """Failed attempts with the same error but for its numbers."""
+
+    model_config = ConfigDict(frozen=True)
+
+    message: str = Field(description="of the latest")
+    count: int
+    first_task: int
+    task: int = Field(description="of the latest")
+    attempt: int
+    last_seen: str
+
+    def describe(self) -> str:
+        """The error, and where it was met."""
+        text = f"task {self.task}, attempt {self.attempt}: {self.message}"
+        if self.count > 1:
+            text += f" ({self.count:,} such errors, the first in task {self.first_task})"
+        return text
+
+
+def group_errors(failures: Iterable[Failure]) -> Iterator[ErrorGroup]:
+    """Put failed attempts together whose errors differ by numbers only; the most frequent first."""
+    groups: dict[str, list[Failure]] = {}
+    for failure in failures:
+        groups.setdefault(_NUMBERS.sub("#", failure.error), []).append(failure)
+    for group in sorted(groups.values(), key=len, reverse=True):
+        latest = max(group, key=lambda failure: failure.at)
+        yield ErrorGroup(
+            message=latest.error,
+            count=len(group),
+            first_task=min(failure.task for failure in group),
+            task=latest.task,
+            attempt=latest.attempt,
+            last_seen=latest.at,
+        )

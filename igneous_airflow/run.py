@@ -25,7 +25,7 @@ from igneous_airflow.errors import (
     RunNotFound,
 )
 from igneous_airflow.ledger import DoneTasks, Failure, Ledger
-from igneous_airflow.progress import Progress, State, Summary
+from igneous_airflow.progress import Progress, State, Summary, group_errors
 from igneous_airflow.queue.protocol import Counts, Queue, open_queue
 from igneous_airflow.stage import Plan, Stage
 from igneous_airflow.stages import stage_class
@@ -35,13 +35,23 @@ from igneous_airflow.storage.overlap import overlap_width
 from igneous_airflow.task import LAUNCH_ID, Task, TaskEncoder
 
 _RECORD, _SUMMARY = "run.json", "summary.json"
+_PLAN, _HOLD = "plan.json", "hold.json"
 _ERRORS_NAMED = 5
+_ERRORS_READ = 200  # to put those together that differ by numbers only
 _TASKS_NAMED = 10
 #: Beyond so many receipts a summary leaves out what they add up to, since reading each takes its
 #: time, and in a bucket a request. The proof needs only their names.
 _READ_ON_DISK, _READ_IN_BUCKET = 1_000_000, 20_000
 _MANY_TASKS = 100_000  # beyond this many, a task works on several cells
 _LARGEST_BATCH = 100  # that is chosen by itself, so that a lost task is no great loss
+
+
+class _Hold(BaseModel):
+    """Why no task of a launch may be sent, and who has allowed it after all."""
+
+    launch_id: str
+    why: str
+    released_by: str = ""
 
 
 class Run(BaseModel):
@@ -106,24 +116,29 @@ class Run(BaseModel):
         own_queue: bool = True,
         origin: dict[str, str] | None = None,
         batch: int | None = None,
+        plan_only: bool = False,
     ) -> tuple[Self, Plan]:
         """Plan a stage and record the run; or take up the unfinished run recorded at `url`.
 
         `batch` cells make a task; by default one, or more where there would be very many tasks.
-        A run that has finished starts from the beginning. Raises PlanRefused with every reason
-        when the stage cannot start, and InvalidParameter when an unfinished run of other
-        parameters is recorded there; the layer is not written to in either case.
+        A run that has finished starts from the beginning. With `plan_only` the run is held, and
+        nothing need be confirmed. Raises PlanRefused with every reason when the stage cannot
+        start, and InvalidParameter when an unfinished run of other parameters is recorded there;
+        the layer is not written to in either case.
         """
         earlier = cls._find(url)
         if earlier is not None and not earlier.is_finished:
             earlier._require_same(stage)  # noqa: SLF001
-            return earlier, earlier._announced(earlier.make_stage().plan().require_accepted())  # noqa: SLF001
+            plan = earlier.make_stage().plan()
+            plan = plan.require_possible() if plan_only else plan.require_accepted()
+            return earlier, earlier._announced(plan)  # noqa: SLF001
         asked = stage.parameters()
         try:
             stage = stage.resolved()
         except IgneousError as error:
             raise PlanRefused(stage.name, [str(error)]) from error
-        plan = stage.plan().require_accepted()
+        plan = stage.plan()
+        plan = plan.require_possible() if plan_only else plan.require_accepted()
         cells = len(stage.cells())
         run = cls(
             id=url.rstrip("/").rpartition("/")[2],
@@ -141,6 +156,8 @@ class Run(BaseModel):
             origin=origin or {},
             created=time.time(),
         )
+        if plan_only:
+            run.hold("nothing but its plan was asked for")
         run._write(_RECORD, run)
         if earlier is not None:
             run.ledger.forget_everything()
@@ -208,15 +225,62 @@ class Run(BaseModel):
                 "on it: clear its failed tasks and let it finish, or start again without that step"
             )
 
+    def write_plan(self, plan: Plan) -> None:
+        """Note the plan, for people who look at the run."""
+        self._write(_PLAN, plan)
+
+    def stored_plan(self) -> bytes | None:
+        """The plan that was noted, in JSON; None when there is none."""
+        stored = open_folder(self.url).read(_PLAN)
+        return None if stored is None else bytes(decompress_bytes(stored))
+
+    def hold(self, why: str) -> None:
+        """Let no task be sent, and nothing be written to the layer, until the run is released."""
+        self._write(_HOLD, _Hold(launch_id=self.launch_id, why=why))
+
+    def release(self, by: str) -> None:
+        """Let a run that is held begin, and note who allowed it."""
+        if (hold := self._hold()) is not None:
+            self._write(_HOLD, hold.model_copy(update={"released_by": by}))
+
+    @property
+    def held(self) -> str:
+        """Why the run may not begin; empty when it may."""
+        hold = self._hold()
+        return hold.why if hold and not hold.released_by else ""
+
+    @property
+    def released_by(self) -> str:
+        """Who has released the run; empty when nobody had to, or nobody has."""
+        hold = self._hold()
+        return hold.released_by if hold else ""
+
+    def _hold(self) -> _Hold | None:
+        stored = open_folder(self.url).read(_HOLD)
+        if stored is None:
+            return None
+        hold = _Hold.model_validate_json(bytes(decompress_bytes(stored)))
+        return hold if hold.launch_id == self.launch_id else None  # else of an earlier launch
+
+    def _require_released(self) -> None:
+        if why := self.held:
+            raise RunFailed(
+                f"the run {self.url} is held ({why}): nothing was written; start it anew to do the "
+                "work"
+            )
+
     def prepare(self) -> None:
-        """Write what the tasks rely on; may run again."""
+        """Write what the tasks rely on; may run again. Raises RunFailed for a run that is held."""
+        self._require_released()
         self.make_stage().prepare()
 
     def enqueue(self) -> int:
         """Send every task without a receipt and return how many.
 
-        They take the place of whatever a queue of the run's own still holds.
+        They take the place of whatever a queue of the run's own still holds. Raises RunFailed for
+        a run that is held.
         """
+        self._require_released()
         missing = self.ledger.done(self.planned).missing()
         encoder = self._encoder()
         queue = self.open_queue()
@@ -308,10 +372,10 @@ class Run(BaseModel):
             f"{progress.left:,} of {progress.planned:,} tasks of run {self.id} are not done; "
             f"{progress.why_unfinished}."
         ]
-        lines += [
-            f"  task {failure.task}, attempt {failure.attempt}: {failure.error}"
-            for failure in self.final_failures(_ERRORS_NAMED)
-        ]
+        groups = list(group_errors(self.final_failures(_ERRORS_READ)))
+        lines += [f"  {group.describe()}" for group in groups[:_ERRORS_NAMED]]
+        if len(groups) > _ERRORS_NAMED:
+            lines.append(f"  and {len(groups) - _ERRORS_NAMED:,} other errors")
         lines.append(f"Mend the cause and resume: {self._way_out}")
         raise RunFailed("\n".join(lines))
 

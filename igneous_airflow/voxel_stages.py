@@ -184,8 +184,8 @@ class WritesLayer(PyramidOptions):
         PositiveVec3 | None,
         Field(
             title="Task shape",
-            description="Voxels of the destination that one task writes, x,y,z. Empty: whole "
-            "chunks of all mips and of the source, about 128 MB.",
+            description="Voxels of the destination that one task writes, x,y,z as 1024,1024,64. "
+            "Empty: whole chunks of all mips and of the source, about 128 MB.",
             json_schema_extra=section(LIMITS),
         ),
     ] = None
@@ -316,8 +316,8 @@ class Conversion(WritesLayer, ReadsLayer):
         IntegerVec3 | None,
         Field(
             title="Translate",
-            description="Move the voxels by x,y,z, in voxels of mip 0. Empty: they stay where they "
-            "are, or begin where an existing destination of the same size begins.",
+            description="Move the voxels by x,y,z, as 100,-20,0, in voxels of mip 0. Empty: they "
+            "stay where they are, or begin where an existing destination of the same size begins.",
             json_schema_extra=section(WHERE),
         ),
     ] = None

@@ -60,10 +60,16 @@ class Form:
                 raise TypeError(f"{times} fields of the form are named {name}")
 
     def params(self) -> dict[str, Param]:
-        """What all steps share and which of them run, then each step's own, then how it is run."""
-        parts = (self._shared(), self._switches(), self._own())
+        """What the form opens with, then what steps share, each step's own, and how it is run.
+
+        Airflow's form opens with the fields that are in no section, and folds all others away: it
+        opens with what must be filled in or matters most, and which steps run.
+        """
+        parts = (self._shared(), self._own(), self._switches())
         fields = {name: schema for part in parts for name, schema in part}
-        return make_params(fields | titled_schemas(RunOptions))
+        fields |= titled_schemas(RunOptions)
+        opening = {name: _without_section(field) for name, field in fields.items() if _opens(field)}
+        return make_params(opening | {n: f for n, f in fields.items() if n not in opening})
 
     def _shared(self) -> Iterator[tuple[str, Schema]]:
         for name in self.chain.shared:
@@ -88,6 +94,7 @@ class Form:
                     "title": name.replace("_", " ").capitalize(),
                     "description": f"Whether {which}. {' '.join(step.summary for step in steps)}",
                     "section": _ALL_STEPS,
+                    "first": True,
                 },
             )
 
@@ -156,6 +163,15 @@ class Form:
         return self._names.get((step.name, name), name)
 
 
+def _opens(schema: Schema) -> bool:
+    """Whether the form opens with a field: one that must be filled in, or matters most."""
+    return "default" not in schema or schema.get("first", False)
+
+
+def _without_section(schema: Schema) -> Schema:
+    return {key: value for key, value in schema.items() if key != "section"}
+
+
 def _title(step: Step) -> str:
     return step.name.replace("_", " ").capitalize()
 
@@ -165,7 +181,8 @@ def _switch(step: Step) -> str:
 
 
 def _may_be_empty(schema: Schema) -> Schema:
-    """A field that is not needed when its step does not run: what has no default may be empty."""
+    """A field of a step that need not run: the form does not open with it, and it may be empty."""
+    schema = {key: value for key, value in schema.items() if key != "first"}
     if "default" in schema:
         return schema
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]

@@ -14,6 +14,7 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator
 from igneous_airflow.operators.assets import made_by
 from igneous_airflow.operators.chain import Chain, Step
 from igneous_airflow.operators.form import Form
+from igneous_airflow.operators.notify import notify_failure
 from igneous_airflow.operators.sensor import StageDrainedSensor
 from igneous_airflow.operators.stage import (
     RUN_URL,
@@ -106,11 +107,13 @@ def _step_group(
 ) -> TaskGroup:
     """The tasks of a step, the first of which `make_plan` makes."""
     retrying: dict[str, Any] = {"retries": 2, "retry_delay": timedelta(seconds=10)}
+    # not the workers: a run may be done although some failed, and whether it is, `drained` tells
+    telling: dict[str, Any] = {"on_failure_callback": notify_failure}
     with TaskGroup(step.name, tooltip=step.summary, default_args=retrying) as group:  # type: ignore[arg-type]
-        plan = make_plan(task_id="plan", group_id=group.group_id or "")
+        plan = make_plan(task_id="plan", group_id=group.group_id or "", **telling)
         run_url = _run_url_of(group)
-        queue = MakeQueue(task_id="queue", run_url=run_url)
-        enqueue = EnqueueStage(task_id="enqueue", run_url=run_url)
+        queue = MakeQueue(task_id="queue", run_url=run_url, **telling)
+        enqueue = EnqueueStage(task_id="enqueue", run_url=run_url, **telling)
         working = workers(run_url, enqueue.output)
         # However the workers ended, receipts decide; yet there is nothing to decide when no task
         # was ever sent: one success among `enqueue` and `workers` is asked for.
@@ -119,8 +122,11 @@ def _step_group(
             run_url=run_url,
             patience=patience,
             trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS,
+            **telling,
         )
-        finish = FinishStage(task_id="finish", run_url=run_url, outlets=[made_by(step.stage)])
+        finish = FinishStage(
+            task_id="finish", run_url=run_url, outlets=[made_by(step.stage)], **telling
+        )
         remove = RemoveQueue(task_id="remove_queue", run_url=run_url)
         chain(plan, queue, enqueue, working, drained, finish, remove)
         enqueue >> drained

@@ -1,6 +1,8 @@
-"""The link from a finished stage to what it made, in Neuroglancer; shown by Airflow's UI."""
+"""Links to what a stage has made, in Neuroglancer, and to DAG runs, in Airflow's UI."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from airflow.sdk import BaseOperator, BaseOperatorLink, conf
 
@@ -15,6 +17,17 @@ class NeuroglancerLink(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: "TaskInstanceKey") -> str:  # noqa: ARG002
         """The address of the viewer; Airflow asks for it when the task has ended."""
-        base: str = conf.get("api", "base_url", fallback="/")
         run = str(getattr(operator, "run_url", "")).rstrip("/").rpartition("/")[2]
-        return f"{base.rstrip('/')}/igneous/viewer/open/{run}"
+        return f"{_base_url()}/igneous/viewer/open/{run}"
+
+
+def dag_run_url(context: Mapping[str, Any]) -> str:
+    """Where people see the DAG run of a task's context; empty when there is none."""
+    dag_run = context.get("dag_run")
+    if dag_run is None:
+        return ""
+    return f"{_base_url()}/dags/{quote(dag_run.dag_id)}/runs/{quote(dag_run.run_id)}"
+
+
+def _base_url() -> str:
+    return str(conf.get("api", "base_url", fallback="/")).rstrip("/")

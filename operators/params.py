@@ -25,6 +25,15 @@ _DEFAULTS = WorkerOptions()
 class RunOptions(PodOptions):
     """How a stage is run by its workers: the parameters that every stage's form has."""
 
+    plan_only: Annotated[
+        bool,
+        Field(
+            title="Plan only",
+            description="End after the plan: it says in the log, and on the page Igneous, what "
+            "would be done, what it needs and what it would take. Nothing is written to the layer.",
+            json_schema_extra=section(RUN, first=True),
+        ),
+    ] = False
     workers: Annotated[
         int,
         Field(

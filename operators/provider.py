@@ -75,6 +75,34 @@ def get_provider_info() -> dict[str, Any]:
                         default="sqlite",
                         example="sqs",
                     ),
+                    "prices": _option(
+                        "What things cost, in JSON, so that plans say what a run will cost: the "
+                        "`currency`, and the price of a `worker_hour` (of one process), a `task`, "
+                        "a `gigabyte_read` and a `gigabyte_written` (uncompressed). Empty: plans "
+                        "say nothing of costs.",
+                        default="",
+                        example='{"currency": "USD", "worker_hour": 0.05, "task": 0.00001}',
+                    ),
+                    "approve_above_tasks": _option(
+                        "A run of more tasks waits after its plan until a person approves it. "
+                        "Empty: none does.",
+                        default="",
+                        example="100000",
+                    ),
+                    "approve_above_cost": _option(
+                        "A run that is expected to cost more, by `prices`, waits after its plan "
+                        "until a person approves it; so does one whose cost is not known yet. "
+                        "Empty: none does.",
+                        default="",
+                        example="100",
+                    ),
+                    "on_failure_callback": _option(
+                        "What is called when a run has failed, with the context of the task that "
+                        "says so: the dotted path of a function, of one of Airflow's notifiers, or "
+                        "of the class of one. Empty: nothing.",
+                        default="",
+                        example="our_company.airflow.tell_the_channel",
+                    ),
                     "aws_conn_id": _option(
                         "Connection with the credentials, region and endpoint for SQS; where there "
                         "is no such connection, those of the environment are used.",

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator
 from airflow.sdk.exceptions import AirflowException, AirflowSensorTimeout
 
+from igneous_airflow.operators.metrics import report_failed
 from igneous_airflow.operators.params import RunOptions, read_params
 from igneous_airflow.operators.settings import aws_conn_id, load_run
 from igneous_airflow.operators.stage import RUN_URL, explained
 from igneous_airflow.operators.trigger import StageDrainedTrigger, Verdict, Watch
-from igneous_airflow.progress import Pace
+from igneous_airflow.progress import Pace, State
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -63,16 +64,16 @@ class StageDrainedSensor(BaseSensorOperator):
         elif not self.poke(context):
             self._defer(until=time.time() + self.timeout)
 
-    def poke(self, context: "Context") -> bool:  # noqa: ARG002
+    def poke(self, context: "Context") -> bool:
         """Whether every task has its receipt; raises AirflowFailException when that is hopeless."""
-        with explained():
+        with explained(context):
             progress = load_run(self.run_url).progress()
         if (text := self._pace.describe(progress)) != self._said:
             self.log.info("%s", text)
             self._said = text
-        return self._act(self._watch.judge(progress))
+        return self._act(context, self._watch.judge(progress))
 
-    def execute_complete(self, context: "Context", event: dict[str, Any]) -> None:  # noqa: ARG002
+    def execute_complete(self, context: "Context", event: dict[str, Any]) -> None:
         """Act on what the trigger saw."""
         verdict = Verdict(event["verdict"])
         if verdict is Verdict.ERROR:
@@ -80,7 +81,7 @@ class StageDrainedSensor(BaseSensorOperator):
         if verdict is Verdict.TIMEOUT:
             raise AirflowSensorTimeout(f"undecided after {self.timeout:,.0f} seconds")
         self._resends = event["resends"]
-        if not self._act(verdict):
+        if not self._act(context, verdict):
             self._defer(until=time.time() + self.timeout)
 
     def _defer(self, until: float) -> None:
@@ -99,18 +100,21 @@ class StageDrainedSensor(BaseSensorOperator):
             timeout=timedelta(seconds=self.timeout + 2 * longest + 60),
         )
 
-    def _act(self, verdict: Verdict) -> bool:
+    def _act(self, context: "Context", verdict: Verdict) -> bool:
         """Whether the run is done; sends lost tasks again, and raises when waiting is no use."""
         if verdict is Verdict.WAIT:
             return False
         if verdict is Verdict.DONE:
             self.log.info("Every task has its receipt")
             return True
-        with explained():
+        with explained(context):
             run = load_run(self.run_url)
             if verdict is Verdict.LOST and self._resends < _RESENDS:
                 self._resends += 1
                 self.log.warning("Messages were lost: sent %s tasks again", f"{run.enqueue():,}")
                 return False
-            run.require_done(run.progress())
+            progress = run.progress()
+            if progress.state is not State.DONE:
+                report_failed(run, progress)
+            run.require_done(progress)
         return True

@@ -5,20 +5,25 @@ They hand each other nothing but the run's URL. All may be cleared and run again
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, SkipMixin
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from igneous_airflow.errors import IgneousError, PlanRefused, TransientError
+from igneous_airflow.errors import IgneousError, PlanRefused, RunFailed, TransientError
+from igneous_airflow.forecast import Forecast
+from igneous_airflow.operators.approval import approved, ask, foresee, why_to_approve
 from igneous_airflow.operators.assets import announce
 from igneous_airflow.operators.chain import Step
 from igneous_airflow.operators.crew import crew, require_workable
 from igneous_airflow.operators.form import Form, Skipped
-from igneous_airflow.operators.links import NeuroglancerLink
+from igneous_airflow.operators.links import NeuroglancerLink, dag_run_url
+from igneous_airflow.operators.metrics import report_done
 from igneous_airflow.operators.params import RunOptions, read_params, refuse_unknown
 from igneous_airflow.operators.settings import load_run, queue_url, run_url
 from igneous_airflow.run import Run
+from igneous_airflow.stage import Plan, Stage
 from igneous_airflow.storage.provenance import author
 
 if TYPE_CHECKING:
@@ -29,17 +34,26 @@ RUN_URL = "run_url"
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Let Airflow retry what a retry may help, and fail at once with the reason what it cannot."""
+def explained(context: Mapping[str, Any] = MappingProxyType({})) -> Iterator[None]:
+    """Let Airflow retry what a retry may help, and fail at once with the reason what it cannot.
+
+    The reason ends with a link to the DAG run of the context, for those who read it elsewhere.
+    """
     try:
         yield
     except TransientError:
         raise
-    except IgneousError as error:
-        raise AirflowFailException(str(error)) from None  # the message says it all
+    except (IgneousError, AirflowFailException) as error:
+        raise AirflowFailException(with_link(str(error), context)) from None
 
 
-class PlanStage(BaseOperator):
+def with_link(text: str, context: Mapping[str, Any]) -> str:
+    """A text that ends with the address of the DAG run."""
+    url = dag_run_url(context)
+    return f"{text}\nDAG run: {url}" if url else text
+
+
+class PlanStage(BaseOperator, SkipMixin):
     """Check the parameters of a chain, plan one step of it, and record the run.
 
     Writes nothing to the layer. The parameters are the DAG run's params, or those given here, which
@@ -47,9 +61,13 @@ class PlanStage(BaseOperator):
     step could not work with. `after` are the runs of earlier steps, none where one was skipped.
     Returns `run_url` and the `plan`. Fails without retry, with every reason, when the plan is
     refused or an earlier run was not proved done; is skipped when the step is not to run.
+
+    With `plan_only` all after it is skipped. A plan above the limits of the configuration waits
+    here until a person approves it; the task fails when it is rejected.
     """
 
     template_fields: Sequence[str] = ("parameters", "after")
+    inherits_from_skipmixin = True  # what is cleared after it is skipped again
 
     def __init__(
         self,
@@ -70,41 +88,94 @@ class PlanStage(BaseOperator):
 
     def execute(self, context: "Context") -> dict[str, Any]:
         """Launch the run, or take up the unfinished one of this DAG run."""
-        dag_run = context["dag_run"]
-        refuse_unknown(dag_run.conf or {}, context["dag"].params)
         values = context["params"] if self.parameters is None else self.parameters
-        stage = self.form.read(values)[self.step.name]
-        if isinstance(stage, Skipped):
-            raise AirflowSkipException(stage.reason)
-        options = read_params(RunOptions, context["params"])
-        with explained():
-            for earlier in filter(None, self.after):
-                Run.load(earlier).require_finished()
-            url = run_url(dag_run.dag_id, dag_run.run_id, self.group_id)
-            queue, own_queue = queue_url(url, options.queue)
-            require_workable(options, stage, (url, queue))
-            try:
-                run, plan = Run.launch(
-                    stage,
-                    url=url,
-                    queue=queue,
-                    own_queue=own_queue,
-                    batch=options.batch,
-                    by=dag_run.triggering_user_name or author(),
-                    origin={
-                        "dag_id": dag_run.dag_id,
-                        "dag_run_id": dag_run.run_id,
-                        "group_id": self.group_id,
-                    },
+        with explained(context):
+            refuse_unknown(context["dag_run"].conf or {}, context["dag"].params)
+            stage = self.form.read(values)[self.step.name]
+            if isinstance(stage, Skipped):
+                raise AirflowSkipException(stage.reason)
+            options = read_params(RunOptions, context["params"])
+            self._require_earlier(options)
+            run, planned = self._launch(context, stage, options, values)
+            plan = foresee(planned, run, options)
+            run.write_plan(plan)
+            self.log.info("%s", plan.describe())
+            self.log.info("The run is recorded in %s", run.url)
+            result = {RUN_URL: run.url, "plan": plan.model_dump(mode="json")}
+            if options.plan_only:
+                self._end(context, result)
+            elif not run.released_by and (why := why_to_approve(plan)):
+                run.hold(why)
+                self._push(context, result)
+                ask(context, run, plan, why)
+        return result
+
+    def execute_complete(self, context: "Context", event: dict[str, Any]) -> dict[str, Any]:
+        """Go on when a person has answered."""
+        is_approved, by = approved(event)
+        with explained(context):
+            run = load_run(self._run_url(context))
+            if not is_approved:
+                run.hold(f"{by} has rejected its plan")
+                raise RunFailed(f"{by} has rejected the plan: nothing was written to the layer")
+            run.release(by)
+            plan = Forecast.of(run)
+        self.log.info("%s has approved the plan", by)
+        return {RUN_URL: run.url, "plan": plan.model_dump(mode="json") if plan else None}
+
+    def _require_earlier(self, options: RunOptions) -> None:
+        """Check that earlier steps were proved done; when they were only planned, so is nothing."""
+        for earlier in filter(None, self.after):
+            if options.plan_only:
+                raise AirflowSkipException(
+                    "what this step works on is made by the steps before it, of which only the "
+                    "plan was asked for"
                 )
-            except PlanRefused as refused:
-                reasons = [
-                    self.form.in_its_words(self.step, reason, values) for reason in refused.refusals
-                ]
-                raise PlanRefused(refused.stage, reasons) from None
-        self.log.info("%s", plan.describe())
-        self.log.info("The run is recorded in %s", run.url)
-        return {RUN_URL: run.url, "plan": plan.model_dump(mode="json")}
+            Run.load(earlier).require_finished()
+
+    def _run_url(self, context: "Context") -> str:
+        dag_run = context["dag_run"]
+        return run_url(dag_run.dag_id, dag_run.run_id, self.group_id)
+
+    def _launch(
+        self, context: "Context", stage: Stage, options: RunOptions, values: Mapping[str, Any]
+    ) -> tuple[Run, Plan]:
+        """Launch the run; its reasons to refuse are in the words of the form."""
+        dag_run, url = context["dag_run"], self._run_url(context)
+        queue, own_queue = queue_url(url, options.queue)
+        require_workable(options, stage, (url, queue))
+        try:
+            return Run.launch(
+                stage,
+                url=url,
+                queue=queue,
+                own_queue=own_queue,
+                batch=options.batch,
+                plan_only=options.plan_only,
+                by=dag_run.triggering_user_name or author(),
+                origin={
+                    "dag_id": dag_run.dag_id,
+                    "dag_run_id": dag_run.run_id,
+                    "group_id": self.group_id,
+                },
+            )
+        except PlanRefused as refused:
+            reasons = [
+                self.form.in_its_words(self.step, reason, values) for reason in refused.refusals
+            ]
+            raise PlanRefused(refused.stage, reasons) from None
+
+    def _end(self, context: "Context", result: dict[str, Any]) -> None:
+        """Skip all that comes after; never returns."""
+        self.log.info("Only the plan was asked for: nothing is written to the layer")
+        self._push(context, result)
+        following = [task for task in self.get_direct_relatives() if not task.is_teardown]
+        self.skip(context["ti"], following)
+
+    def _push(self, context: "Context", result: dict[str, Any]) -> None:
+        """Hand on what `execute` would return if it came to its end."""
+        for key, value in (*result.items(), ("return_value", result)):
+            context["ti"].xcom_push(key=key, value=value)
 
 
 class RunOperator(BaseOperator):
@@ -120,9 +191,9 @@ class RunOperator(BaseOperator):
 class MakeQueue(RunOperator):
     """Make the queue of a run; a setup task."""
 
-    def execute(self, context: "Context") -> None:  # noqa: ARG002
+    def execute(self, context: "Context") -> None:
         """Make the queue if it is missing and the run's own, and look into it."""
-        with explained():
+        with explained(context):
             run = load_run(self.run_url)
             queue = run.open_queue()
             queue.send([])  # makes it
@@ -137,7 +208,7 @@ class EnqueueStage(RunOperator):
     def execute(self, context: "Context") -> list[str]:
         """Return the workers that the tasks need, by name."""
         options = read_params(RunOptions, context.get("params") or {})
-        with explained():
+        with explained(context):
             run = load_run(self.run_url)
             run.prepare()
             sent = run.enqueue()
@@ -163,10 +234,13 @@ class FinishStage(RunOperator):
 
     def execute(self, context: "Context") -> dict[str, Any]:
         """Audit the output; fails without retry, naming what is missing."""
-        with explained():
+        with explained(context):
             run = load_run(self.run_url)
+            was_finished = run.is_finished
             summary = run.finish()
         self.log.info("%s", summary.describe())
+        if not was_finished:
+            report_done(run, summary)
         announce(run, self.outlets, context)
         return summary.model_dump(mode="json")
 
@@ -174,9 +248,9 @@ class FinishStage(RunOperator):
 class RemoveQueue(RunOperator):
     """Remove the queue of a finished run; a teardown task. Other queues are left to be resumed."""
 
-    def execute(self, context: "Context") -> None:  # noqa: ARG002
+    def execute(self, context: "Context") -> None:
         """Remove the queue, or say why it stays."""
-        with explained():
+        with explained(context):
             run = load_run(self.run_url)
             if not run.is_finished or not run.own_queue:
                 reason = "it is not this run's own" if run.is_finished else "the run can be resumed"

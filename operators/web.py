@@ -128,7 +128,8 @@ def _list_runs(
 def _show_run(run: ReadableRun) -> dict[str, Any]:
     """All about a run."""
     detail: RunDetail = _overview().detail(run.id)
-    return detail.model_dump() | {"links": _links(detail)}
+    words = detail.plan.describe() if detail.plan else ""
+    return detail.model_dump() | {"links": _links(detail), "plan_in_words": words}
 
 
 def _show_failure(run: ReadableRun, task: int, attempt: int) -> Failure:

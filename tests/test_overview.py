@@ -9,7 +9,8 @@ from igneous_airflow import overview as overview_module
 from igneous_airflow.errors import RunNotFound
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.ledger import Failure, Receipt
-from igneous_airflow.overview import Filters, Overview, group_errors, layers_of
+from igneous_airflow.overview import Filters, Overview, layers_of
+from igneous_airflow.progress import group_errors
 from igneous_airflow.run import Run
 from igneous_airflow.stage import Work
 from igneous_airflow.stages.downsample import Downsample
@@ -114,6 +115,11 @@ def test_a_run_goes_through_its_states(launch, state):
         return overview.detail("run").state
 
     assert state_now() == "waiting"
+    run.hold("why")
+    assert (state_now(), overview.detail("run").held) == ("held", "why")
+    assert [row.name for row in overview.rows(Filters(state="held"), 0, 9, lambda _: True)[0]]
+    run.release("somebody")
+    assert (state_now(), overview.detail("run").held) == ("waiting", "")
     run.ledger.note_worker("host:1", 2)
     assert state_now() == "working"
     run.ledger.forget_worker("host:1")

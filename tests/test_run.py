@@ -20,6 +20,7 @@ from igneous_airflow.progress import Pace, Progress, State, human_seconds
 from igneous_airflow.queue.protocol import Queue, open_queue
 from igneous_airflow.run import Run, new_run_name
 from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
+from igneous_airflow.stages.delete import Delete
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.stages.transfer import Transfer
 from igneous_airflow.storage.local import LocalFolder
@@ -574,7 +575,7 @@ def test_a_done_run_is_not_complained_about(many, launch: LaunchRun):
     launch(many(count=3)).require_done(Progress(planned=3, done=3, dead=1))
 
 
-def test_only_the_last_failures_of_missing_tasks_are_named_and_five_at_most(
+def test_only_the_last_failures_of_missing_tasks_are_named_together_when_they_are_alike(
     many, launch: LaunchRun
 ):
     run = launch(many(count=20))
@@ -594,7 +595,57 @@ def test_only_the_last_failures_of_missing_tasks_are_named_and_five_at_most(
     assert [(f.task, f.attempt) for f in run.final_failures()] == [(t, 11) for t in range(1, 8)]
     with pytest.raises(RunFailed) as failed:
         run.require_done(Progress(planned=20, done=1, dead=7))
-    assert str(failed.value).count("no luck 11") == 5
+    words = "  task 1, attempt 11: no luck 11 (7 such errors, the first in task 1)"
+    assert str(failed.value).splitlines()[1] == words
+
+
+def test_five_kinds_of_errors_are_named_at_most(many, launch: LaunchRun):
+    run = launch(many(count=20))
+    for task, kind in enumerate("abcdefg"):
+        run.ledger.write_failure(
+            Failure(task=task, attempt=1, error=f"no {kind}", final=True, worker="w", at="now")
+        )
+    with pytest.raises(RunFailed) as failed:
+        run.require_done(Progress(planned=20, done=13, dead=7))
+    assert str(failed.value).count("attempt 1: no ") == 5
+    assert "  and 2 other errors" in str(failed.value)
+
+
+def test_a_run_that_is_held_writes_nothing_until_it_is_released(
+    launch: LaunchRun, layer: str, tmp_path: Path
+):
+    run = launch(Downsample(layer=layer, num_mips=1))
+    run.hold("somebody has to look at it")
+    before = tree(tmp_path / "layer")
+    for begin in (run.prepare, run.enqueue, run.resume):
+        with pytest.raises(RunFailed, match=r"is held \(somebody has to look at it\)"):
+            begin()
+    assert tree(tmp_path / "layer") == before
+    assert run.progress().waiting == 0
+    assert (run.held, run.released_by) == ("somebody has to look at it", "")
+    run.release("somebody")
+    assert (run.held, run.released_by) == ("", "somebody")
+    run.prepare()
+    assert run.enqueue() == 4
+
+
+def test_a_run_that_starts_anew_was_released_by_nobody(launch: LaunchRun, layer: str):
+    run = launch(Downsample(layer=layer, num_mips=1))
+    run.hold("why")
+    run.release("somebody")
+    again = run.model_copy(update={"launch_id": "00000000"})
+    assert (again.held, again.released_by) == ("", "")
+
+
+def test_nothing_need_be_confirmed_for_a_plan(layer: str, tmp_path: Path):
+    arguments = {"url": f"file://{tmp_path}/run", "queue": "memory://held", "by": "me"}
+    with pytest.raises(PlanRefused):
+        Run.launch(Delete(layer=layer), **arguments)
+    run, plan = Run.launch(Delete(layer=layer), **arguments, plan_only=True)
+    assert plan.unconfirmed
+    assert run.held == "nothing but its plan was asked for"
+    again, _ = Run.launch(Delete(layer=layer), **arguments, plan_only=True)
+    assert again.launch_id == run.launch_id
 
 
 def test_finishing_too_early_writes_nothing(launch: LaunchRun, layer: str, tmp_path: Path):

@@ -239,7 +239,8 @@ def trigger(
     a token from AIRFLOW_TOKEN. Starting the same --run-id twice starts it once.
     """
     run = DagRun(_api_of_environment(), dag, run_id)
-    started = run.trigger(_parameters(parameters))
+    conf = _parameters(parameters)
+    started = run.trigger(conf)
     click.echo(f"{run.link}{'' if started else ' was started before'}")
     if resume and not started and run.state() == "failed":
         run.resume()
@@ -254,7 +255,8 @@ def trigger(
         raise RunFailed(f"{dag} {run_id} has failed; look at {run.link}")
     for line in run.results():
         click.echo(line)
-    click.echo(f"{dag} {run_id} is done, and proved")
+    what = "was only planned, as asked" if conf.get("plan_only") is True else "is done, and proved"
+    click.echo(f"{dag} {run_id} {what}")
 
 
 def _say(run: DagRun) -> None:

@@ -145,9 +145,9 @@ class ContrastNormalization(Conversion):
     @model_validator(mode="after")
     def _values_agree(self) -> Self:
         if self.minval is not None and self.maxval is not None and self.minval >= self.maxval:
-            raise ValueError(f"minval {self.minval} must be smaller than maxval {self.maxval}")
+            raise ValueError(f"minval: {self.minval} must be smaller than maxval: {self.maxval}")
         if self.clip_values is not None and self.scope != "global":
-            raise ValueError("clip_values hold for every section: set scope to global as well")
+            raise ValueError("clip_values: they hold for every section; set scope: global as well")
         return self
 
     def resolved(self) -> Self:

@@ -101,7 +101,7 @@ class Delete(Stage):
             le=65,
             title="Number of mips",
             description="How many mips to delete: the chosen one, and coarser ones after it.",
-            json_schema_extra=section(WHAT),
+            json_schema_extra=section(WHAT, first=True),
         ),
     ] = 1
     bounds: Annotated[
@@ -127,7 +127,7 @@ class Delete(Stage):
         Field(
             title="Yes, delete",
             description="Confirm that the files may go: nothing brings them back.",
-            json_schema_extra=section(WHAT, flag="--yes"),
+            json_schema_extra=section(WHAT, first=True, flag="--yes"),
         ),
     ] = False
 

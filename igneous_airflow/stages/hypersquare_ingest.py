@@ -72,16 +72,17 @@ class HypersquareIngest(WritesLayer):
         IntegerVec3 | None,
         Field(
             title="Voxel offset",
-            description="Where the first voxel comes to lie, x,y,z in voxels. Empty: where the "
-            "metadata say, which is half of the overlap after the first cube's offset.",
+            description="Where the first voxel comes to lie, x,y,z in voxels, as 100,200,0. Empty: "
+            "where the metadata say, which is half of the overlap after the first cube's offset.",
             json_schema_extra=section(WHERE),
         ),
     ] = None
     chunk_size: Annotated[
         ChunkSize,
         Field(
-            description="Chunk size of the layer in voxels, x,y,z. Empty: that of an existing "
-            "destination, or on each axis the divisor nearest to 64 of what is left of a cube.",
+            description="Chunk size of the layer in voxels, x,y,z as 64,64,64. Empty: that of an "
+            "existing destination, or on each axis the divisor nearest to 64 of what is left of "
+            "a cube.",
         ),
     ] = None
     encoding: Annotated[

@@ -75,8 +75,8 @@ class Ingest(WritesLayer):
         IntegerVec3 | None,
         Field(
             title="Voxel offset",
-            description="Where the first voxel comes to lie, x,y,z in voxels. Empty: where the "
-            "names of build chunks say, where an existing destination begins, or 0,0,0.",
+            description="Where the first voxel comes to lie, x,y,z in voxels, as 100,200,0. Empty: "
+            "where the names of build chunks say, where an existing destination begins, or 0,0,0.",
             json_schema_extra=section(WHERE),
         ),
     ] = None

@@ -56,8 +56,8 @@ class LuminanceLevels(Stage):
         IntegerVec3 | None,
         Field(
             title="Offset",
-            description="First voxel of the part that is sampled, x,y,z in voxels of the chosen "
-            "mip; sections before it are left out. Empty: where the bounds begin.",
+            description="First voxel of the part that is sampled, x,y,z, as 0,0,100, in voxels of "
+            "the chosen mip; sections before it are left out. Empty: where the bounds begin.",
             json_schema_extra=section(WHERE),
         ),
     ] = None
@@ -66,8 +66,8 @@ class LuminanceLevels(Stage):
         Field(
             title="Shape",
             description="Voxels of each section that patches are drawn from, x,y, and how many "
-            "sections a task counts, z. Empty: all that is within the bounds, and as many "
-            "sections as share chunks.",
+            "sections a task counts, z: 8192,8192,16 for example. Empty: all that is within the "
+            "bounds, and as many sections as share chunks.",
             json_schema_extra=section(LIMITS),
         ),
     ] = None

@@ -63,7 +63,7 @@ class QuantizeAffinities(Conversion):
     @model_validator(mode="after")
     def _a_range(self) -> Self:
         if self.low >= self.high:
-            raise ValueError(f"low, {self.low:g}, must be below high, {self.high:g}")
+            raise ValueError(f"low: {self.low:g} must be below high: {self.high:g}")
         return self
 
     def _request(self, layer: "Layer") -> "Request":

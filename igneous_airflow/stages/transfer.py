@@ -28,8 +28,8 @@ class Transfer(Conversion):
         IntegerVec3 | None,
         Field(
             title="Destination voxel offset",
-            description="Where the source's first voxel, or that of a cutout, comes to lie: x,y,z "
-            "in voxels of mip 0. Another way to say `translate`.",
+            description="Where the source's first voxel, or that of a cutout, comes to lie: x,y,z, "
+            "as 0,0,500, in voxels of mip 0. Another way to say `translate`.",
             json_schema_extra=section(WHERE),
         ),
     ] = None
@@ -62,7 +62,10 @@ class Transfer(Conversion):
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if self.translate is not None and self.dest_voxel_offset is not None:
-            raise ValueError("translate and dest_voxel_offset are both given; leave one empty")
+            raise ValueError(
+                f"translate: {self.translate} and dest_voxel_offset: {self.dest_voxel_offset} are "
+                "both given; leave one empty"
+            )
         if self.cutout and self.bounds is None:
             raise ValueError("cutout: there are no bounds to cut out; set bounds as well")
         return self

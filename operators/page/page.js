@@ -125,8 +125,10 @@ function showDetail(run) {
   }
   place.hidden = false;
   find("h2", place).textContent = `${run.stage} · ${run.layer}`;
-  find(".where", place).textContent = `${run.state}; recorded in ${run.url}`;
+  find(".where", place).textContent = `${run.state}${run.held && ` (${run.held})`}; recorded in ${run.url}`;
   showNumbers(find(".numbers", place), run);
+  find(".plan", place).hidden = !run.plan;
+  find(".plan pre", place).textContent = run.plan_in_words;
   const errors = JSON.stringify(run.errors);
   if (place.dataset.errors !== errors) { // else an open traceback would close
     place.dataset.errors = errors;

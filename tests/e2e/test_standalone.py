@@ -402,6 +402,20 @@ def ci_job(airflow: RealAirflow, script: str, **variables: str) -> subprocess.Co
     )
 
 
+def test_a_ci_job_can_ask_for_the_plan_only(airflow: RealAirflow, tmp_path: Path) -> None:
+    layer = make_layer(tmp_path / "layer", side=64)
+    info = (layer / "info").read_bytes()
+    script = (
+        'igneous-airflow trigger igneous_downsample layer="$LAYER" plan_only=true --run-id plan'
+    )
+    done = ci_job(airflow, script, LAYER=str(layer))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "downsample: 1 task (a grid" in done.stdout
+    assert "downsample.finish: skipped" in done.stdout
+    assert "igneous_downsample plan was only planned, as asked" in done.stdout
+    assert (layer / "info").read_bytes() == info
+
+
 def test_the_example_for_ci_in_the_readme_works(airflow: RealAirflow, tmp_path: Path) -> None:
     (script,) = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     layer = make_layer(tmp_path / "layer", side=64)

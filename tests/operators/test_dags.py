@@ -1,12 +1,14 @@
 """The form of every DAG: complete, shown by Airflow, checked by Airflow, and valid as it opens."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk import DAG, Param
-from airflow.sdk.exceptions import ParamValidationError
+from airflow.sdk.definitions._internal.types import NOTSET
+from airflow.sdk.exceptions import AirflowFailException, ParamValidationError
 
 from igneous_airflow.operators.chain import Step
 from igneous_airflow.operators.form import Form
@@ -47,6 +49,14 @@ def _example(param: Param) -> Any:
     return "file:///data/example" if "string" in kinds else param.schema.get("minimum", 1)
 
 
+def _is_demanded(param: Param) -> bool:
+    try:
+        param.resolve()
+    except ParamValidationError as error:
+        return "No value passed" in str(error)
+    return False
+
+
 def test_every_field_of_every_step_has_a_place_in_the_form(dag: DAG, form: Form) -> None:
     places = {place for _, _, place in fields(form)}
     switches = {f"run_{step.switch_name}" for step in form.chain.steps if step.switch is not None}
@@ -61,7 +71,21 @@ def test_airflow_can_show_every_field(dag: DAG) -> None:
         assert all(set(option) == {"type"} for option in param.schema.get("anyOf", [])), words
         assert param.schema["title"], words
         assert param.description, words
-        assert param.schema["section"], words
+
+
+#: What a stage needs that nobody can guess: maps beside the layers.
+MAPS = {"map_path", "volume_map_path", "consensus_map_path"}
+
+
+def test_the_form_opens_with_two_fields_to_fill_in_at_most(dag: DAG, form: Form) -> None:
+    params = {name: dag.params.get_param(name) for name in dag.params}
+    opening = [name for name, param in params.items() if "section" not in param.schema]
+    assert list(params)[: len(opening)] == opening
+    assert opening[-1] == "plan_only"
+    demanded = {name for name, param in params.items() if _is_demanded(param)}
+    assert demanded <= set(opening)
+    assert len(demanded - MAPS) <= 2
+    assert len(opening) <= 8
 
 
 def test_the_form_as_it_opens_is_valid_for_every_step(dag: DAG, form: Form) -> None:
@@ -76,6 +100,50 @@ def test_the_form_as_it_opens_is_valid_for_every_step(dag: DAG, form: Form) -> N
         if isinstance(stage, Stage) and not is_required(step, name):
             default = step.stage.model_fields[name].get_default(call_default_factory=True)
             assert getattr(stage, name) == step.defaults.get(name, default)
+
+
+def test_every_field_that_is_written_in_a_certain_way_shows_an_example(dag: DAG) -> None:
+    for name in dag.params.keys() - RunOptions.model_fields.keys():
+        param = dag.params.get_param(name)
+        if pattern := param.schema.get("pattern"):
+            words = [word.rstrip(".,:;") for word in param.description.split()]
+            assert any(re.fullmatch(pattern, word) for word in words), param.description
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "values", "words"),
+    [
+        (
+            "igneous_quantize_affinities",
+            {"src": "/a", "dest": "/b", "low": 2},
+            "low: 2 must be below high: 1",
+        ),
+        (
+            "igneous_transfer",
+            {"src": "/a", "dest": "/b", "translate": "1,2,3", "dest_voxel_offset": "4,5,6"},
+            "translate: 1,2,3 and dest_voxel_offset: 4,5,6 are both given; leave one empty",
+        ),
+        (
+            "igneous_contrast",
+            {"layer": "/a", "dest": "/b", "minval": 5, "maxval": 5},
+            "minval: 5 must be smaller than maxval: 5",
+        ),
+        (
+            "igneous_contrast",
+            {"layer": "/a", "dest": "/b", "clip_values": "12,243"},
+            "clip_values: they hold for every section; set scope: global as well",
+        ),
+    ],
+)
+def test_fields_that_do_not_go_together_are_named(
+    dags: dict[str, DAG], dag_id: str, values: dict[str, Any], words: str
+) -> None:
+    dag = dags[dag_id]
+    form = next(dag.get_task(task).form for task in dag.task_ids if task.endswith(".plan"))
+    opened = {name: dag.params.get_param(name).value for name in dag.params}
+    given = {name: value for name, value in opened.items() if value is not NOTSET}
+    with pytest.raises(AirflowFailException, match=f"\n  - {re.escape(words)}"):
+        form.read(given | values)
 
 
 def test_airflow_itself_refuses_values_outside_the_limits(dag: DAG) -> None:

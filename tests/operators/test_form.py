@@ -10,8 +10,7 @@ from pydantic import Field, model_validator
 from igneous_airflow.fields import LayerUrl, MemoryTarget, Mip, section
 from igneous_airflow.operators.chain import Chain, Step
 from igneous_airflow.operators.form import Form, Skipped
-from igneous_airflow.operators.params import RunOptions
-from igneous_airflow.stage import Audit, Plan, Stage, Work, field_schemas
+from igneous_airflow.stage import Audit, Plan, Stage, Work
 
 pytestmark = pytest.mark.airflow
 
@@ -99,33 +98,58 @@ def opened(form: Form) -> dict[str, Any]:
     return {name: param.value for name, param in form.params().items()}
 
 
-def test_a_chain_of_one_step_has_the_form_of_its_stage() -> None:
-    params = Form(Chain((Step(Coarsen),))).params()
-    assert list(params) == [*Coarsen.model_fields, *field_schemas(RunOptions)]
-    assert [params[name].schema["section"] for name in Coarsen.model_fields] == [
-        "Where",
-        "Where",
-        "How",
-        "Limits",
-    ]
-
-
-def test_shared_fields_and_switches_come_first_then_each_step_then_how_it_is_run() -> None:
+def sections(form: Form) -> dict[str, list[str]]:
+    """The form's fields by their section; those that it opens with have none."""
     found: dict[str, list[str]] = {}
-    for name, param in ingest().params().items():
-        found.setdefault(param.schema["section"], []).append(name)
+    for name, param in form.params().items():
+        found.setdefault(param.schema.get("section", ""), []).append(name)
+    return found
+
+
+RUN = {
+    "Run": ["run_on", "workers", "max_attempts", "lease_seconds", "batch", "queue"],
+    "Kubernetes pods": [
+        *("pod_cpus", "pod_memory", "worker_image", "namespace"),
+        *("service_account", "node_selector", "tolerations"),
+    ],
+}
+
+
+def test_a_chain_of_one_step_has_the_form_of_its_stage() -> None:
+    found = sections(Form(Chain((Step(Coarsen),))))
+    own = {"": ["layer", "plan_only"], "Where": ["mip"], "How": ["shape"]}
+    assert found == {**own, "Limits": ["memory_target"], **RUN}
+    assert list(found) == ["", "Where", "How", "Limits", "Run", "Kubernetes pods"]
+
+
+def test_a_form_opens_with_what_must_be_filled_in_or_matters_most() -> None:
+    class Sharpen(Coarsen):
+        """Make it sharper."""
+
+        name: ClassVar[str] = "sharpen"
+        amount: Annotated[
+            int, Field(description="Much.", json_schema_extra=section("What", first=True))
+        ] = 2
+
+    assert sections(Form(Chain((Step(Sharpen),))))[""] == ["layer", "amount", "plan_only"]
+    perhaps = Form(Chain((Step(Surface), Step(Sharpen, switch=False)), shared=("layer",)))
+    found = sections(perhaps)
+    assert found[""] == ["layer", "run_sharpen", "plan_only"]
+    assert "amount" in found["Sharpen"]
+
+
+def test_switches_come_first_then_shared_fields_then_each_step_then_how_it_is_run() -> None:
+    found = sections(ingest())
     assert found == {
-        "All steps": ["memory_target", "run_read", "run_stretch", "run_surface"],
+        "": ["run_read", "run_stretch", "run_surface", "plan_only"],
+        "All steps": ["memory_target"],
         "Read": ["source", "read_dest", "kind", "read_shape"],
         "Stretch": ["stretch_dest", "low", "high"],
         "Coarsen": ["coarsen_mip", "coarsen_shape"],
         "Surface": ["surface_mip"],
-        "Run": ["run_on", "workers", "max_attempts", "lease_seconds", "batch", "queue"],
-        "Kubernetes pods": [
-            *("pod_cpus", "pod_memory", "worker_image", "namespace"),
-            *("service_account", "node_selector", "tolerations"),
-        ],
+        **RUN,
     }
+    assert list(found)[:3] == ["", "All steps", "Read"]
 
 
 def test_the_form_opens_with_the_defaults_of_the_stages_and_the_chain() -> None:

@@ -122,6 +122,7 @@ def test_fields_stand_in_their_sections_the_first_ones_first() -> None:
         "kind",
         "count",
         "sizes",
+        "plan_only",
         "run_on",
         "workers",
         "max_attempts",
