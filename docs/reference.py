@@ -177,8 +177,8 @@ def _chains_page() -> Iterator[str]:
             if name in RunOptions.model_fields:
                 continue
             param = dag.params.get_param(name)
-            default = _default_of(param)
-            yield f"| {param.schema['section']} | {param.schema['title']} | `{name}` | {default} |"
+            section, title = param.schema.get("section", "opens the form"), param.schema["title"]
+            yield f"| {section} | {title} | `{name}` | {_default_of(param)} |"
 
 
 def _default_of(param: Param) -> str:
