@@ -8,7 +8,7 @@ DATA ?=
 ENGINE ?= $(shell for engine in docker podman; do $$engine info >/dev/null 2>&1 && echo $$engine && break; done)
 IMAGE ?= igneous-airflow-worker:$(shell sed -nE 's/^version = "(.*)"/\1/p' pyproject.toml)
 
-.PHONY: help install demo airflow env test e2e check format bench picture docs docs-links screenshots lock image image-test
+.PHONY: help install demo airflow env test e2e check format bench picture docs docs-links screenshots lock image image-test test-browser
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
@@ -43,6 +43,12 @@ e2e: install ## run DAGs over REST with the services of docker-compose.yml as pr
 
 test: install ## run the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-browser: install ## try page, forms and viewer in a real browser, which must be there: chromium
+	@command -v chromium chromium-browser >/dev/null || { echo "Chromium is needed: apt-get install" \
+		"--no-install-recommends chromium fonts-dejavu-core libgl1-mesa-dri libegl1"; exit 1; }
+	$(BIN)/python -m pytest -m browser tests/browser
+	@echo "What was seen is in .browser/"
 
 check: install ## format, lint, types and import contracts
 	$(BIN)/ruff format --check .

@@ -177,8 +177,9 @@ def _chains_page() -> Iterator[str]:
             if name in RunOptions.model_fields:
                 continue
             param = dag.params.get_param(name)
-            section, title = param.schema.get("section", "opens the form"), param.schema["title"]
-            yield f"| {section} | {title} | `{name}` | {_default_of(param)} |"
+            section = param.schema.get("section", "at the top")
+            title, default = param.schema["title"], _default_of(param)
+            yield f"| {section} | {title} | `{name}` | {default} |"
 
 
 def _default_of(param: Param) -> str:

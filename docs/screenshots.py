@@ -98,13 +98,17 @@ def fill_in_the_form(page: Page, address: str, folder: Path, out: Path) -> None:
     page.goto(f"{address}/dags/{DAG}")
     page.get_by_role("button", name="Trigger").first.click()
     form = page.get_by_role("dialog")
-    form.locator("[name=element_source]").fill(f"{folder}/strands.npy")
-    form.locator("[name=element_ingest_dest]").fill(f"{folder}/strands")
+    for name, value in {
+        "source": f"{folder}/strands.npy",
+        "ingest_dest": f"{folder}/strands",
+        "resolution": "8,8,8",
+    }.items():
+        form.locator(f"[name=element_{name}]").fill(value)
     form.locator("#element_layer_type").click()
     page.get_by_role("option", name="segmentation").click()
+    form.locator("[name=element_source]").scroll_into_view_if_needed()
     page.screenshot(path=out / "form.png")
-    form.get_by_role("button", name="Ingest", exact=True).click()  # closes the first section
-    form.locator("[name=element_resolution]").fill("8,8,8")
+    form.get_by_role("button", name="Ingest", exact=True).click()  # closes what was open
     form.locator("[name=element_axes]").fill("zyx")
     form.get_by_role("button", name="Trigger").click()
     page.wait_for_url(lambda url: "/runs/" in url)

@@ -23,6 +23,7 @@ from pydantic import (
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 
 LAYER = "layer"  # the `kind` of fields that hold an address; on a command line also a path
+ADDRESS = "address"  # likewise, of what is no layer
 FILES = "files"  # of fields that hold the address of other files
 WHERE, WHAT, HOW, LIMITS = "Where", "What", "How", "Limits"
 RUN, PODS = "Run", "Kubernetes pods"
@@ -261,7 +262,7 @@ LevelsPath = Annotated[
         title="Levels path",
         description="Address of the folder in which levels/MIP/Z are the histograms of the "
         "sections: gs://BUCKET/PATH, or a path as /data/folder. Empty: the layer that is read.",
-        json_schema_extra={**section(WHERE), "kind": LAYER},
+        json_schema_extra={**section(WHERE), "kind": ADDRESS},
     ),
 ]
 FileUrl = Annotated[
@@ -272,7 +273,7 @@ FileUrl = Annotated[
         title="File",
         description="Address of a file: gs://BUCKET/PATH, s3://BUCKET/PATH, or an absolute path on "
         "this machine as /data/file.",
-        json_schema_extra={**section(WHERE), "kind": LAYER},
+        json_schema_extra={**section(WHERE), "kind": ADDRESS},
     ),
 ]
 Fingerprint = Annotated[
@@ -308,7 +309,7 @@ Resolution = Annotated[
         title="Resolution",
         description="Nanometres of a voxel on x,y,z, as 4,4,40 or 4.6,4.6,45. Empty: as the "
         "source's metadata say, or an existing destination.",
-        json_schema_extra=section(WHERE),
+        json_schema_extra=section(WHERE, first=True),
     ),
 ]
 Mip = Annotated[

@@ -183,6 +183,29 @@ class Overview:
             raise RunNotFound(f"attempt {attempt} at task {task} of {name} has not failed")
         return failure
 
+    def image_beneath(
+        self, run: Run, may_read: Callable[[Run], bool]
+    ) -> tuple[str, str, str] | None:
+        """The image that belongs under a run's segmentation: run, field and address.
+
+        That is one beside it, in the same folder and the same place, on which a run is recorded
+        that may be read. None where there is none, or the run has an image of its own.
+        """
+        own = [box for url in layers_of(run).values() if (box := _place(url))]
+        if not own or any(box.is_image for box in own):
+            return None
+        seen = set(layers_of(run).values())
+        folder = layer_of(run).rpartition("/")[0]
+        for other in self._runs():
+            for name, url in _layers_if_known(other).items():
+                if url in seen or url.rpartition("/")[0] != folder or not may_read(other):
+                    continue
+                seen.add(url)
+                box = _place(url)
+                if box and box.is_image and box.meets(own[-1]):
+                    return other.id, name, url
+        return None
+
     def _runs(self) -> list[Run]:
         return self._all.get("", self._read_records)
 
@@ -247,7 +270,7 @@ class Overview:
             failed_attempts=len(failed),
             tasks_per_second=rate,
             voxels_per_second=rate * voxels if rate and voxels else None,
-            seconds_left=left / rate if rate and not finished else None,
+            seconds_left=left / rate if rate and row.state == "working" else None,
             errors=tuple(group_errors([failure for failure in failures if failure])),
             errors_read=len(failures),
             workers=() if finished else tuple(ledger.workers(_WORKER_SECONDS)),
@@ -308,6 +331,39 @@ def _layer_fields(stage: str) -> frozenset[str]:
 
 def layer_of(run: Run) -> str:
     """The layer that a run works on, or that it makes."""
+    return next(reversed(_layers_if_known(run).values()), "")
+
+
+def _layers_if_known(run: Run) -> dict[str, str]:
     with suppress(IgneousError):  # of a stage that is no more
-        return next(reversed(layers_of(run).values()), "")
-    return ""
+        return layers_of(run)
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a layer lies, in nanometres."""
+
+    is_image: bool
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def meets(self, other: "_Place") -> bool:
+        """Whether some of the space belongs to both."""
+        ends = zip(self.low, self.high, other.low, other.high, strict=True)
+        return all(max(a, c) < min(b, d) for a, b, c, d in ends)
+
+
+def _place(url: str) -> _Place | None:
+    """Where a layer with voxels lies; None where there is none."""
+    from igneous_airflow.storage.layer import Layer
+
+    with suppress(IgneousError, IndexError):  # no layer, or one without mips
+        info = Layer.open(url).info
+        scale = info.scales[0]
+        low, high = (
+            tuple(n * nm for n, nm in zip(corner, scale.resolution, strict=True))
+            for corner in (scale.bounds.min, scale.bounds.max)
+        )
+        return _Place(info.layer_type == "image", low, high)
+    return None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from igneous_airflow.errors import InvalidParameter
-from igneous_airflow.fields import LAYER
+from igneous_airflow.fields import ADDRESS, LAYER
 from igneous_airflow.operators.params import RunOptions
 from igneous_airflow.operators.pod_template import PodTemplate
 from igneous_airflow.operators.settings import PodSettings, workers_run_on
@@ -55,7 +55,7 @@ def require_workable(options: RunOptions, stage: Stage, addresses: Iterable[str]
 
 def _layers(stage: Stage) -> Iterator[str]:
     for name, schema in field_schemas(type(stage)).items():
-        if schema.get("kind") == LAYER and (address := getattr(stage, name)):
+        if schema.get("kind") in (ADDRESS, LAYER) and (address := getattr(stage, name)):
             yield address
 
 

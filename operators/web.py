@@ -8,13 +8,14 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
 from airflow.api_fastapi.core_api.security import get_user
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -36,7 +37,10 @@ def _overview() -> Overview:
 
 
 class LoggedIn:
-    """Lets requests of users who are logged in through, with the user in the request's state."""
+    """Lets requests of users who are logged in through, with the user in the request's state.
+
+    Who opens a page without being logged in, as by a link from a colleague, is asked to log in.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -50,10 +54,17 @@ class LoggedIn:
         try:
             request.state.igneous_user = await get_user(request, None, await _bearer(request))
         except HTTPException as refused:
-            answer = JSONResponse({"detail": refused.detail}, refused.status_code)
+            answer: Response = JSONResponse({"detail": refused.detail}, refused.status_code)
+            if refused.status_code == 401 and "text/html" in request.headers.get("accept", ""):
+                answer = RedirectResponse(get_auth_manager().get_url_login(next_url=_here(request)))
             await answer(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+
+def _here(request: Request) -> str:
+    """The address of a request below Airflow's own, as a path."""
+    return str(request.url.replace(scheme="", netloc=""))
 
 
 def _user(request: Request) -> BaseUser:
@@ -95,7 +106,7 @@ def web_app() -> FastAPI:
     app.add_api_route("/page/api/runs/{name}", _show_run)
     app.add_api_route("/page/api/runs/{name}/failures/{task}/{attempt}", _show_failure)
     app.mount("/page", StaticFiles(directory=_PAGE, html=True))
-    app.mount("/viewer", viewer_app(_find_view))
+    app.mount("/viewer", viewer_app(_find_view, _find_beneath))
     return app
 
 
@@ -142,7 +153,9 @@ def _links(run: RunRow) -> dict[str, str]:
     links = {"View": f"../viewer/open/{run.name}"} if run.layer else {}
     dag, dag_run = run.origin.get("dag_id"), run.origin.get("dag_run_id")
     if dag and dag_run:
-        links["DAG run"] = f"../../dags/{dag}/runs/{dag_run}"
+        links["DAG run"] = f"../../dags/{quote(dag)}/runs/{quote(dag_run)}"
+        if group := run.origin.get("group_id"):
+            links["Task logs"] = f"{links['DAG run']}/tasks/group/{quote(group)}"
     return links
 
 
@@ -153,6 +166,13 @@ def _find_view(name: str, request: Request) -> Mapping[str, str] | None:
         if _may_read(_user(request), run):
             return layers_of(run)
     return None
+
+
+def _find_beneath(name: str, request: Request) -> list[tuple[str, str, str]]:
+    """The image that belongs under the labels of a run, if the user may see a run on it."""
+    user, overview = _user(request), _overview()
+    found = overview.image_beneath(overview.run(name), lambda run: _may_read(user, run))
+    return [found] if found else []
 
 
 def _explain(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001

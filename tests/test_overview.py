@@ -14,8 +14,9 @@ from igneous_airflow.progress import group_errors
 from igneous_airflow.run import Run
 from igneous_airflow.stage import Work
 from igneous_airflow.stages.downsample import Downsample
+from igneous_airflow.stages.luminance_levels import LuminanceLevels
 from igneous_airflow.stages.transfer import Transfer
-from igneous_airflow.testing.layers import random_voxels, write_layer
+from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
 from igneous_airflow.worker.loop import Worker, WorkerOptions
 
 ANY = Filters()
@@ -189,11 +190,14 @@ def test_pace_and_time_left_come_from_what_was_seen(launch, state, monkeypatch):
     assert overview.detail("run").seconds_left is None
     for task in (0, 1):
         run.ledger.write_receipt(receipt(task, voxels=500))
+    run.ledger.note_worker("host:1", 2)
     monkeypatch.setattr(time, "time", lambda: run.created + 20)
     detail = overview.detail("run")
     assert detail.tasks_per_second == pytest.approx(2 / 20, rel=0.1)
     assert detail.voxels_per_second == pytest.approx(1000 / 20, rel=0.1)
     assert detail.seconds_left == pytest.approx(20, rel=0.1)
+    run.ledger.forget_worker("host:1")
+    assert Overview(state).detail("run").seconds_left is None  # nobody works on it
 
 
 @pytest.mark.parametrize("name", ["nobody", "../state/run", "run/..", "", ".", "run/done"])
@@ -234,3 +238,32 @@ def test_runs_in_a_bucket_are_seen_too(layer):
             Downsample(layer=layer, num_mips=1), url=f"{state}/{name}", queue="memory://q", by="me"
         )
     assert {row.name for row in rows(state)[0]} == {"one", "two"}
+
+
+def write_labels(path, **spec):
+    voxels = random_voxels(Vec3(16, 16, 8), "uint64")
+    return write_layer(path, voxels, LayerSpec("segmentation", **spec))
+
+
+def test_the_image_beside_a_segmentation_is_shown_beneath_it(launch, state, layer, tmp_path):
+    launch("image", dag_id="a")
+    labels = launch("labels", Downsample(layer=write_labels(tmp_path / "labels"), num_mips=1))
+    overview = Overview(state)
+    assert overview.image_beneath(labels, lambda run: True) == ("image", "layer", layer)
+    assert overview.image_beneath(labels, lambda run: run.origin.get("dag_id") != "a") is None
+    assert overview.image_beneath(overview.run("image"), lambda run: True) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "offset"), [("elsewhere/labels", (0, 0, 0)), ("labels", (64, 0, 0))]
+)
+def test_an_image_of_another_folder_or_place_is_not(launch, state, tmp_path, path, offset):
+    launch("image")
+    labels = write_labels(tmp_path / path, voxel_offset=offset)
+    run = launch("labels", Downsample(layer=labels, num_mips=1))
+    assert Overview(state).image_beneath(run, lambda run: True) is None
+
+
+def test_files_that_are_no_layers_are_not_shown(launch, state, layer, tmp_path):
+    levels = LuminanceLevels(layer=layer, levels_path=f"{tmp_path}/levels")
+    assert layers_of(launch("levels", levels)) == {"layer": layer}

@@ -6,7 +6,8 @@ Nothing else is ever opened: a path that a browser names is looked for inside of
 
 import asyncio
 import html
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +26,8 @@ from igneous_airflow.viewer.state import BASE, Shown, viewer_state
 
 #: The layers of a view, by their names, for whoever asks; None where there is no such view.
 FindView = Callable[[str, Request], Mapping[str, str] | None]
+#: What else to show beneath the layers of a view: other views, their layers' names and addresses.
+FindBeneath = Callable[[str, Request], Iterable[tuple[str, str, str]]]
 
 _HEARTBEAT_SECONDS = 30.0
 _OPEN_PAGE = """<!doctype html>
@@ -43,9 +46,13 @@ _OPEN_PAGE = """<!doctype html>
 """
 
 
-def viewer_app(find_view: FindView) -> Starlette:
+def _nothing(view: str, request: Request) -> Iterable[tuple[str, str, str]]:  # noqa: ARG001
+    return ()
+
+
+def viewer_app(find_view: FindView, find_beneath: FindBeneath = _nothing) -> Starlette:
     """The application; it may be mounted below any path. Raises InvalidParameter without client."""
-    viewer = _Viewer(find_view)
+    viewer = _Viewer(find_view, find_beneath)
     client = StaticFiles(directory=_client_folder(), html=True)
     return Starlette(
         routes=[
@@ -71,8 +78,9 @@ def _client_folder() -> Path:
 class _Viewer:
     """Answers requests about views; the methods run in threads, since storage makes them wait."""
 
-    def __init__(self, find_view: FindView) -> None:
+    def __init__(self, find_view: FindView, find_beneath: FindBeneath) -> None:
         self._find = find_view
+        self._find_beneath = find_beneath
 
     def open(self, request: Request) -> Response:
         """A page that sends the browser to the client, with the state of the view."""
@@ -84,9 +92,12 @@ class _Viewer:
     def state(self, request: Request) -> Response:
         """The viewer's state for a view."""
         view = request.path_params["view"]
+        layers = [(view, name, url) for name, url in self._layers(view, request).items()]
+        layers = [*self._find_beneath(view, request), *layers]
+        titles = _titles([(name, url) for _, name, url in layers])
         shown = [
-            Shown(name, f"data/{view}/{name}", Layer.open(url))
-            for name, url in self._layers(view, request).items()
+            Shown(title, f"data/{view}/{name}", Layer.open(url))
+            for title, (view, name, url) in zip(titles, layers, strict=True)
         ]
         return JSONResponse(viewer_state(shown), headers={"Cache-Control": "no-store"})
 
@@ -106,6 +117,16 @@ class _Viewer:
         if layers is None:
             raise InvalidParameter("there is no such view")
         return layers
+
+
+def _titles(layers: Sequence[tuple[str, str]]) -> list[str]:
+    """What people call layers of a name and an address: by their folders, if these differ."""
+    folders = [url.rstrip("/").rpartition("/")[2] for _, url in layers]
+    often = Counter(folders)
+    return [
+        folder if often[folder] == 1 else f"{folder} ({name})"
+        for folder, (name, _) in zip(folders, layers, strict=True)
+    ]
 
 
 def _is_inside(path: str) -> bool:

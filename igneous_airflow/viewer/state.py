@@ -37,10 +37,10 @@ class Shown:
 def viewer_state(shown: Sequence[Shown]) -> dict[str, Any]:
     """The viewer's state, as JSON data; sources begin with BASE.
 
-    The first layer's finest mip with voxels decides the place. Raises InvalidParameter when no
-    layer has any.
+    The finest mip with voxels of the topmost layer that has some, the last, decides the place.
+    Raises InvalidParameter when no layer has any.
     """
-    scales = [scale for one in shown for scale in one.layer.info.scales if scale.bounds]
+    scales = [scale for one in reversed(shown) for scale in one.layer.info.scales if scale.bounds]
     if not scales:
         raise InvalidParameter("there is nothing to show: no layer has voxels")
     scale = scales[0]

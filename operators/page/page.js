@@ -3,7 +3,8 @@
 
 const PAGE = 25;
 const POLL = 3000; // milliseconds
-const view = { offset: 0, chosen: new URLSearchParams(location.search).get("run") };
+const view = { offset: 0, chosen: null };
+const rows = new Map(); // by the names of runs: kept, so that the keyboard's focus stays where it is
 const find = (selector, place = document) => place.querySelector(selector);
 
 function element(name, text = "", attributes = {}) {
@@ -15,13 +16,34 @@ function element(name, text = "", attributes = {}) {
 
 async function ask(path) {
   const answer = await fetch(path, { credentials: "same-origin" });
-  if (answer.status === 401 || answer.status === 403) throw new Error("Log in to Airflow to see this page.");
-  if (!answer.ok) throw new Error((await answer.text()) || `the server answers ${answer.status}`);
-  return answer.json();
+  if (answer.status === 401) throw new Error("Log in to Airflow to see this page.");
+  if (answer.ok) return answer.json();
+  const told = await answer.json().catch(() => ({}));
+  throw new Error(told.detail || `The server answers ${answer.status}.`);
+}
+
+function followTheme() { // of Airflow, in whose frame the page is shown
+  const chosen = localStorage.getItem("theme");
+  const known = chosen === "dark" || chosen === "light";
+  document.documentElement.style.colorScheme = known ? chosen : "light dark";
 }
 
 const whole = (number) => Math.round(number).toLocaleString("en");
 const moment = (seconds) => new Date(seconds * 1000).toLocaleString();
+const address = (url) => url.replace(/^file:\/\//, "");
+
+function breakable(made) { // an address breaks behind its slashes, not within a name
+  const parts = made.textContent.split(/(?<=\/)/);
+  made.replaceChildren(...parts.flatMap((part) => [element("wbr"), part]));
+  return made;
+}
+
+function shortMoment(seconds) {
+  const parts = { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" };
+  const at = new Date(seconds * 1000);
+  const shown = { dateTime: at.toISOString(), title: moment(seconds) };
+  return element("time", at.toLocaleString(undefined, parts), shown);
+}
 
 function duration(seconds) {
   if (seconds === null || seconds === undefined) return "unknown";
@@ -32,51 +54,94 @@ function duration(seconds) {
 }
 
 function bar(run) {
-  const percent = run.planned ? Math.floor((1000 * run.done) / run.planned) / 10 : 0;
-  const made = element("div", "", {
-    class: `bar ${run.state}`,
-    role: "progressbar",
-    "aria-label": `${run.stage}: tasks done`,
-    "aria-valuemin": "0",
-    "aria-valuemax": String(run.planned),
-    "aria-valuenow": String(run.done),
-  });
-  const filled = element("span");
-  filled.style.width = `${percent}%`;
-  made.append(filled, element("b", `${percent} % · ${whole(run.done)} of ${whole(run.planned)}`));
+  const made = element("div", "", { role: "progressbar", "aria-valuemin": "0" });
+  made.append(element("span"), element("b"));
+  fillBar(made, run);
   return made;
 }
 
-function row(run) {
-  const made = element("tr", "", { "data-run": run.name });
-  if (run.name === view.chosen) made.setAttribute("aria-current", "true");
-  const choose = element("button", run.layer, { type: "button" });
-  choose.addEventListener("click", () => {
-    view.chosen = view.chosen === run.name ? null : run.name;
-    refresh();
+function fillBar(made, run) {
+  const percent = run.planned ? Math.floor((1000 * run.done) / run.planned) / 10 : 0;
+  made.className = `bar ${run.state}`;
+  made.setAttribute("aria-label", `${run.stage}: tasks done`);
+  made.setAttribute("aria-valuemax", String(run.planned));
+  made.setAttribute("aria-valuenow", String(run.done));
+  find("span", made).style.width = `${percent}%`;
+  find("b", made).textContent = `${percent} % · ${whole(run.done)} of ${whole(run.planned)}`;
+}
+
+function links(run) {
+  return Object.entries(run.links).map(([words, address]) => {
+    const made = element("a", words, { href: address, target: "_top" });
+    made.addEventListener("click", leaveFrame);
+    return made;
   });
+}
+
+function leaveFrame(event) { // Airflow's frame forbids it, so a link of Airflow's own document goes there
+  if (window.parent === window) return;
+  event.preventDefault();
+  const beyond = window.parent.document.createElement("a");
+  beyond.href = event.currentTarget.href;
+  beyond.target = event.ctrlKey || event.metaKey ? "_blank" : "";
+  beyond.click();
+}
+
+function newRow(run) {
+  const made = element("tr", "", { "data-run": run.name });
   const cells = Array.from({ length: 7 }, () => element("td"));
+  const choose = element("a", address(run.layer) || run.name, { href: `?run=${encodeURIComponent(run.name)}` });
+  choose.addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // to a new tab or window
+    event.preventDefault();
+    history.pushState(null, "", choose.href);
+    goWhereAddressSays();
+  });
   cells[0].textContent = run.stage;
   cells[1].className = "layer";
-  cells[1].append(choose);
+  cells[1].append(breakable(choose));
   cells[2].append(bar(run));
-  cells[3].append(element("span", run.state, { class: `state ${run.state}` }));
-  cells[4].textContent = moment(run.created);
+  cells[3].append(element("span"));
+  cells[4].append(shortMoment(run.created));
+  cells[5].className = "by";
   cells[5].textContent = run.by;
-  for (const [words, address] of Object.entries(run.links)) {
-    cells[6].append(element("a", words, { href: address, target: "_top" }), " ");
-  }
+  const more = element("div", "", { class: "links" });
+  more.append(...links(run).slice(0, 2)); // all of them in the view of the run
+  cells[6].append(more);
   made.append(...cells);
   return made;
 }
 
+function row(run) {
+  const made = rows.get(run.name) || newRow(run);
+  rows.set(run.name, made);
+  fillBar(find(".bar", made), run);
+  showState(find("td:nth-child(4) span", made), run);
+  return made;
+}
+
+function showState(place, run) {
+  place.textContent = run.state;
+  place.className = `state ${run.state}`;
+}
+
 function showRuns(answer) {
-  find("#runs tbody").replaceChildren(...answer.runs.map(row));
+  const body = find("#runs tbody");
+  const wanted = answer.runs.map(row);
+  if (wanted.some((one, i) => body.children[i] !== one) || body.children.length > wanted.length) {
+    body.replaceChildren(...wanted);
+  }
   const last = view.offset + answer.runs.length;
   find("#place").textContent = answer.total ? `${view.offset + 1} to ${last} of ${whole(answer.total)}` : "";
   find("#newer").disabled = view.offset === 0;
   find("#older").disabled = last >= answer.total;
-  find("#message").textContent = answer.total ? "" : "There are no such runs.";
+  find("#runs").hidden = !answer.total;
+  find("#pages").hidden = answer.total <= PAGE;
+  const filtered = Array.from(new FormData(find("#filters")).values()).some(Boolean);
+  const none = filtered
+    ? "No run fits these filters."
+    : "No run is recorded yet. Trigger a DAG whose name begins with igneous_, and it will appear here.";
+  find("#message").textContent = answer.total ? "" : none;
   const choice = find("select[name=stage]");
   const known = new Set(Array.from(choice.options, (option) => option.value));
   for (const stage of answer.stages) if (!known.has(stage)) choice.append(element("option", stage));
@@ -89,8 +154,9 @@ function showNumbers(place, run) {
     "Tasks given up": whole(run.given_up),
     "Tasks per second": run.tasks_per_second === null ? "unknown" : run.tasks_per_second.toPrecision(3),
     "Voxels per second": run.voxels_per_second === null ? "unknown" : whole(run.voxels_per_second),
-    [run.seconds === null ? "Time left" : "Time taken"]: duration(run.seconds ?? run.seconds_left),
   };
+  if (run.seconds !== null) numbers["Time taken"] = duration(run.seconds);
+  else if (run.state === "working") numbers["Time left"] = duration(run.seconds_left);
   place.replaceChildren(
     ...Object.entries(numbers).map(([words, value]) => {
       const pair = element("div");
@@ -104,7 +170,7 @@ function errorGroup(run, group) {
   const made = element("li");
   made.append(element("div", group.message, { class: "message" }));
   const count = group.count === 1 ? "once" : `${whole(group.count)} times`;
-  made.append(element("small", `${count}, first in task ${group.first_task}, last at ${group.last_seen}`));
+  made.append(element("small", `${count}, first in task ${group.first_task}, last on ${moment(Date.parse(group.last_seen) / 1000)}`));
   const more = element("details");
   more.append(element("summary", `Traceback of task ${group.task}, attempt ${group.attempt}`));
   more.addEventListener("toggle", async () => {
@@ -120,12 +186,17 @@ function showDetail(run) {
   const place = find("#detail");
   if (place.dataset.run !== run.name) {
     place.replaceChildren(find("#detail-form").content.cloneNode(true));
+    find("h2", place).textContent = `${run.stage} · ${address(run.layer)}`;
+    breakable(find("h2", place));
+    find(".bar", place).replaceWith(bar(run));
+    find(".links", place).replaceChildren(...links(run));
     place.dataset.run = run.name;
     place.dataset.errors = "";
   }
-  place.hidden = false;
-  find("h2", place).textContent = `${run.stage} · ${run.layer}`;
-  find(".where", place).textContent = `${run.state}${run.held && ` (${run.held})`}; recorded in ${run.url}`;
+  find("#message").textContent = "";
+  showState(find(".state", place), run);
+  find(".where", place).textContent = `${run.held && `${run.held}; `}started ${moment(run.created)} by ${run.by}, recorded in ${address(run.url)}`;
+  fillBar(find(".bar", place), run);
   showNumbers(find(".numbers", place), run);
   find(".plan", place).hidden = !run.plan;
   find(".plan pre", place).textContent = run.plan_in_words;
@@ -149,25 +220,46 @@ let asked = 0;
 
 async function refresh() {
   const mine = ++asked; // an answer that comes late must not overwrite a later one
+  followTheme();
   try {
-    const filters = new URLSearchParams(new FormData(find("#filters")));
-    filters.set("offset", String(view.offset));
-    filters.set("limit", String(PAGE));
-    const runs = await ask(`api/runs?${filters}`);
-    const detail = view.chosen ? await ask(`api/runs/${view.chosen}`) : null;
+    const answer = await ask(view.chosen ? `api/runs/${encodeURIComponent(view.chosen)}` : `api/runs?${wanted()}`);
     if (mine !== asked) return;
-    showRuns(runs);
-    if (detail) showDetail(detail);
-    else find("#detail").hidden = true;
+    if (view.chosen) showDetail(answer);
+    else showRuns(answer);
   } catch (error) {
     if (mine === asked) find("#message").textContent = error.message;
   }
+}
+
+function wanted() {
+  const filters = new URLSearchParams(new FormData(find("#filters")));
+  filters.set("offset", String(view.offset));
+  filters.set("limit", String(PAGE));
+  return filters;
+}
+
+function goWhereAddressSays() {
+  view.chosen = new URLSearchParams(location.search).get("run");
+  for (const place of document.querySelectorAll("[data-view]")) {
+    place.hidden = (place.dataset.view === "run") !== Boolean(view.chosen);
+  }
+  find("#detail").replaceChildren();
+  find("#detail").dataset.run = "";
+  find("#message").textContent = "Looking ...";
+  refresh();
 }
 
 find("#filters").addEventListener("input", () => { view.offset = 0; refresh(); });
 find("#filters").addEventListener("submit", (event) => event.preventDefault());
 find("#newer").addEventListener("click", () => { view.offset = Math.max(0, view.offset - PAGE); refresh(); });
 find("#older").addEventListener("click", () => { view.offset += PAGE; refresh(); });
+find("#back").addEventListener("click", (event) => {
+  event.preventDefault();
+  history.pushState(null, "", location.pathname);
+  goWhereAddressSays();
+});
+window.addEventListener("popstate", goWhereAddressSays);
+window.addEventListener("storage", followTheme); // Airflow's switch of the theme
 document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
 setInterval(() => { if (!document.hidden) refresh(); }, POLL);
-refresh();
+goWhereAddressSays();

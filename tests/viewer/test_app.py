@@ -122,6 +122,16 @@ def test_the_state_names_the_layers_of_the_view(client, folder):
     assert len(Layer.open(f"file://{folder}").info.scales) == 1
 
 
+def test_layers_are_called_by_their_folders(folder, serve):
+    other = folder.parent / "copy" / "image"
+    write_layer(other, random_voxels(Vec3(16, 8, 8)), LayerSpec())
+    labels = folder.parent / "labels"
+    write_layer(labels, random_voxels(Vec3(16, 8, 8), "uint64"), LayerSpec("segmentation"))
+    view = {"src": f"file://{folder}", "dest": f"file://{other}", "layer": f"file://{labels}"}
+    state = json.loads(serve({"run": view}).get("/state/run").text)
+    assert [one["name"] for one in state["layers"]] == ["image (src)", "image (dest)", "labels"]
+
+
 def test_a_view_that_is_not_there_is_told_as_such(client):
     for path in ("/open/other", "/state/other", "/data/other/image/info"):
         answer = client.get(path)
