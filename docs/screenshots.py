@@ -92,7 +92,9 @@ def log_in(page: Page, address: str, password: str) -> None:
 
 
 def fill_in_the_form(page: Page, address: str, folder: Path, out: Path) -> None:
-    """Trigger the DAG by its form."""
+    """Trigger the DAG by its form, once Airflow has read it."""
+    while not page.request.get(f"{address}/api/v2/dags/{DAG}").ok:
+        page.wait_for_timeout(SECONDS)
     page.goto(f"{address}/dags/{DAG}")
     page.get_by_role("button", name="Trigger").first.click()
     form = page.get_by_role("dialog")
@@ -107,6 +109,8 @@ def fill_in_the_form(page: Page, address: str, folder: Path, out: Path) -> None:
     page.get_by_role("option", name="segmentation").click()
     form.locator("[name=element_source]").scroll_into_view_if_needed()
     page.screenshot(path=out / "form.png")
+    form.get_by_role("button", name="Ingest", exact=True).click()  # closes what was open
+    form.locator("[name=element_axes]").fill("zyx")
     form.get_by_role("button", name="Trigger").click()
     page.wait_for_url(lambda url: "/runs/" in url)
 

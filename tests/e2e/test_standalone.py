@@ -302,7 +302,7 @@ def test_a_dag_that_is_scheduled_on_a_stage_gets_the_layer_it_made(
     started = [run for run in meshes.dag_runs() if run["conf"] == {"layer": f"file://{layer}"}]
     assert len(started) == 1
     assert meshes.end_of(started[0]["dag_run_id"]) == "success"
-    assert {path.name for path in layer.glob("mesh_*/*:0")} == labelled(layer)
+    assert {path.name for path in layer.glob("mesh_*/*:0")} == labelled(source)
 
 
 def test_what_arrives_in_a_watched_folder_is_ingested_once_and_only_when_it_is_whole(
