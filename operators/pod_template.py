@@ -14,6 +14,7 @@ from typing import Any, Self
 import yaml
 
 from igneous_airflow.errors import InvalidParameter
+from igneous_airflow.operators.arguments import worker_arguments
 from igneous_airflow.operators.params import RunOptions
 from igneous_airflow.operators.settings import PodSettings
 from igneous_airflow.run import Run
@@ -89,14 +90,8 @@ class PodTemplate:
 
     def _arguments(self, run: Run, options: RunOptions) -> list[str]:
         period = self.manifest["spec"].get("terminationGracePeriodSeconds", _DEFAULT_PERIOD)
-        return [
-            run.queue,
-            *("--processes", str(options.processes)),
-            *("--max-attempts", str(options.max_attempts)),
-            *("--lease-seconds", str(options.lease_seconds)),
-            *("--grace-seconds", str(max(period - _HAND_BACK_SECONDS, 0))),
-            "--until-done",
-        ]
+        grace = max(period - _HAND_BACK_SECONDS, 0)
+        return worker_arguments(run, options, options.processes, grace)
 
 
 def _resources(

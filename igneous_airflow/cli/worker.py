@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from igneous_airflow.cli.addresses import queue_url
+from igneous_airflow.cli.addresses import folder_url, queue_url
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.worker.loop import Settled, WorkerOptions
@@ -22,6 +22,13 @@ _STOPPED = 143  # what shells use for SIGTERM
     "--processes", type=click.IntRange(1), default=1, show_default=True, help="Worker processes."
 )
 @click.option("--until-done", is_flag=True, help="Stop when no task is left to wait for.")
+@click.option(
+    "--run",
+    metavar="RUN",
+    callback=lambda _context, _parameter, value: value and folder_url(value),
+    help="With --until-done: stop as well when this run waits for nobody, though the queue holds "
+    "tasks of others.",
+)
 @click.option(
     "--lease-seconds",
     type=click.FloatRange(1),
@@ -55,6 +62,7 @@ def worker(
     queue: str,
     processes: int,
     until_done: bool,
+    run: str | None,
     lease_seconds: float,
     max_attempts: int,
     grace_seconds: float,
@@ -72,6 +80,7 @@ def worker(
         max_attempts=max_attempts,
         grace_seconds=grace_seconds,
         until_done=until_done,
+        run=run,
     )
     pool = WorkerPool(queue, processes, options, on_settled=_log)
     if stop_with_parent is not None:
