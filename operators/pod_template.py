@@ -19,6 +19,7 @@ from igneous_airflow.operators.params import RunOptions
 from igneous_airflow.operators.settings import PodSettings
 from igneous_airflow.run import Run
 
+_STOPPED = "143"  # what shells use for SIGTERM; Kubernetes takes 0 for the end of the work
 #: The name of the container that works, in every template.
 CONTAINER = "worker"
 
@@ -91,7 +92,8 @@ class PodTemplate:
     def _arguments(self, run: Run, options: RunOptions) -> list[str]:
         period = self.manifest["spec"].get("terminationGracePeriodSeconds", _DEFAULT_PERIOD)
         grace = max(period - _HAND_BACK_SECONDS, 0)
-        return worker_arguments(run, options, options.processes, grace)
+        arguments = worker_arguments(run, options, options.processes, grace)
+        return [*arguments, "--stopped-code", _STOPPED]
 
 
 def _resources(

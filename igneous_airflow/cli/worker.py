@@ -13,7 +13,6 @@ from igneous_airflow.worker.loop import Settled, WorkerOptions
 from igneous_airflow.worker.pool import WorkerPool
 
 _DEFAULTS = WorkerOptions()
-_STOPPED = 143  # what shells use for SIGTERM
 
 
 @click.command
@@ -28,6 +27,14 @@ _STOPPED = 143  # what shells use for SIGTERM
     callback=lambda _context, _parameter, value: value and folder_url(value),
     help="With --until-done: stop as well when this run waits for nobody, though the queue holds "
     "tasks of others.",
+)
+@click.option(
+    "--stopped-code",
+    type=click.IntRange(0, 255),
+    default=0,
+    show_default=True,
+    help="Exit code when this was stopped before --until-done had come true, for who starts "
+    "workers again, as Kubernetes does.",
 )
 @click.option(
     "--lease-seconds",
@@ -63,6 +70,7 @@ def worker(
     processes: int,
     until_done: bool,
     run: str | None,
+    stopped_code: int,
     lease_seconds: float,
     max_attempts: int,
     grace_seconds: float,
@@ -72,7 +80,7 @@ def worker(
     """Work on the tasks of QUEUE, one line of log for each.
 
     SIGTERM lets the running tasks finish; a second one gives them back at once. The exit code is 1
-    when tasks were given up, and 143 when this was stopped before --until-done had come true.
+    when tasks were given up, else 0.
     """
     _require_queue(queue, until_done)
     options = WorkerOptions(
@@ -88,8 +96,7 @@ def worker(
     if alive_file is not None:
         pool.show_life(alive_file)
     code = pool.run()
-    # who starts workers again, as Kubernetes does, must see that this one was not at its end
-    sys.exit(code or (_STOPPED if until_done and pool.stopped else 0))
+    sys.exit(code or (stopped_code if until_done and pool.stopped else 0))
 
 
 def _require_queue(url: str, until_done: bool) -> None:
