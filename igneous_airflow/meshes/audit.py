@@ -1,9 +1,9 @@
-"""Whether every fragment that should be there is; used when the stage of meshes finishes."""
+"""Whether every fragment that should be there is, as records and files of the cells tell."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
-from igneous_airflow.errors import AuditFailed
+from igneous_airflow.errors import AuditFailed, InvalidInfo
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.storage.meshes import MeshFolder, read_name
 from igneous_airflow.storage.overlap import Overlap
@@ -72,3 +72,23 @@ def recorded_labels(
             list(undone),
         )
     return labels
+
+
+def remove_other_records(
+    folder: MeshFolder, cells: Iterable[BoundingBox], parameters: str, overlap: Overlap
+) -> None:
+    """Remove records of cells that were not made with these parameters.
+
+    Without its record a cell counts as not meshed, so that no manifest mixes old and new fragments.
+    """
+    recorded = folder.recorded()
+
+    def is_other(cell: BoundingBox) -> bool:
+        try:
+            record = folder.read_record(cell)
+        except InvalidInfo:  # broken, and written anew by the cell's task
+            return True
+        return record is not None and record.parameters != parameters
+
+    there = (cell for cell in cells if str(cell) in recorded)
+    folder.delete_records(cell for cell, other in overlap.map(is_other, there) if other)

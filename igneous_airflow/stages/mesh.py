@@ -200,13 +200,20 @@ class Mesh(Stage):
         )
 
     def prepare(self) -> None:
-        """Write the mesh directory's info, and its name into the layer's info."""
+        """Write the mesh directory's info, and its name into the layer's info.
+
+        Cells of the region that were meshed with other parameters count as not meshed from now on.
+        """
+        from igneous_airflow.meshes.audit import remove_other_records
         from igneous_airflow.storage.info import name_mesh_directory
         from igneous_airflow.storage.mesh_info import spatial_index_entry
+        from igneous_airflow.storage.overlap import Overlap
 
         place = self._place()
         index = spatial_index_entry(place.scale, place.info.cell) if self.spatial_index else None
         place.folder.add_part(place.info, index)
+        with Overlap(place.layer.overlap_width) as overlap:
+            remove_other_records(place.folder, place.cells, self._fingerprint(), overlap)
         name_mesh_directory(place.layer.folder, place.folder.directory)
 
     def cells(self) -> Sequence[BoundingBox]:

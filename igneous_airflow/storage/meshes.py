@@ -175,6 +175,10 @@ class MeshFolder:
         """The boxes of all cells that have been meshed, as text."""
         return set(self.layer.names(f"{self.directory}/{_RECORDS}"))
 
+    def delete_records(self, boxes: Iterable[BoundingBox]) -> None:
+        """Forget that cells have been meshed."""
+        self.delete(f"{_RECORDS}/{box}" for box in boxes)
+
     def names(self) -> Iterator[str]:
         """The names of all files directly in the directory."""
         return self.layer.names(self.directory)

@@ -323,6 +323,34 @@ def test_fragments_that_other_parameters_left_are_removed(tmp_path):
     assert {label for label, _ in fragments(tmp_path)} == {1}
 
 
+def test_preparing_forgets_only_cells_of_its_region_that_other_parameters_made(tmp_path):
+    layer = write_layer(tmp_path, blobs(Vec3(40, 36, 30)), SPEC)
+    records = tmp_path / MESHES / "cells"
+
+    def recorded():
+        return {path.name for path in records.iterdir()}
+
+    whole = Mesh(layer=layer, shape=(20, 36, 30)).resolved()
+    complete(whole)
+    whole.prepare()
+    assert recorded() == {"3-23_-7-29_11-41.gz", "23-43_-7-29_11-41.gz"}
+    for part, left in (
+        ("3-4_-7-29_11-41", {"23-43_-7-29_11-41.gz"}),
+        ("30-31_-7-29_11-41", {"3-23_-7-29_11-41.gz"}),
+    ):
+        complete(whole)
+        stage = Mesh(layer=layer, shape=(20, 36, 30), bounds=part, dust_threshold=2).resolved()
+        stage.prepare()
+        assert recorded() == left
+        (cell,) = stage.cells()
+        stage.run(cell)
+        stage.prepare()
+        assert len(recorded()) == 2
+    next(records.iterdir()).write_bytes(b"broken")
+    whole.prepare()
+    assert recorded() == set()
+
+
 def test_parts_are_meshed_one_by_one_on_one_grid(tmp_path):
     layer = write_layer(tmp_path / "parts", blobs(Vec3(40, 36, 30)), SPEC)
     whole = write_layer(tmp_path / "whole", blobs(Vec3(40, 36, 30)), SPEC)
