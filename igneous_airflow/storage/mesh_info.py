@@ -13,6 +13,7 @@ from igneous_airflow.errors import InvalidInfo
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.storage.info import Scale
 
+SPATIAL_INDEX = ".spatial"  # how the names of its files end
 _TYPE = "neuroglancer_legacy_mesh"
 
 
@@ -109,7 +110,7 @@ def spatial_index_name(cell: BoundingBox, scale: Scale) -> str:
     decimals = max(_decimals(r) for r in scale.resolution)
     spans = zip(cell.min, cell.max, scale.resolution, strict=True)
     box = "_".join(f"{low * r:.{decimals}f}-{high * r:.{decimals}f}" for low, high, r in spans)
-    return f"{box}.spatial"
+    return f"{box}{SPATIAL_INDEX}"
 
 
 def _decimals(number: float) -> int:
