@@ -126,7 +126,7 @@ def test_two_runs_on_two_layers_at_once_do_not_disturb_each_other(
         assert summary["audit"]["outputs"] == {"8_8_40": 4}
         assert len(list((layer / "8_8_40").iterdir())) == 4
         assert '"by": "admin"' in (layer / "provenance").read_text()
-    assert not list(airflow.runs.glob("*/queue.db"))
+    assert not list(airflow.runs.glob("*_both-*/queue.db"))
 
 
 def test_the_logs_tell_the_story(airflow: RealAirflow, tmp_path: Path) -> None:
@@ -418,6 +418,7 @@ def test_marking_the_workers_as_failed_stops_them_and_clearing_resumes(
     assert_same_bytes(undisturbed / "8_8_40", copied / "8_8_40")
 
 
+@pytest.mark.timeout(600)
 def test_work_that_others_finish_completes_a_dag_run_without_its_workers(
     airflow: RealAirflow, undisturbed: Path, copied: Path
 ) -> None:
@@ -427,7 +428,7 @@ def test_work_that_others_finish_completes_a_dag_run_without_its_workers(
     wait_until(lambda: airflow.call("GET", drained)["state"] == "deferred", seconds=60)
     (queue,) = airflow.runs.glob("*_helped_*/queue.db")
     command = [sys.executable, "-m", "igneous_airflow", "worker", f"sqlite://{queue}"]
-    subprocess.run([*command, "--until-done"], check=True, capture_output=True, timeout=120)
+    subprocess.run([*command, "--until-done"], check=True, capture_output=True, timeout=300)
     assert airflow.end_of("helped") == "success"
     assert airflow.call("GET", airflow.task("helped", "workers"))["state"] == "failed"
     assert_same_bytes(undisturbed / "8_8_40", copied / "8_8_40")
@@ -489,7 +490,7 @@ def test_two_chains_at_once_do_not_disturb_each_other_and_skip_what_is_off(
     for layer in (whole, part):
         assert manifests(layer) == labelled(layer)
     assert chain.xcom("whole", "mesh.finish")["audit"]["files"] == "fragments"
-    assert not list(airflow.runs.glob("*/queue.db"))
+    assert not list(airflow.runs.glob("igneous_segmentation_*/queue.db"))
 
 
 def test_a_failed_step_stops_a_chain_and_clearing_it_goes_on_to_the_end(

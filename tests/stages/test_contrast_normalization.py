@@ -522,7 +522,7 @@ def test_wrong_values_are_refused_by_name(name, values):
     ("wishes", "reason"),
     [
         ({"minval": 9, "maxval": 9}, "must be smaller than"),
-        ({"clip_values": "1,2"}, "set scope to global"),
+        ({"clip_values": "1,2"}, "set scope: global"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(wishes, reason):
