@@ -386,8 +386,6 @@ Encoding = Annotated[
         "compresso",
         "crackle",
         "jxl",
-        "fpzip",
-        "zfpc",
     ]
     | None,
     Field(
