@@ -41,8 +41,9 @@ e2e: install ## run DAGs over REST with the services of docker-compose.yml as pr
 	[ "$$(id -u)" != 0 ] || tests/e2e/install_services.sh
 	$(BIN)/python -m pytest -m services tests/e2e
 
+# in the order of their folders, so that the longest files do not come last, one by one
 test: install ## run the whole test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25
 
 test-browser: install ## try page, forms and viewer in a real browser, which must be there: chromium
 	@command -v chromium chromium-browser >/dev/null || { echo "Chromium is needed: apt-get install" \

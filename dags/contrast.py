@@ -4,7 +4,7 @@ The DAG `igneous_contrast`. Levels that are there already need not be counted ag
 step off.
 """
 
-from igneous_airflow.operators.chain import Step
+from igneous_airflow.operators.chain import Step, part_that_moves
 from igneous_airflow.operators.group import pipeline
 from igneous_airflow.stages.contrast_normalization import ContrastNormalization
 from igneous_airflow.stages.downsample import Downsample
@@ -22,7 +22,12 @@ contrast = Step(
     },
     defaults={"skip_downsamples": True},  # which is the next step's work
 )
-downsample = Step(Downsample, binds={"layer": contrast["dest"], "mip": levels["mip"]}, switch=True)
+downsample = Step(
+    Downsample,
+    binds={"layer": contrast["dest"], "mip": levels["mip"], "bounds": levels["bounds"]},
+    switch=True,
+    refusals=(part_that_moves(contrast),),
+)
 dag = pipeline(
     "contrast",
     __doc__,

@@ -4,7 +4,7 @@ The DAG `igneous_ingest`. Contrast is done when asked for, into a layer of its o
 of segmentations. Each step after the first can be switched off.
 """
 
-from igneous_airflow.operators.chain import Step
+from igneous_airflow.operators.chain import Refusal, Step, part_that_moves
 from igneous_airflow.operators.group import pipeline
 from igneous_airflow.stages.contrast_normalization import ContrastNormalization
 from igneous_airflow.stages.downsample import Downsample
@@ -21,6 +21,12 @@ levels = Step(
     binds={"layer": ingest["dest"]},
     switch=False,
     switch_name="contrast",
+    refusals=(
+        Refusal(
+            (ingest["layer_type"].is_not("image"),),
+            "has no grey values to stretch: switch run_contrast off, or choose image",
+        ),
+    ),
 )
 contrast = Step(
     ContrastNormalization,
@@ -34,7 +40,16 @@ contrast = Step(
     defaults={"skip_downsamples": True},
     switch=False,
 )
-downsample = Step(Downsample, binds={"layer": (contrast["dest"], ingest["dest"])}, switch=True)
+downsample = Step(
+    Downsample,
+    binds={
+        "layer": (contrast["dest"], ingest["dest"]),
+        "mip": (contrast["mip"], None),
+        "bounds": (contrast["bounds"], None),
+    },
+    switch=True,
+    refusals=(part_that_moves(contrast),),
+)
 mesh = Step(Mesh, binds={"layer": ingest["dest"]}, switch=True, only_if=is_segmentation)
 manifest = Step(MeshManifest, binds={"layer": ingest["dest"]}, switch=True, only_if=is_segmentation)
 dag = pipeline(

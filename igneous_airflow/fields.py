@@ -25,6 +25,8 @@ from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 LAYER = "layer"  # the `kind` of fields that hold an address; on a command line also a path
 ADDRESS = "address"  # likewise, of what is no layer
 FILES = "files"  # of fields that hold the address of other files
+MIP = "mip"  # of fields that hold a mip, or COARSEST
+COARSEST = -1  # whichever mip that is now
 WHERE, WHAT, HOW, LIMITS = "Where", "What", "How", "Limits"
 RUN, PODS = "Run", "Kubernetes pods"
 SECTIONS = (WHERE, WHAT, HOW, LIMITS, RUN, PODS)  # in the order in which people think
@@ -315,12 +317,12 @@ Resolution = Annotated[
 Mip = Annotated[
     int,
     Field(
-        ge=-1,
+        ge=COARSEST,
         le=64,
         title="Mip",
         description="Mip level to read, by its place in the info file: 0 is the first, the finest; "
         "-1 is the coarsest, that with the largest voxels.",
-        json_schema_extra=section(WHERE),
+        json_schema_extra={**section(WHERE), "kind": MIP},
     ),
 ]
 Bounds = Annotated[

@@ -363,6 +363,11 @@ class Run(BaseModel):
         """List which tasks have receipts."""
         return self.ledger.done(self.planned)
 
+    def is_decided(self) -> bool:
+        """Whether each task is done or was given up, by the ledger alone: it waits for nobody."""
+        done = self.done()
+        return done.count + self.ledger.given_up(done) >= self.planned
+
     def require_done(self, progress: Progress) -> None:
         """Raise RunFailed, with the tasks and their errors, unless every task has its receipt."""
         if progress.state is State.DONE:

@@ -9,6 +9,7 @@ ReadsFiles          reads files besides, whose content is fixed when a run is la
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from igneous_airflow.pyramid.route import Route, TaskLimits
     from igneous_airflow.pyramid.source import Change, LayerSource
     from igneous_airflow.pyramid.writer import WriteOptions
-    from igneous_airflow.storage.info import Scale
+    from igneous_airflow.storage.info import Info, Scale
     from igneous_airflow.storage.layer import Layer
 
 _PLANE = Vec3(2, 2, 1)
@@ -204,6 +205,8 @@ class WritesLayer(PyramidOptions):
         if not self.skip_downsamples and made < self.max_mips:
             why = "more do not fit in memory" if route.cut_short else "nothing is left to pool"
             yield f"{made} of {self.max_mips} coarser mips are made: after those {why}"
+        written = [scale for scale, _ in route.written]
+        yield from older_mips(route.place.info, written[0], written[1:])
         if route.geometry.times_read > 1.001:
             yield (
                 f"each voxel of the source is decoded {route.geometry.times_read:.2f} times, since "
@@ -406,6 +409,20 @@ class Conversion(WritesLayer, ReadsLayer):
 def describe_scale(scale: "Scale") -> str:
     """A line about a scale that is made, for plans."""
     return f"{scale.key}: {scale.size} voxels, chunks of {scale.chunk_size}, {scale.encoding}"
+
+
+def older_mips(info: "Info", finest: "Scale", made: "Sequence[Scale]") -> Iterator[str]:
+    """A note on the mips that are coarser than what is made, and not made anew with it."""
+    older = [
+        f"{mip} ({scale.key})"
+        for mip, scale in enumerate(info.scales)
+        if prod(scale.resolution) > prod(finest.resolution) and scale not in made
+    ]
+    if older:
+        yield (
+            f"mips that are there already keep their old voxels: {', '.join(older)}; where the "
+            "finer ones change, make them anew with downsample, or delete them"
+        )
 
 
 def layer_source(route: "Route") -> "LayerSource":

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from igneous_airflow.operators.params import titled_schemas
@@ -28,13 +28,33 @@ class StepField:
             raise TypeError(f"{self.step.name}.{self.name} is never {value!r}: it is in {choices}")
         return Condition(self, value)
 
+    def is_not(self, value: object) -> "Condition":
+        """The condition that it has another value; raises TypeError when it always has."""
+        return replace(self.is_(value), negated=True)
+
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """That a field of an earlier step has a certain value."""
+    """That a field of an earlier step has a certain value, or, negated, that it has another."""
 
     field: StepField
     value: object
+    negated: bool = False
+
+    def met_by(self, value: object) -> bool:
+        """Whether it is met when the field has this value."""
+        return (value == self.value) != self.negated
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a step cannot work with: all the conditions are met, each by a step that runs.
+
+    It is told at the start, as the fields with their values and then `why`, with the way out.
+    """
+
+    conditions: tuple[Condition, ...]
+    why: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,20 +63,21 @@ class Step:
 
     `name` is its TaskGroup's; it must be given when a chain has a stage twice. `binds` takes values
     of fields from earlier steps instead of the form: of several, the first whose step runs, or else
-    the last.
+    the last. With None as the last the form has the field, for when none of the steps runs.
     `defaults` are what the form opens with in place of the stage's own. With a `switch` the form
     can turn the step on and off; it opens with that value. Steps of one `switch_name` are turned on
     and off together. With `only_if` it runs under that condition only. A step that does not run
-    keeps nobody after it from running.
+    keeps nobody after it from running. `refusals` are what it cannot run with.
     """
 
     stage: type[Stage]
     name: str = ""
-    binds: Mapping[str, StepField | tuple[StepField, ...]] = field(default_factory=dict)
+    binds: Mapping[str, StepField | tuple[StepField | None, ...]] = field(default_factory=dict)
     defaults: Mapping[str, object] = field(default_factory=dict)
     switch: bool | None = None
     switch_name: str = ""
     only_if: Condition | None = None
+    refusals: tuple[Refusal, ...] = ()
     #: The fields whose values are the form's, and how they look there.
     fields: Mapping[str, dict[str, Any]] = field(init=False, repr=False)
 
@@ -67,7 +88,11 @@ class Step:
             self[name]
         if both := self.binds.keys() & self.defaults.keys():
             raise TypeError(f"{', '.join(both)} of {self.name}: what is bound has no default")
-        fields = {n: s for n, s in titled_schemas(self.stage).items() if n not in self.binds}
+        fields = {
+            name: schema
+            for name, schema in titled_schemas(self.stage).items()
+            if name not in self.binds or None in self.sources(name)
+        }
         fields |= {name: fields[name] | {"default": value} for name, value in self.defaults.items()}
         object.__setattr__(self, "fields", fields)
 
@@ -87,10 +112,20 @@ class Step:
         """Whether nothing in the form keeps it from running."""
         return self.switch is None and self.only_if is None
 
-    def sources(self, name: str) -> tuple[StepField, ...]:
-        """What a field is bound to; nothing when its value is the form's."""
+    def sources(self, name: str) -> tuple[StepField | None, ...]:
+        """What a field is bound to, None for its own in the form; nothing when it is not bound."""
         bound = self.binds.get(name, ())
         return bound if isinstance(bound, tuple) else (bound,)
+
+
+def part_that_moves(step: Step) -> Refusal:
+    """That a step moves a part of a layer; for later steps that are bound to its bounds."""
+    return Refusal(
+        (step["bounds"].is_not(None), step["translate"].is_not(None)),
+        "do not go together in one run with coarser mips, which would be made where the part was, "
+        "not where it goes: leave one of them empty, or switch the mips off here and make them "
+        "with igneous_downsample afterwards",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +144,8 @@ class Chain:
         for step in self.steps:
             used = [source for name in step.binds for source in step.sources(name)]
             used += [step.only_if.field] if step.only_if else []
-            for source in used:
+            used += [met.field for refusal in step.refusals for met in refusal.conditions]
+            for source in filter(None, used):
                 if source.step not in earlier:
                     raise TypeError(f"{source.step.name} does not come before {step.name}")
             if step.name in (other.name for other in earlier):

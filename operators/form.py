@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from airflow.sdk import Param
 from pydantic import BaseModel, ValidationError
 
-from igneous_airflow.operators.chain import Chain, Step
+from igneous_airflow.fields import COARSEST, MIP
+from igneous_airflow.operators.chain import Chain, Condition, Step, StepField
 from igneous_airflow.operators.params import (
     RunOptions,
     make_params,
@@ -21,12 +22,16 @@ from igneous_airflow.operators.params import (
     titled_schemas,
     wrong_fields,
 )
-from igneous_airflow.stage import Stage, matters_most
+from igneous_airflow.stage import Stage, field_schemas, matters_most
 
 Model = TypeVar("Model", bound=BaseModel)
 Schema = dict[str, Any]
 
 _ALL_STEPS = "All steps"
+_NUMBERED = (
+    f"Here the number is needed, not {COARSEST}: the steps work on one mip, and an earlier run may "
+    "have left coarser ones."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,21 @@ class Form:
         for name, times in Counter([*others, *self._names.values()]).items():
             if times > 1:
                 raise TypeError(f"{times} fields of the form are named {name}")
+        self._needed = {
+            place
+            for step in chain.steps
+            if step.always_runs
+            for name in step.stage.model_fields
+            if (place := self._only_place(step, name))
+        }
+        # mips that all steps must take for the same one: the coarsest changes under their hands
+        self._numbered = {
+            place
+            for step in chain.steps
+            if step.binds
+            for name in _mips(step)
+            for place in self._all_places(step, name)
+        }
 
     def params(self) -> dict[str, Param]:
         """What the form opens with, then what steps share, each step's own, and how it is run.
@@ -78,8 +98,8 @@ class Form:
             owners = self.chain.owners(name)
             schema = owners[0].fields[name] | {"section": _ALL_STEPS}
             # of steps that all have it, one at least runs
-            needed = any(step.always_runs for step in owners) or owners == [*self.chain.steps]
-            yield name, schema if needed else _may_be_empty(schema)
+            needed = name in self._needed or owners == [*self.chain.steps]
+            yield name, self._shown(name, schema, needed=needed)
 
     def _switches(self) -> Iterator[tuple[str, Schema]]:
         together: dict[str, list[Step]] = {}
@@ -105,8 +125,14 @@ class Form:
             heading = {"section": _title(step)} if len(self.chain.steps) > 1 else {}
             for name, schema in step.fields.items():
                 if name not in self.chain.shared:
-                    shown = schema if step.always_runs else _may_be_empty(schema)
-                    yield self._names[step.name, name], shown | heading
+                    place = self._names[step.name, name]
+                    yield place, self._shown(place, schema | heading, needed=place in self._needed)
+
+    def _shown(self, place: str, schema: Schema, *, needed: bool) -> Schema:
+        schema = schema if needed else _may_be_empty(schema)
+        if place in self._numbered:
+            return schema | {"minimum": 0, "description": f"{schema['description']} {_NUMBERED}"}
+        return schema
 
     def read(self, values: Mapping[str, Any]) -> dict[str, Stage | Skipped]:
         """Make the stage of every step from a DAG run's params, or say why it does not run.
@@ -123,10 +149,14 @@ class Form:
         for step in self.chain.steps:
             if step.name not in skipped:
                 places = self._places(step, skipped)
+                problems += self._overruled(step, places, values)
                 try:
                     stages[step.name] = _make(step.stage, places, values)
                 except ValidationError as error:
                     problems += [_renamed(text, places) for text in wrong_fields(error)]
+                else:
+                    problems += self._unnumbered(step, places, stages[step.name])
+                    problems += self._impossible(step, stages, skipped)
         try:
             _make(RunOptions, {name: name for name in RunOptions.model_fields}, values)
         except ValidationError as error:
@@ -134,6 +164,37 @@ class Form:
         if problems:
             raise refusal(dict.fromkeys(problems))
         return skipped | stages
+
+    def _overruled(
+        self, step: Step, places: Mapping[str, str], values: Mapping[str, Any]
+    ) -> Iterator[str]:
+        """Fields of a step that were filled in although their values come from another step."""
+        for name in step.binds.keys() & step.fields.keys():
+            own, place = self._own_place(step, name), places[name]
+            if own != place and values.get(own) not in (None, step.fields[name].get("default")):
+                yield f"{own}: {values[own]} is not what {step.name} goes by, but {place}: clear it"
+
+    def _unnumbered(self, step: Step, places: Mapping[str, str], stage: Stage) -> Iterator[str]:
+        """Mips of a step that are not given by their number, although they must be."""
+        for name in _mips(step):
+            if places[name] in self._numbered and getattr(stage, name) == COARSEST:
+                yield (
+                    f"{places[name]}: {COARSEST}, the coarsest mip that is there, is not the same "
+                    "one for each step and each run of this DAG: write its number, 0 for the finest"
+                )
+
+    def _impossible(
+        self, step: Step, stages: Mapping[str, Stage], skipped: Mapping[str, object]
+    ) -> Iterator[str]:
+        """What a step cannot run with."""
+        for impossible in step.refusals:
+            if all(_is_met(condition, stages) for condition in impossible.conditions):
+                fields = [condition.field for condition in impossible.conditions]
+                found = [
+                    f"{self._place(field.step, field.name, skipped)}: {_value(field, stages)}"
+                    for field in fields
+                ]
+                yield f"{' and '.join(found)} {impossible.why}"
 
     def in_its_words(self, step: Step, text: str, values: Mapping[str, Any]) -> str:
         """A text about a step with the form's names for the fields that it names as `field:`."""
@@ -148,8 +209,9 @@ class Form:
             elif step.only_if is not None:
                 condition = step.only_if
                 place = self._place(condition.field.step, condition.field.name, skipped)
-                if values.get(place) != condition.value:
-                    reason = f"{place} is {values.get(place)!r}, not {condition.value!r}"
+                if not condition.met_by(value := values.get(place)):
+                    wanted = "" if condition.negated else f", not {condition.value!r}"
+                    reason = f"{place} is {value!r}{wanted}"
                     skipped[step.name] = Skipped(reason)
         return skipped
 
@@ -158,11 +220,29 @@ class Form:
         return {name: self._place(step, name, skipped) for name in step.stage.model_fields}
 
     def _place(self, step: Step, name: str, skipped: Mapping[str, object]) -> str:
-        if sources := step.sources(name):
-            running = (source for source in sources if source.step.name not in skipped)
-            source = next(running, sources[-1])
-            return self._place(source.step, source.name, skipped)
+        sources = step.sources(name) or (None,)
+        running = (s for s in sources if s is not None and s.step.name not in skipped)
+        source = next(running, sources[-1])
+        if source is None:
+            return self._own_place(step, name)
+        return self._place(source.step, source.name, skipped)
+
+    def _own_place(self, step: Step, name: str) -> str:
+        """The form's field for a field of a step that is not bound."""
         return self._names.get((step.name, name), name)
+
+    def _only_place(self, step: Step, name: str) -> str | None:
+        """The form's field that a field has its value from whichever steps run, if there is one."""
+        places = set(self._all_places(step, name))
+        return places.pop() if len(places) == 1 else None
+
+    def _all_places(self, step: Step, name: str) -> Iterator[str]:
+        """The form's fields that a field may have its value from."""
+        for source in step.sources(name) or (None,):
+            if source is None:
+                yield self._own_place(step, name)
+            else:
+                yield from self._all_places(source.step, source.name)
 
 
 def _without_section(schema: Schema) -> Schema:
@@ -175,6 +255,21 @@ def _title(step: Step) -> str:
 
 def _switch(step: Step) -> str:
     return f"run_{step.switch_name}"
+
+
+def _mips(step: Step) -> list[str]:
+    """The fields of a step, bound ones too, that hold a mip."""
+    schemas = field_schemas(step.stage)
+    return [name for name, schema in schemas.items() if schema.get("kind") == MIP]
+
+
+def _is_met(condition: Condition, stages: Mapping[str, Stage]) -> bool:
+    runs = condition.field.step.name in stages
+    return runs and condition.met_by(_value(condition.field, stages))
+
+
+def _value(field: StepField, stages: Mapping[str, Stage]) -> object:
+    return getattr(stages[field.step.name], field.name)
 
 
 def _may_be_empty(schema: Schema) -> Schema:

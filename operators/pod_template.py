@@ -14,10 +14,12 @@ from typing import Any, Self
 import yaml
 
 from igneous_airflow.errors import InvalidParameter
+from igneous_airflow.operators.arguments import worker_arguments
 from igneous_airflow.operators.params import RunOptions
 from igneous_airflow.operators.settings import PodSettings
 from igneous_airflow.run import Run
 
+_STOPPED = "143"  # what shells use for SIGTERM; Kubernetes takes 0 for the end of the work
 #: The name of the container that works, in every template.
 CONTAINER = "worker"
 
@@ -89,14 +91,9 @@ class PodTemplate:
 
     def _arguments(self, run: Run, options: RunOptions) -> list[str]:
         period = self.manifest["spec"].get("terminationGracePeriodSeconds", _DEFAULT_PERIOD)
-        return [
-            run.queue,
-            *("--processes", str(options.processes)),
-            *("--max-attempts", str(options.max_attempts)),
-            *("--lease-seconds", str(options.lease_seconds)),
-            *("--grace-seconds", str(max(period - _HAND_BACK_SECONDS, 0))),
-            "--until-done",
-        ]
+        grace = max(period - _HAND_BACK_SECONDS, 0)
+        arguments = worker_arguments(run, options, options.processes, grace)
+        return [*arguments, "--stopped-code", _STOPPED]
 
 
 def _resources(

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from igneous_airflow.errors import RunFailed, TransientError
+from igneous_airflow.operators.arguments import worker_arguments
 from igneous_airflow.operators.params import RunOptions, read_params
 from igneous_airflow.operators.settings import aws_conn_id, is_on_sqs, load_run
 from igneous_airflow.operators.stage import RunOperator, explained
@@ -146,11 +147,7 @@ def _keys(run: Run) -> dict[str, str]:
 
 def _command(run: Run, options: RunOptions) -> list[str]:
     return [
-        *(sys.executable, "-m", "igneous_airflow", "worker", run.queue),
-        *("--processes", str(options.workers)),
-        *("--max-attempts", str(options.max_attempts)),
-        *("--lease-seconds", str(options.lease_seconds)),
-        *("--grace-seconds", str(_GIVE_BACK_SECONDS)),
-        "--until-done",
+        *(sys.executable, "-m", "igneous_airflow", "worker"),
+        *worker_arguments(run, options, options.workers, _GIVE_BACK_SECONDS),
         *("--stop-with-parent", str(os.getpid())),
     ]

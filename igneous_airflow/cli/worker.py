@@ -6,14 +6,13 @@ from pathlib import Path
 
 import click
 
-from igneous_airflow.cli.addresses import queue_url
+from igneous_airflow.cli.addresses import folder_url, queue_url
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.worker.loop import Settled, WorkerOptions
 from igneous_airflow.worker.pool import WorkerPool
 
 _DEFAULTS = WorkerOptions()
-_STOPPED = 143  # what shells use for SIGTERM
 
 
 @click.command
@@ -22,6 +21,21 @@ _STOPPED = 143  # what shells use for SIGTERM
     "--processes", type=click.IntRange(1), default=1, show_default=True, help="Worker processes."
 )
 @click.option("--until-done", is_flag=True, help="Stop when no task is left to wait for.")
+@click.option(
+    "--run",
+    metavar="RUN",
+    callback=lambda _context, _parameter, value: value and folder_url(value),
+    help="With --until-done: stop as well when this run waits for nobody, though the queue holds "
+    "tasks of others.",
+)
+@click.option(
+    "--stopped-code",
+    type=click.IntRange(0, 255),
+    default=0,
+    show_default=True,
+    help="Exit code when this was stopped before --until-done had come true, for who starts "
+    "workers again, as Kubernetes does.",
+)
 @click.option(
     "--lease-seconds",
     type=click.FloatRange(1),
@@ -55,6 +69,8 @@ def worker(
     queue: str,
     processes: int,
     until_done: bool,
+    run: str | None,
+    stopped_code: int,
     lease_seconds: float,
     max_attempts: int,
     grace_seconds: float,
@@ -64,7 +80,7 @@ def worker(
     """Work on the tasks of QUEUE, one line of log for each.
 
     SIGTERM lets the running tasks finish; a second one gives them back at once. The exit code is 1
-    when tasks were given up, and 143 when this was stopped before --until-done had come true.
+    when tasks were given up, else 0.
     """
     _require_queue(queue, until_done)
     options = WorkerOptions(
@@ -72,6 +88,7 @@ def worker(
         max_attempts=max_attempts,
         grace_seconds=grace_seconds,
         until_done=until_done,
+        run=run,
     )
     pool = WorkerPool(queue, processes, options, on_settled=_log)
     if stop_with_parent is not None:
@@ -79,8 +96,7 @@ def worker(
     if alive_file is not None:
         pool.show_life(alive_file)
     code = pool.run()
-    # who starts workers again, as Kubernetes does, must see that this one was not at its end
-    sys.exit(code or (_STOPPED if until_done and pool.stopped else 0))
+    sys.exit(code or (stopped_code if until_done and pool.stopped else 0))
 
 
 def _require_queue(url: str, until_done: bool) -> None:

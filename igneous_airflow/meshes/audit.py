@@ -1,10 +1,13 @@
-"""Whether every fragment that should be there is; used when the stage of meshes finishes."""
+"""Whether every fragment that should be there is, as records and files of the cells tell."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
-from igneous_airflow.errors import AuditFailed
+from igneous_airflow.errors import AuditFailed, InvalidInfo
 from igneous_airflow.geometry.bbox import BoundingBox
+from igneous_airflow.geometry.grid import Grid
+from igneous_airflow.meshes.place import MeshPlace
+from igneous_airflow.storage.mesh_info import SPATIAL_INDEX, spatial_index_name
 from igneous_airflow.storage.meshes import MeshFolder, read_name
 from igneous_airflow.storage.overlap import Overlap
 
@@ -12,25 +15,31 @@ _NAMED_AT_MOST = 10
 
 
 def audit_fragments(
-    folder: MeshFolder, expected: Mapping[str, Sequence[int]], indices: Sequence[str]
+    place: MeshPlace, expected: Mapping[str, Sequence[int]], *, spatial_index: bool
 ) -> int:
     """Check that each cell has a fragment of each of its labels, and remove those of other labels.
 
-    Cells are boxes as text, in their order, labels in ascending order; `indices` are the names of
-    the cells' spatial index files, if there are any. The directory is listed once. Returns the
-    number of fragments. Raises AuditFailed naming what is missing, and the cells that lack it.
+    Cells are boxes as text, in their order, labels in ascending order. Each has a file of the
+    spatial index if there is to be one; index files that are stale are removed. The directory is
+    listed once. Returns the number of fragments. Raises AuditFailed naming what is missing, and the
+    cells that lack it.
     """
+    folder = place.folder
     seen = {cell: bytearray(len(labels)) for cell, labels in expected.items()}
-    unseen = dict(zip(indices, expected, strict=False))
-    obsolete = []
+    indices = {spatial_index_name(cell, place.scale): str(cell) for cell in place.cells}
+    unseen = dict(indices) if spatial_index else {}
+    obsolete, unwanted = list[str](), set[str]()
     for name in folder.names():
+        if name.endswith(SPATIAL_INDEX):
+            if unseen.pop(name, None) is None:
+                unwanted.add(name)
+            continue
         label, cell = read_name(name)
         if cell not in expected:
-            unseen.pop(name, None)
             continue
-        place = bisect_left(expected[cell], label)
-        if expected[cell][place : place + 1] == (label,):
-            seen[cell][place] = True
+        index = bisect_left(expected[cell], label)
+        if expected[cell][index : index + 1] == (label,):
+            seen[cell][index] = True
         else:
             obsolete.append(name)
     missing = {
@@ -46,8 +55,26 @@ def audit_fragments(
             f"success: {', '.join([*missing][:_NAMED_AT_MOST])}.",
             [number for number, cell in enumerate(expected) if cell in lacking],
         )
-    folder.delete(obsolete)
+    folder.delete([*obsolete, *_stale_indices(place, unwanted, indices.keys())])
     return sum(map(len, expected.values()))
+
+
+def _stale_indices(place: MeshPlace, found: set[str], own: Set[str]) -> set[str]:
+    """Which files of the spatial index are to go, of those that this region does not want.
+
+    These are the region's own, and, where the grid is new, all that lie in none of its parts.
+    """
+    # read after the listing: parts that others have begun meanwhile are in it
+    info = place.folder.read_info()
+    if not place.request.new_grid or info is None or not info.has_grid_of(place.info):
+        return found & own
+    grid = Grid(place.scale.bounds, info.cell)
+    alive = {
+        spatial_index_name(cell, place.scale)
+        for part in info.parts
+        for cell in grid.overlapping(part)
+    }
+    return found - (alive - own)
 
 
 def recorded_labels(
@@ -72,3 +99,23 @@ def recorded_labels(
             list(undone),
         )
     return labels
+
+
+def remove_other_records(
+    folder: MeshFolder, cells: Iterable[BoundingBox], parameters: str, overlap: Overlap
+) -> None:
+    """Remove records of cells that were not made with these parameters.
+
+    Without its record a cell counts as not meshed, so that no manifest mixes old and new fragments.
+    """
+    recorded = folder.recorded()
+
+    def is_other(cell: BoundingBox) -> bool:
+        try:
+            record = folder.read_record(cell)
+        except InvalidInfo:  # broken, and written anew by the cell's task
+            return True
+        return record is not None and record.parameters != parameters
+
+    there = (cell for cell in cells if str(cell) in recorded)
+    folder.delete_records(cell for cell, other in overlap.map(is_other, there) if other)

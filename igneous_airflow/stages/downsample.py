@@ -21,7 +21,7 @@ from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.mips import count_levels, divisor_nearest_64
 from igneous_airflow.stage import Account, Audit, Plan, Work, count_left_out
-from igneous_airflow.voxel_stages import PyramidOptions, describe_scale
+from igneous_airflow.voxel_stages import PyramidOptions, describe_scale, older_mips
 
 if TYPE_CHECKING:
     from igneous_airflow.pyramid.layout import Pyramid
@@ -133,7 +133,7 @@ class Downsample(PyramidOptions):
             memory=pyramid.geometry.voxels_with(self._width(layer, pyramid)) * voxel_bytes,
             memory_target=self.memory_target,
             outputs=tuple(map(describe_scale, pyramid.levels)),
-            notes=tuple(self._notes(pyramid)),
+            notes=tuple(self._notes(layer, pyramid)),
         )
 
     def prepare(self) -> None:
@@ -229,9 +229,10 @@ class Downsample(PyramidOptions):
             raise InvalidParameter("; ".join(conflicts))
         return pyramid
 
-    def _notes(self, pyramid: "Pyramid") -> Iterator[str]:
+    def _notes(self, layer: "Layer", pyramid: "Pyramid") -> Iterator[str]:
         made = len(pyramid.levels)
         if made < self.num_mips:
             yield f"{made} of {self.num_mips} mips are made: after those nothing is left to pool"
         if pyramid.source.encoding in ("jpeg", "jxl"):
             yield f"mip {self.mip} is stored as lossy {pyramid.source.encoding}; its losses go on"
+        yield from older_mips(layer.info, pyramid.source, pyramid.levels)

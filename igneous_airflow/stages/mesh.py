@@ -120,8 +120,8 @@ class Mesh(Stage):
         Field(
             ge=1,
             title="Simplification error",
-            description="How far in nm a simplified surface may be from the exact one. Most points "
-            "are within a quarter of it; single tips of thin threads may lie beyond.",
+            description="How far in nm a simplified surface is from the exact one at most, but for "
+            "single tips of thin threads. Nearly all points are much nearer.",
             json_schema_extra=section(HOW),
         ),
     ] = 40
@@ -151,7 +151,8 @@ class Mesh(Stage):
         Field(
             title="New grid",
             description="Mesh anew although the directory holds meshes of another mip or task "
-            "shape. `mesh_manifest` then has to be told to remove the stale fragments.",
+            "shape. `mesh_manifest` then has to be told to remove the stale fragments; the spatial "
+            "index of the old grid is removed at once.",
             json_schema_extra=section(HOW),
         ),
     ] = False
@@ -195,19 +196,26 @@ class Mesh(Stage):
             memory_target=self.memory_target,
             outputs=(
                 f"{place.folder.directory}: fragments, "
-                + (f"simplified by at most {most} nm" if self.simplification else "as they are"),
+                + (f"within {most} nm but for single tips" if self.simplification else "exact"),
             ),
             notes=tuple(self._notes(place)),
         )
 
     def prepare(self) -> None:
-        """Write the mesh directory's info, and its name into the layer's info."""
+        """Write the mesh directory's info, and its name into the layer's info.
+
+        Cells of the region that were meshed with other parameters count as not meshed from now on.
+        """
+        from igneous_airflow.meshes.audit import remove_other_records
         from igneous_airflow.storage.info import name_mesh_directory
         from igneous_airflow.storage.mesh_info import spatial_index_entry
+        from igneous_airflow.storage.overlap import Overlap
 
         place = self._place()
         index = spatial_index_entry(place.scale, place.info.cell) if self.spatial_index else None
         place.folder.add_part(place.info, index)
+        with Overlap(place.layer.overlap_width) as overlap:
+            remove_other_records(place.folder, place.cells, self._fingerprint(), overlap)
         name_mesh_directory(place.layer.folder, place.folder.directory)
 
     def cells(self) -> Sequence[BoundingBox]:
@@ -250,7 +258,6 @@ class Mesh(Stage):
         of the directory has a fragment for each of them.
         """
         from igneous_airflow.meshes.audit import audit_fragments, recorded_labels
-        from igneous_airflow.storage.mesh_info import spatial_index_name
         from igneous_airflow.storage.overlap import Overlap
         from igneous_airflow.storage.provenance import record_processing
 
@@ -258,8 +265,7 @@ class Mesh(Stage):
         folder, cells = place.folder, place.cells
         with Overlap(place.layer.overlap_width) as overlap:
             labels = recorded_labels(folder, cells, self._fingerprint(), overlap)
-        indices = [spatial_index_name(cell, place.scale) for cell in cells]
-        count = audit_fragments(folder, labels, indices if self.spatial_index else ())
+        count = audit_fragments(place, labels, spatial_index=self.spatial_index)
         record_processing(place.layer.folder, self.provenance(), by)
         return Audit(outputs={folder.directory: count}, files="fragments")
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -51,8 +51,9 @@ class MeshManifest(Stage):
         bool,
         Field(
             title="Remove stale fragments",
-            description="Delete fragments of an earlier grid, and manifests of labels that have no "
-            "fragments; otherwise they are named, and nothing is done.",
+            description="Delete fragments of an earlier grid or of blocks that are no part of the "
+            "meshes, and manifests of labels that have no fragments; otherwise they are named, and "
+            "nothing is done.",
             json_schema_extra=section(HOW),
         ),
     ] = False
@@ -60,7 +61,8 @@ class MeshManifest(Stage):
         bool,
         Field(
             title="Allow incomplete",
-            description="Make manifests although blocks have not been meshed yet.",
+            description="Make manifests although blocks have not been meshed yet; these are left "
+            "out.",
             json_schema_extra=section(HOW),
         ),
     ] = False
@@ -154,32 +156,38 @@ class MeshManifest(Stage):
             )
         on_disk = layer.folder.url.startswith("file://")
         groups = Prefixes(self.magnitude, _GROUPS_ON_DISK if on_disk else 10**self.magnitude)
-        return _Job(layer, meshes, info, layer.scale(info.mip), groups)
+        scale = layer.scale(info.mip)
+        return _Job(layer, meshes, info, scale, groups, self.allow_incomplete)
 
     def _unfinished(self, job: "_Job") -> Iterator[str]:
-        promised = {str(cell) for part in job.info.parts for cell in job.grid.overlapping(part)}
-        undone = sorted(promised - job.meshes.recorded())
-        if undone and not self.allow_incomplete:
+        if job.undone and not self.allow_incomplete:
             yield (
-                f"{len(undone):,} of {len(promised):,} cells have not been meshed: "
-                f"{', '.join(undone[:_NAMED_AT_MOST])}. Finish mesh first, or set allow_incomplete"
+                f"{_undone(job)}: {', '.join(sorted(job.undone)[:_NAMED_AT_MOST])}. "
+                "Finish mesh first, or set allow_incomplete"
             )
 
     def _stale(self, job: "_Job", census: "_Census") -> Iterator[str]:
         if census.stale and not self.remove_stale:
             yield (
                 f"{len(census.stale):,} files in {job.meshes.url} do not belong to its meshes of "
-                f"{job.info}: {', '.join(census.stale[:_NAMED_AT_MOST])}. Set remove_stale to "
-                "delete them"
+                f"{job.info}, of the parts that its info names: "
+                f"{', '.join(census.stale[:_NAMED_AT_MOST])}. Set remove_stale to delete them, or "
+                "mesh the rest as well"
             )
 
     def _notes(self, job: "_Job", census: "_Census") -> Iterator[str]:
         if not job.info.parts:
             yield "the meshes were not made by `mesh`: whether all are there cannot be told"
+        if job.undone:
+            yield f"{_undone(job)}, and are left out"
         if not census.cells:
             yield "there are no fragments"
         if census.stale:
             yield f"{len(census.stale):,} stale files are deleted: {census.stale[0]} ..."
+
+
+def _undone(job: "_Job") -> str:
+    return f"{len(job.undone):,} of {len(job.promised):,} cells have not been meshed"
 
 
 @dataclass(frozen=True)
@@ -191,25 +199,49 @@ class _Job:
     info: "MeshInfo"
     scale: "Scale"
     groups: Prefixes
+    allow_incomplete: bool
     _indices: dict[str, int] = field(default_factory=dict)
 
     @property
     def grid(self) -> Grid:
         return Grid(self.scale.bounds, self.info.cell)
 
+    @cached_property
+    def promised(self) -> frozenset[str]:
+        """The cells of all parts, none where no parts are known."""
+        parts = self.info.parts
+        return frozenset(str(cell) for part in parts for cell in self.grid.overlapping(part))
+
+    @cached_property
+    def undone(self) -> frozenset[str]:
+        """Those that have not been meshed, or are being meshed anew."""
+        return self.promised - self.meshes.recorded() if self.promised else frozenset()
+
     def index_of(self, cell: str) -> int:
-        """The number of a cell of the grid, -1 for any other text; the same few come often."""
+        """The number of a cell of the meshes, -1 for any other text; the same few come often."""
         if cell not in self._indices:
             self._indices[cell] = -1
             with suppress(ValueError):
-                self._indices[cell] = self.grid.index_of(BoundingBox.parse(cell))
+                box = BoundingBox.parse(cell)
+                if self._in_parts(box):
+                    self._indices[cell] = self.grid.index_of(box)
         return self._indices[cell]
+
+    def _in_parts(self, cell: BoundingBox) -> bool:
+        """Whether this is one of the cells asked for: fragments elsewhere may be of another mip."""
+        parts = self.info.parts
+        return not parts or any(part.intersection(cell) for part in parts)
+
+    def leaves_out(self, cell: str) -> bool:
+        """Whether what a cell of the meshes has does not count yet: a task may be at work there."""
+        # records are listed where the plan has let a cell without one pass, and only there
+        return self.allow_incomplete and cell in self.undone
 
 
 class _Census:
     """What there is of the labels of some files: cells of fragments, manifests, and stale files.
 
-    Stale are fragments that do not lie on the grid, and manifests without fragments.
+    Stale are fragments of cells that are none of the meshes', and manifests without fragments.
     """
 
     def __init__(self, job: _Job, names: Iterable[str]) -> None:
@@ -228,7 +260,7 @@ class _Census:
                 self.manifests.add(label)
             elif job.index_of(cell) < 0:
                 self.stale.append(name)
-            else:
+            elif not job.leaves_out(cell):
                 self.cells.setdefault(label, []).append(cell)
         self.without_manifest = self.cells.keys() - self.manifests
         self.stale += [f"{label}:0" for label in sorted(self.manifests - self.cells.keys())]

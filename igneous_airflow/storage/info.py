@@ -6,20 +6,19 @@ Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precom
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import inf, prod
 from posixpath import normpath
 from typing import Any
 
-from igneous_airflow.errors import CorruptChunk, InvalidInfo, LayerNotFound, StorageUnavailable
+from igneous_airflow.errors import CorruptChunk, InvalidInfo, LayerNotFound
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.storage.codecs import decompress_bytes
+from igneous_airflow.storage.commit import commit
 from igneous_airflow.storage.files import Buffer, Folder, StoredFile
-from igneous_airflow.storage.local import locked
 
 _NAME = "info"
-_COMMIT_ATTEMPTS = 5
 _DATA_TYPES = frozenset(
     [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)] + ["float32", "float64"]
 )
@@ -313,19 +312,6 @@ def name_mesh_directory(folder: Folder, directory: str) -> Info:
 
 
 def _changed(folder: Folder, change: Callable[[Info], Info]) -> Info:
-    """Change a layer's info.
-
-    The file is read anew, merged, written and read back; where somebody else's write came between,
-    this is repeated. On disk a lock keeps our own processes apart.
-    """
+    """Change a layer's info, keeping whatever others change meanwhile."""
     read_info(folder)  # before the lock, which needs the folder to be there
-    with locked(folder):
-        for _ in range(_COMMIT_ATTEMPTS):
-            current = read_info(folder)
-            changed = change(current)
-            if changed.data == current.data:
-                return current
-            write_info(folder, changed)
-    raise StorageUnavailable(
-        f"{folder.url}/info keeps being overwritten by somebody else: try again"
-    )
+    return commit(folder, _NAME, partial(read_info, folder), change, partial(write_info, folder))

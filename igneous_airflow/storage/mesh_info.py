@@ -6,13 +6,14 @@ Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precom
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from igneous_airflow.errors import InvalidInfo
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.storage.info import Scale
 
+SPATIAL_INDEX = ".spatial"  # how the names of its files end
 _TYPE = "neuroglancer_legacy_mesh"
 
 
@@ -32,10 +33,9 @@ class MeshInfo:
         return f"mip {self.mip} in cells of {self.cell}"
 
     @classmethod
-    def parse(cls, text: bytes, place: str) -> "MeshInfo | None":
-        """Read the file; None when it tells of no grid. Raises InvalidInfo."""
+    def of(cls, data: Mapping[str, Any], place: str) -> "MeshInfo | None":
+        """Read the file's content; None when it tells of no grid. Raises InvalidInfo."""
         try:
-            data = json.loads(text)
             if data.get("@type", _TYPE) != _TYPE:
                 raise InvalidInfo(
                     f"{place} holds meshes of another format, {data['@type']}: remove 'mesh' from "
@@ -47,10 +47,26 @@ class MeshInfo:
             if min(cell) < 1:
                 raise ValueError(f"chunk_size {cell}")
             return cls(int(data["mip"]), cell, tuple(map(BoundingBox.parse, parts)), data)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError) as error:
             if isinstance(error, InvalidInfo):
                 raise
             raise InvalidInfo(f"{place}/info is no info of meshes: {error}") from error
+
+    def added_to(
+        self, data: Mapping[str, Any], place: str, spatial_index: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """The content of a file with these parts added, or, where it has another grid, replaced.
+
+        All keys of others stay. Raises InvalidInfo.
+        """
+        present = MeshInfo.of(data, place)
+        if present is None or not present.has_grid_of(self):
+            present = MeshInfo(self.mip, self.cell)
+        for part in self.parts:
+            present = present.with_part(part)
+        no_longer = {"spatial_index"} if present.parts == self.parts else set()  # of older meshes
+        others = {key: value for key, value in data.items() if key not in no_longer}
+        return replace(present, others=others).data(spatial_index)
 
     def data(self, spatial_index: Mapping[str, Any] | None) -> dict[str, Any]:
         """The file's content."""
@@ -75,6 +91,17 @@ class MeshInfo:
         return MeshInfo(self.mip, self.cell, (*kept, box), self.others)
 
 
+def read_object(text: bytes, place: str) -> dict[str, Any]:
+    """Read the file's JSON; raises InvalidInfo."""
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise InvalidInfo(f"{place}/info is no info of meshes: {error}") from error
+    if not isinstance(data, dict):
+        raise InvalidInfo(f"{place}/info is no info of meshes: it holds {data!r}")
+    return data
+
+
 def spatial_index_name(cell: BoundingBox, scale: Scale) -> str:
     """The file with the spatial index of a cell: its box in nm, with the resolution's decimals.
 
@@ -83,7 +110,7 @@ def spatial_index_name(cell: BoundingBox, scale: Scale) -> str:
     decimals = max(_decimals(r) for r in scale.resolution)
     spans = zip(cell.min, cell.max, scale.resolution, strict=True)
     box = "_".join(f"{low * r:.{decimals}f}-{high * r:.{decimals}f}" for low, high, r in spans)
-    return f"{box}.spatial"
+    return f"{box}{SPATIAL_INDEX}"
 
 
 def _decimals(number: float) -> int:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from igneous_airflow.errors import CorruptChunk, InvalidInfo
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.storage.codecs import compress_bytes, decompress_bytes
+from igneous_airflow.storage.commit import commit
 from igneous_airflow.storage.files import Folder, StoredFile
-from igneous_airflow.storage.local import locked
-from igneous_airflow.storage.mesh_info import MeshInfo
+from igneous_airflow.storage.mesh_info import MeshInfo, read_object
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,22 +82,30 @@ class MeshFolder:
         Raises InvalidInfo for meshes of another format.
         """
         text = self._read(_INFO)
-        return None if text is None else MeshInfo.parse(text, self.url)
+        return None if text is None else MeshInfo.of(read_object(text, self.url), self.url)
 
     def add_part(self, wanted: MeshInfo, spatial_index: Mapping[str, Any] | None) -> None:
         """Write the directory's info, with its parts and those that are there on the same grid.
 
-        Records of another grid are removed.
+        Whatever others add meanwhile is kept. Records of another grid are removed. Raises
+        StorageUnavailable when the change never holds.
         """
-        with locked(self.layer):
-            present = self.read_info()
-            if present is not None and present.has_grid_of(wanted):
-                for part in wanted.parts:
-                    present = present.with_part(part)
-                wanted = present
-            elif present is not None:
+
+        def read() -> dict[str, Any]:
+            text = self._read(_INFO)
+            return {} if text is None else read_object(text, self.url)
+
+        def change(data: dict[str, Any]) -> dict[str, Any]:
+            present = MeshInfo.of(data, self.url)
+            if present is not None and not present.has_grid_of(wanted):
+                # before the new info is there, so that they never pass for records of its grid
                 self.layer.delete_folder(f"{self.directory}/{_RECORDS}")
-            self._write_json(_INFO, wanted.data(spatial_index))
+            return wanted.added_to(data, self.url, spatial_index)
+
+        def write(data: dict[str, Any]) -> None:
+            self._write_json(_INFO, data)
+
+        commit(self.layer, f"{self.directory}/{_INFO}", read, change, write)
 
     def write_fragment(self, label: int, cell: BoundingBox, content: bytes, compress: str) -> int:
         """Write the encoded fragment of a label in a cell and return its stored bytes."""
@@ -174,6 +182,10 @@ class MeshFolder:
     def recorded(self) -> set[str]:
         """The boxes of all cells that have been meshed, as text."""
         return set(self.layer.names(f"{self.directory}/{_RECORDS}"))
+
+    def delete_records(self, boxes: Iterable[BoundingBox]) -> None:
+        """Forget that cells have been meshed."""
+        self.delete(f"{_RECORDS}/{box}" for box in boxes)
 
     def names(self) -> Iterator[str]:
         """The names of all files directly in the directory."""

@@ -54,6 +54,7 @@ class Distances:
 
     mean: float
     percentile_99: float
+    percentile_99_9: float
     largest: float
 
     def __str__(self) -> str:
@@ -73,7 +74,8 @@ def distances(pairs: "list[tuple[Trimesh, Trimesh]]", points: int) -> Distances:
         if count
     ]
     every = np.concatenate(found)
-    return Distances(float(every.mean()), float(np.percentile(every, 99)), float(every.max()))
+    near, nearly_all = map(float, np.percentile(every, [99, 99.9]))
+    return Distances(float(every.mean()), near, nearly_all, float(every.max()))
 
 
 def _points_on(mesh: "Trimesh", count: int, random: "np.random.Generator") -> "Points":

@@ -24,10 +24,12 @@ from igneous_airflow.errors import (
 )
 from igneous_airflow.ledger import Failure, Ledger, Receipt
 from igneous_airflow.queue.protocol import Lease, Queue
+from igneous_airflow.run import Run
 from igneous_airflow.stage import Stage, Work
 from igneous_airflow.task import Task
 from igneous_airflow.worker.heartbeat import Heartbeat
 
+_RUN_SECONDS = 30.0  # between looks at the run to wait for
 _LOOKS = 5  # at a queue whose counters lag, before it is believed to be drained
 _LONGEST_IDLE = 20.0  # seconds of one look at such a queue; messages end it at once
 
@@ -45,6 +47,7 @@ class WorkerOptions:
     idle_seconds: float = 0.5  # how long to wait for a message before looking up
     grace_seconds: float = 20.0  # from the request to stop until the task is given back
     until_done: bool = False  # stop when no task is left to wait for
+    run: str | None = None  # with `until_done`: stop as well when this run waits for nobody
 
     @property
     def max_silent(self) -> int:
@@ -97,6 +100,8 @@ def worker_name() -> str:
 class Worker:
     """Works on a queue until told to stop, or until it is drained when `until_done` is set.
 
+    A queue that several runs share may never be drained: `run` names the one to wait for.
+
     `report` is told of every lease taken and of every task settled.
     """
 
@@ -109,6 +114,7 @@ class Worker:
         self._heartbeat = Heartbeat(queue, options.lease_seconds)
         self._stopping = False
         self._interruptible = False
+        self._next_look = time.monotonic() + _RUN_SECONDS
         self._opened: tuple[object, Stage, Sequence[Any]] | None = None
 
     def stop(self) -> None:
@@ -126,7 +132,7 @@ class Worker:
         while there is nothing to do.
         """
         looks, wait = 0, self._options.idle_seconds
-        while not self._stopping:
+        while not self._stopping and not self._run_is_decided():
             lease = self._queue.lease(self._options.lease_seconds, wait=wait)
             if lease is not None:
                 looks, wait = 0, self._options.idle_seconds
@@ -139,6 +145,15 @@ class Worker:
                 return
             if not counts.exact:
                 wait = self._options.idle_seconds if ends else min(2 * wait, _LONGEST_IDLE)
+
+    def _run_is_decided(self) -> bool:
+        """Whether the run to wait for waits for nobody; looked up now and then."""
+        if self._options.run is None or time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + _RUN_SECONDS
+        with suppress(TransientError):  # the next look will tell
+            return Run.load(self._options.run).is_decided()
+        return False
 
     def _take(self, lease: Lease) -> None:
         if self._stopping:  # asked to while waiting for the lease

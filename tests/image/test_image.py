@@ -198,7 +198,7 @@ def test_stopping_the_container_gives_its_task_back(
     chunk.unlink()
     os.mkfifo(chunk)  # who reads it waits
     chunk.chmod(0o666)
-    name = started(run.queue, "--until-done", "--grace-seconds", "1")
+    name = started(run.queue, "--until-done", "--grace-seconds", "1", "--stopped-code", "143")
 
     writer = -1
 

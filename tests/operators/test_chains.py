@@ -135,6 +135,19 @@ def test_an_image_gets_levels_contrast_and_mips(
     assert CloudVolume(f"file://{bright}", mip=1, progress=False, parallel=1)[:].shape[0] == 20
 
 
+def test_a_part_of_an_image_gets_levels_contrast_and_mips(
+    dags: dict[str, DAG], dim_image: Path, tmp_path: Path
+) -> None:
+    """Its other sections have no levels, and the new layer no chunks of them."""
+    bright = tmp_path / "bright"
+    conf = {"layer": str(dim_image), "dest": str(bright), "bounds": "2-42_0-33_9-13", "num_mips": 1}
+    done = dags["igneous_contrast"].test(run_conf=conf)
+    assert states(done) == {name: {"success"} for name in ("levels", "contrast", "downsample")}
+    coarse = CloudVolume(f"file://{bright}", mip=1, progress=False, parallel=1)
+    assert coarse[1:21, 0:17, 9:13].shape == (20, 17, 4, 1)
+    assert not any(path.name.endswith("13-15") for path in bright.rglob("*_*_*-*"))
+
+
 def test_contrast_without_levels_is_refused_with_the_sections(
     dags: dict[str, DAG], dim_image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

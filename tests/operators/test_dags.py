@@ -133,6 +133,22 @@ def test_every_field_that_is_written_in_a_certain_way_shows_an_example(dag: DAG)
             {"layer": "/a", "dest": "/b", "clip_values": "12,243"},
             "clip_values: they hold for every section; set scope: global as well",
         ),
+        (
+            "igneous_contrast",
+            {"layer": "/a", "dest": "/b", "bounds": "0-9_0-9_0-9", "translate": "1,0,0"},
+            "bounds: 0-9_0-9_0-9 and translate: 1,0,0 do not go together in one run",
+        ),
+        (
+            "igneous_ingest",
+            {
+                "source": "/a",
+                "ingest_dest": "/b",
+                "contrast_dest": "/c",
+                "layer_type": "segmentation",
+                "run_contrast": True,
+            },
+            "layer_type: segmentation has no grey values to stretch: switch run_contrast off",
+        ),
     ],
 )
 def test_fields_that_do_not_go_together_are_named(
@@ -144,6 +160,21 @@ def test_fields_that_do_not_go_together_are_named(
     given = {name: value for name, value in opened.items() if value is not NOTSET}
     with pytest.raises(AirflowFailException, match=f"\n  - {re.escape(words)}"):
         form.read(given | values)
+
+
+@pytest.mark.parametrize("name", ["contrast", "ingest"])
+def test_mips_are_made_of_the_part_whose_contrast_was_stretched(
+    dags: dict[str, DAG], name: str
+) -> None:
+    """Elsewhere the layer has no chunks to make them of."""
+    dag = dags[f"igneous_{name}"]
+    form = dag.get_task("downsample.plan").form
+    given = {"run_contrast": True, "run_downsample": True}
+    downsample = next(step for step in form.chain.steps if step.name == "downsample")
+    contrast = next(step for step in form.chain.steps if step.name == "contrast")
+    for field in ("bounds", "mip"):
+        places = [form.in_its_words(step, f"{field}:", given) for step in (contrast, downsample)]
+        assert places[0] == places[1]
 
 
 def test_airflow_itself_refuses_values_outside_the_limits(dag: DAG) -> None:

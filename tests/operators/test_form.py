@@ -8,7 +8,7 @@ from airflow.sdk.exceptions import AirflowFailException, ParamValidationError
 from pydantic import Field, model_validator
 
 from igneous_airflow.fields import LayerUrl, MemoryTarget, Mip, section
-from igneous_airflow.operators.chain import Chain, Step
+from igneous_airflow.operators.chain import Chain, Refusal, Step
 from igneous_airflow.operators.form import Form, Skipped
 from igneous_airflow.stage import Audit, Plan, Stage, Work
 
@@ -88,7 +88,7 @@ def ingest() -> Form:
     read = Step(Read, switch=True)
     stretch = Step(Stretch, binds={"layer": read["dest"]}, switch=False)
     last = (stretch["dest"], read["dest"])
-    coarsen = Step(Coarsen, binds={"layer": last}, defaults={"mip": -1})
+    coarsen = Step(Coarsen, binds={"layer": last}, defaults={"mip": 2})
     surface = Step(Surface, binds={"layer": last}, only_if=read["kind"].is_("labels"), switch=True)
     return Form(Chain((read, stretch, coarsen, surface), shared=("memory_target",)))
 
@@ -156,7 +156,7 @@ def test_the_form_opens_with_the_defaults_of_the_stages_and_the_chain() -> None:
     values = opened(ingest())
     assert values["memory_target"] == 2_000_000
     assert (values["read_shape"], values["coarsen_shape"]) == (64, 32)
-    assert (values["coarsen_mip"], values["surface_mip"]) == (-1, 0)
+    assert (values["coarsen_mip"], values["surface_mip"]) == (2, 0)
     assert (values["run_read"], values["run_stretch"]) == (True, False)
 
 
@@ -168,6 +168,17 @@ def test_a_field_is_demanded_only_where_its_step_is_sure_to_run() -> None:
     assert dest.resolve() is None
     assert dest.schema["type"] == ["string", "null"]
     assert dest.description.endswith(" Needed when the step runs.")
+
+
+def test_a_field_of_a_step_that_may_be_off_is_demanded_where_a_sure_step_goes_by_it() -> None:
+    """The form opens with it as well; not with what only one of several alternatives needs."""
+    perhaps = Step(Coarsen, switch=True)
+    sure = Step(Surface, binds={"layer": perhaps["layer"]})
+    form = Form(Chain((perhaps, sure)))
+    assert sections(form)[""] == ["layer", "run_coarsen", "plan_only"]
+    with pytest.raises(ParamValidationError, match="No value passed"):
+        form.params()["layer"].resolve()
+    assert opened(ingest())["stretch_dest"] is None
 
 
 def test_a_field_that_every_step_shares_is_demanded_since_one_step_must_run() -> None:
@@ -187,7 +198,7 @@ def test_values_reach_the_stages_that_run() -> None:
     read = form.read(opened(form) | given)
     assert read["read"] == Read(source="/files", dest="/raw", memory_target=3_000_000)
     assert read["stretch"] == Skipped("run_stretch is off")
-    assert read["coarsen"] == Coarsen(layer="/raw", mip=-1, shape=8, memory_target=3_000_000)
+    assert read["coarsen"] == Coarsen(layer="/raw", mip=2, shape=8, memory_target=3_000_000)
     assert read["surface"] == Skipped("kind is 'image', not 'labels'")
 
 
@@ -196,11 +207,74 @@ def test_a_binding_takes_the_first_step_that_runs_and_else_what_the_form_says() 
     given = {"source": "/files", "read_dest": "/raw", "stretch_dest": "/better", "kind": "labels"}
     both = form.read(opened(form) | given | {"run_stretch": True})
     assert both["stretch"] == Stretch(layer="/raw", dest="/better")
-    assert both["coarsen"] == Coarsen(layer="/better", mip=-1)
+    assert both["coarsen"] == Coarsen(layer="/better", mip=2)
     assert both["surface"] == Surface(layer="/better")
     neither = form.read(opened(form) | {"read_dest": "/there", "run_read": False})
     assert neither["read"] == Skipped("run_read is off")
-    assert neither["coarsen"] == Coarsen(layer="/there", mip=-1)
+    assert neither["coarsen"] == Coarsen(layer="/there", mip=2)
+
+
+def one_mip() -> Form:
+    """Coarsen, and find the surfaces of the same mip."""
+    coarsen = Step(Coarsen)
+    return Form(Chain((coarsen, Step(Surface, binds={"mip": coarsen["mip"]})), shared=("layer",)))
+
+
+@pytest.mark.parametrize(
+    ("form", "place", "given"),
+    [
+        (one_mip(), "mip", {"layer": "/x"}),
+        (ingest(), "coarsen_mip", {"source": "/files", "read_dest": "/raw"}),
+    ],
+    ids=["taken by a later step", "of a layer that an earlier step writes"],
+)
+def test_a_mip_that_depends_on_what_another_step_leaves_is_given_by_its_number(
+    form: Form, place: str, given: dict[str, Any]
+) -> None:
+    """The coarsest mip of an earlier run would be taken for the one that this run writes."""
+    param = form.params()[place]
+    assert "Here the number is needed, not -1" in param.description
+    with pytest.raises(ParamValidationError, match="minimum of 0"):
+        param.resolve(-1)
+    values = opened(form) | given
+    with pytest.raises(AirflowFailException, match=f"\n  - {place}: -1, the coarsest .* number"):
+        form.read(values | {place: -1})
+    assert form.read(values | {place: 1})
+
+
+def test_a_mip_that_nothing_else_depends_on_may_be_the_coarsest() -> None:
+    form = Form(Chain((Step(Coarsen, switch=True), Step(Surface, switch=True)), shared=("layer",)))
+    read = form.read(opened(form) | {"layer": "/x", "coarsen_mip": -1})
+    assert read["coarsen"] == Coarsen(layer="/x", mip=-1)
+
+
+def on_the_way() -> Form:
+    """Coarsen, if asked, then find surfaces of the mip that was read, or of another."""
+    coarsen = Step(Coarsen, switch=True)
+    binds = {"layer": coarsen["layer"], "mip": (coarsen["mip"], None)}
+    refusal = Refusal((coarsen["shape"].is_not(32), coarsen["mip"].is_(7)), "is too much: wait")
+    return Form(Chain((coarsen, Step(Surface, binds=binds, refusals=(refusal,)))))
+
+
+def test_a_step_has_a_field_of_its_own_for_when_the_step_that_it_is_bound_to_is_off() -> None:
+    form = on_the_way()
+    values = opened(form) | {"layer": "/x", "coarsen_mip": 1}
+    assert form.read(values)["surface"] == Surface(layer="/x", mip=1)
+    alone = form.read(values | {"run_coarsen": False, "surface_mip": 2})
+    assert alone["surface"] == Surface(layer="/x", mip=2)
+    words = "surface_mip: 2 is not what surface goes by, but coarsen_mip: clear it"
+    with pytest.raises(AirflowFailException, match=words):
+        form.read(values | {"surface_mip": 2})
+
+
+def test_what_a_step_cannot_work_with_is_refused_when_all_of_it_is_given() -> None:
+    form = on_the_way()
+    values = opened(form) | {"layer": "/x"}
+    both = {"shape": 8, "coarsen_mip": 7}
+    with pytest.raises(AirflowFailException, match="  - shape: 8 and coarsen_mip: 7 is too much"):
+        form.read(values | both)
+    for fine in ({"shape": 8}, {"coarsen_mip": 7}, both | {"run_coarsen": False}):
+        assert form.read(values | fine)
 
 
 def test_wrong_values_of_every_step_are_refused_at_once_in_the_words_of_the_form() -> None:

@@ -81,6 +81,7 @@ def test_it_works_on_the_queue_until_the_run_is_done() -> None:
     arguments = worker(manifest)["args"]
     assert arguments[0] == "sqs://tasks"
     assert "--until-done" in arguments
+    assert option(manifest, "--stopped-code") == 143  # else Kubernetes takes it for its end
     assert (option(manifest, "--max-attempts"), option(manifest, "--lease-seconds")) == (3, 60)
 
 

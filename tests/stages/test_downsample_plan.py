@@ -84,6 +84,15 @@ def test_a_plan_tells_that_losses_go_on(tmp_path):
     assert any("lossy jpeg" in note for note in Downsample(layer=url).plan().notes)
 
 
+def test_mips_that_keep_their_old_voxels_are_named(url):
+    run_all(Downsample(layer=url, num_mips=3))
+    keep = "mips that are there already keep their old voxels: 2 (32_32_40), 3 (64_64_40); "
+    assert any(note.startswith(keep) for note in Downsample(layer=url, num_mips=1).plan().notes)
+    for num_mips in (3, 4):
+        notes = Downsample(layer=url, num_mips=num_mips).plan().notes
+        assert not any("keep" in note for note in notes)
+
+
 def test_a_layer_that_is_not_there_is_refused(tmp_path):
     assert "no layer at" in refusals_of(Downsample(layer=str(tmp_path / "no")))
     assert "no layer at" in refusals_of(Downsample(layer="mem://no/layer"))

@@ -276,3 +276,19 @@ def test_a_task_stays_within_the_memory_that_its_plan_names(tmp_path):
     plan = stage.plan().require_accepted()
     stage.prepare()
     assert peak_memory(stage, stage.cells()[0]) < plan.memory + 4_000_000  # tables of the volumes
+
+
+@pytest.mark.real_data
+def test_neurons_cut_into_volumes_are_joined_to_cells(tmp_path, neurons):
+    segments = np.unique(neurons[100:180, 200:260, 300:320], return_inverse=True)[1]
+    segments = np.asfortranarray(segments.reshape(80, 60, 20, 1), np.uint16)
+    spec = LayerSpec("segmentation", (32, 32, 10), OFFSET, (16, 16, 40))
+    bounds = BoundingBox.at(OFFSET, Vec3(80, 60, 20))
+    volumes = volumes_of(bounds, Vec3(33, 60, 20))
+    known = np.unique(segments).tolist()[1:]
+    cells = {"1": {"45": known[::2]}, "3": {"45": known[:3], "46": known[3:]}}
+    complete(join(tmp_path, segments, volumes, cells, spec, max_mips=1))
+    labels = expected(segments, bounds, volumes, cells)
+    assert 45 in labels
+    mips = [labels, *pool(labels, Vec3(2, 2, 1), 1, "mode")]
+    assert_mips(tmp_path / "dest", mips, read=read_with_cloudvolume)

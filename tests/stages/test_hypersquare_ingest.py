@@ -531,3 +531,15 @@ def test_a_task_stays_within_the_memory_that_its_plan_names(tmp_path, content):
     plan = stage.plan().require_accepted()
     stage.prepare()
     assert peak_memory(stage, stage.cells()[0]) < plan.memory + 1_000_000
+
+
+@pytest.mark.real_data
+def test_cubes_of_a_segmentation_of_neurons(tmp_path, neurons):
+    labels = np.unique(neurons[100:196, 200:264, 300:332], return_inverse=True)[1]
+    labels = np.asfortranarray(labels.reshape(96, 64, 32), np.uint32)
+    writing = Writing(edge=40, overlap=8, corner=(-16, 32, 7))
+    write_cubes(tmp_path / "cubes", labels, writing)
+    stage = ingest(tmp_path, max_mips=1, encoding="compressed_segmentation")
+    complete(stage)
+    mips = [labels[..., None], *pool(labels[..., None], Vec3(2, 2, 1), 1, "mode")]
+    assert_mips(tmp_path / "dest", mips, read=read_with_cloudvolume)

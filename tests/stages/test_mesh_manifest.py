@@ -15,6 +15,7 @@ from igneous_airflow.errors import (
     StorageUnavailable,
 )
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
+from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.stages.mesh import Mesh
 from igneous_airflow.stages.mesh_manifest import MeshManifest
 from igneous_airflow.storage.codecs import decompress_bytes
@@ -261,6 +262,59 @@ def test_a_removal_that_was_stopped_at_any_moment_never_leaves_a_manifest_of_mis
     assert {label: set(names) for label, names in manifests_of(layer).items()} == fragments_of(
         layer
     )
+
+
+@pytest.fixture
+def beam(tmp_path):
+    """Return a layer with two mips, of an object 5 that is 28 voxels long."""
+    voxels = np.zeros((32, 16, 16, 1), np.uint64, order="F")
+    voxels[2:30, 3:13, 3:13] = 5
+    layer = write_layer(tmp_path / "layer", voxels, LayerSpec("segmentation"))
+    complete(Downsample(layer=layer, num_mips=1, factor=(2, 2, 2)))
+    return layer
+
+
+@pytest.mark.parametrize("first", ["8-16_0-8_0-8", None])
+def test_fragments_beyond_the_parts_of_another_mip_are_stale_though_they_lie_on_its_grid(
+    beam, first
+):
+    wishes = {"layer": beam, "mesh_dir": MESHES, "shape": (8, 8, 8)}
+    complete(Mesh(**wishes, bounds=first))
+    complete(MeshManifest(layer=beam))
+    part = "0-8_0-8_0-8"
+    complete(Mesh(**wishes, mip=1, new_grid=True, bounds=part))
+    assert "5:0:8-16_0-8_0-8" in fragments_of(beam)[5]  # the first mip's
+    text = refusals_of(MeshManifest(layer=beam))
+    assert "of the parts that its info names: 5:0:" in text
+    assert "mesh the rest as well" in text
+    complete(MeshManifest(layer=beam, remove_stale=True))
+    assert manifests_of(beam) == {5: [f"5:0:{part}"]}
+    assert fragments_of(beam) == {5: {f"5:0:{part}"}}
+    complete(Mesh(**wishes, mip=1))
+    complete(MeshManifest(layer=beam))
+    assert read_mesh(Path(beam.removeprefix("file://")), 5).is_watertight
+
+
+def test_meshes_made_anew_are_unfinished_until_every_cell_has_the_new_parameters(beam):
+    wishes = {"layer": beam, "shape": (16, 16, 16)}
+    complete(Mesh(**wishes))
+    complete(MeshManifest(layer=beam))
+    stage = Mesh(**wishes, remap_table={5: 6}).resolved()
+    stage.prepare()
+    one, other = stage.cells()
+    stage.run(one)
+    text = refusals_of(MeshManifest(layer=beam))
+    assert f"1 of 2 cells have not been meshed: {other}. Finish mesh first" in text
+    stage.prepare()  # as a resumed run does
+    assert f"1 of 2 cells have not been meshed: {other}. " in refusals_of(MeshManifest(layer=beam))
+    incomplete = MeshManifest(layer=beam, allow_incomplete=True)
+    assert incomplete.plan().notes == ("1 of 2 cells have not been meshed, and are left out",)
+    complete(incomplete)
+    assert manifests_of(beam)[6] == [f"6:0:{one}"]
+    stage.run(other)
+    stage.finish("tester")
+    complete(MeshManifest(layer=beam, remove_stale=True))
+    assert manifests_of(beam) == {6: [f"6:0:{one}", f"6:0:{other}"]}
 
 
 def test_manifests_of_labels_without_fragments_are_stale(layer):

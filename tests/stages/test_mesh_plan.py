@@ -47,11 +47,11 @@ def test_a_plan_counts_tasks_voxels_bytes_and_memory(layer):
     assert (plan.tasks, plan.voxels, plan.bytes_read) == (3 * 3 * 2, 40 * 36 * 30, 40 * 36 * 30 * 8)
     assert plan.grid == "a grid of 3,3,2 cells, 16,16,16 voxels each"
     assert 18**3 * 8 < plan.memory < plan.memory_target == 3_500_000_000
-    assert plan.outputs == ("mesh_mip_0_err_40: fragments, simplified by at most 40 nm",)
+    assert plan.outputs == ("mesh_mip_0_err_40: fragments, within 40 nm but for single tips",)
     assert "writes" not in plan.describe()
     assert plan.notes == ()
     raw = Mesh(layer=layer, simplification=False).plan()
-    assert raw.outputs == ("mesh_mip_0_err_40: fragments, as they are",)
+    assert raw.outputs == ("mesh_mip_0_err_40: fragments, exact",)
 
 
 def test_the_shape_fits_into_the_memory_target(tmp_path):
@@ -89,7 +89,7 @@ def test_an_error_below_the_voxel_size_and_slow_shapes_are_noted(layer):
 def test_a_directory_that_the_info_names_is_noted(layer):
     change_info(layer, mesh="mesh_mip_0_err_40.0")
     plan = Mesh(layer=layer).plan()
-    assert plan.outputs == ("mesh_mip_0_err_40.0: fragments, simplified by at most 40 nm",)
+    assert plan.outputs == ("mesh_mip_0_err_40.0: fragments, within 40 nm but for single tips",)
     assert "names mesh_mip_0_err_40.0" in plan.notes[0]
 
 

@@ -317,3 +317,15 @@ def test_a_task_stays_within_the_memory_that_its_plan_names(make, channel):
     plan = stage.plan().require_accepted()
     stage.prepare()
     assert peak_memory(stage, stage.cells()[0]) < plan.memory + 1_000_000  # floats of one piece
+
+
+@pytest.mark.real_data
+def test_gradients_of_electron_microscopy_as_affinities(tmp_path, make, em_voxels):
+    grey = em_voxels[:300, :200, :, 0].astype(np.float32) / 255
+    values = np.stack(np.gradient(grey), axis=3) * 4  # some beyond 0 to 1
+    spec = LayerSpec("affinities", (64, 64, 10), (100, 50, 7), (4.6, 4.6, 45))
+    complete(make(np.asfortranarray(values), spec, channel=1, max_mips=2))
+    greys = expected(values, 1)
+    averages = tinybrain.downsample_with_averaging(greys, (2, 2, 1), num_mips=2)
+    assert_mips(tmp_path / "dest", [greys, *averages], read=read_with_cloudvolume)
+    assert np.ptp(greys) == 255

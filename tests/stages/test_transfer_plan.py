@@ -109,6 +109,14 @@ def test_the_chosen_mip_is_read_and_voxels_move_by_voxels_of_mip_0(tmp_path, tra
     assert "move by multiples of 2,2,1" in refusals_of(stage)
 
 
+def test_mips_of_the_destination_that_keep_their_old_voxels_are_named(transfer):
+    assert not any("keep" in note for note in transfer(max_mips=2).plan().notes)
+    complete(transfer(max_mips=2))
+    assert not any("keep" in note for note in transfer(max_mips=2).plan().notes)
+    (note,) = [note for note in transfer(skip_downsamples=True).plan().notes if "keep" in note]
+    assert ": 1 (16_16_40), 2 (32_32_40); where the finer ones change" in note
+
+
 def test_a_cutout_is_as_large_as_the_bounds(tmp_path, transfer):
     complete(Downsample(layer=f"{tmp_path}/src", num_mips=1))
     wishes = {"bounds": "10-31_0-17_9-14", "cutout": True, "compress": "none"}

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from igneous_airflow.errors import InvalidInfo
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.storage.info import Scale
-from igneous_airflow.storage.mesh_info import MeshInfo, spatial_index_entry, spatial_index_name
+from igneous_airflow.storage.mesh_info import (
+    MeshInfo,
+    read_object,
+    spatial_index_entry,
+    spatial_index_name,
+)
 from igneous_airflow.testing.strategies import boxes
 
 LOW, HIGH = BoundingBox.parse("0-64_0-64_0-64"), BoundingBox.parse("64-128_0-64_0-64")
@@ -22,6 +27,10 @@ def scale_of(resolution):
     return Scale("key", tuple(map(float, resolution)), size, Vec3.full(0), chunk, "raw")
 
 
+def parse(text):
+    return MeshInfo.of(read_object(text, "place"), "place")
+
+
 def test_an_info_is_read_back_as_written_with_the_keys_of_others():
     info = MeshInfo(2, Vec3(64, 32, 16), (LOW, HIGH), {"transform": [1], "spatial_index": None})
     index = {"resolution": [4, 4, 40], "chunk_size": [256, 128, 640]}
@@ -29,7 +38,7 @@ def test_an_info_is_read_back_as_written_with_the_keys_of_others():
     assert data["@type"] == "neuroglancer_legacy_mesh"
     assert (data["mip"], data["chunk_size"], data["transform"]) == (2, [64, 32, 16], [1])
     assert data["spatial_index"] == index
-    again = MeshInfo.parse(json.dumps(data).encode(), "place")
+    again = parse(json.dumps(data).encode())
     assert (again.mip, again.cell, again.parts) == (info.mip, info.cell, info.parts)
     assert again.data(None) == data
 
@@ -42,9 +51,30 @@ def test_parts_are_added_without_repeating_any():
     assert info.with_part(BOTH).with_part(HIGH).parts == (BOTH,)
 
 
+def test_the_keys_of_others_stay_whatever_the_grid():
+    theirs = {"segment_properties": "properties", "transform": [1]}
+    info = MeshInfo(0, Vec3.full(64), (LOW,))
+    index = {"resolution": [4, 4, 40], "chunk_size": [256, 256, 2560]}
+    first = info.added_to(theirs, "place", index)
+    assert first == {**info.data(index), **theirs}
+    assert info.added_to(first, "place", index) == first
+    other_grid = MeshInfo(1, Vec3.full(64), (HIGH,))
+    assert other_grid.added_to(first, "place", None) == {**other_grid.data(None), **theirs}
+
+
+def test_the_spatial_index_is_told_of_while_a_part_may_have_one():
+    first = MeshInfo(0, Vec3.full(64), (LOW,)).added_to({}, "place", {"chunk_size": [1, 1, 1]})
+    both = MeshInfo(0, Vec3.full(64), (HIGH,)).added_to(first, "place", None)
+    assert both["parts"] == [str(LOW), str(HIGH)]
+    assert both["spatial_index"] == {"chunk_size": [1, 1, 1]}
+    whole = MeshInfo(0, Vec3.full(64), (BOTH,)).added_to(both, "place", None)
+    assert whole["parts"] == [str(BOTH)]
+    assert "spatial_index" not in whole
+
+
 def test_an_info_of_igneous_is_understood():
     text = b'{"@type":"neuroglancer_legacy_mesh","mip":3,"chunk_size":[448,448,448]}'
-    info = MeshInfo.parse(text, "place")
+    info = parse(text)
     assert info == MeshInfo(3, Vec3.full(448), (), json.loads(text))
     assert info.has_grid_of(MeshInfo(3, Vec3.full(448), (LOW,)))
     assert not info.has_grid_of(MeshInfo(2, Vec3.full(448)))
@@ -53,7 +83,7 @@ def test_an_info_of_igneous_is_understood():
 
 @pytest.mark.parametrize("text", [b"{}", b'{"@type": "neuroglancer_legacy_mesh"}', b'{"mip": 1}'])
 def test_an_info_that_tells_of_no_grid_is_none(text):
-    assert MeshInfo.parse(text, "place") is None
+    assert parse(text) is None
 
 
 @pytest.mark.parametrize(
@@ -70,7 +100,7 @@ def test_an_info_that_tells_of_no_grid_is_none(text):
 )
 def test_a_broken_info_is_refused_with_its_fault(text, named):
     with pytest.raises(InvalidInfo, match=named):
-        MeshInfo.parse(text, "place")
+        parse(text)
 
 
 @given(

@@ -130,6 +130,26 @@ def test_parts_are_added_to_the_info_of_the_same_grid(folder):
     assert folder.recorded() == {str(CELL)}
 
 
+def test_a_part_that_somebody_overwrites_meanwhile_is_added_again():
+    folder = MeshFolder(open_folder(f"mem://{uuid.uuid4()}/layer"), "mesh")
+    other = BoundingBox.parse("64-128_0-64_0-64")
+    theirs = MeshInfo(0, Vec3.full(64), (other,)).data(None) | {"segment_properties": "theirs"}
+    write, overwritten = folder.layer.write, []
+
+    def write_and_be_overwritten(name, file, **options):
+        write(name, file, **options)
+        if not overwritten:
+            overwritten.append(name)
+            write(name, StoredFile(json.dumps(theirs).encode()))
+
+    folder.layer.write = write_and_be_overwritten
+    folder.add_part(MeshInfo(0, Vec3.full(64), (CELL,)), None)
+    assert overwritten == ["mesh/info"]
+    info = folder.read_info()
+    assert info.parts == (other, CELL)
+    assert info.others["segment_properties"] == "theirs"
+
+
 def test_the_info_of_another_grid_takes_the_records_with_it(folder):
     folder.layer.write("info", StoredFile(b"{}"))
     folder.add_part(MeshInfo(0, Vec3.full(64), (CELL,)), None)

@@ -1,6 +1,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -10,6 +11,7 @@ from igneous_airflow.errors import (
     AccessDenied,
     CorruptChunk,
     LeaseLost,
+    PermanentError,
     StorageUnavailable,
     TransientError,
 )
@@ -438,6 +440,26 @@ def test_until_done_waits_for_delayed_retries_and_for_tasks_of_others(launch, ob
     assert other is not None
     assert [(s.outcome, s.task) for s in settled] == [("done", 1), ("retry", 0), ("done", 0)]
     assert time.monotonic() - started > 0.7
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_a_worker_for_a_run_ends_with_it_though_others_still_use_the_queue(
+    launch, obedient, monkeypatch: pytest.MonkeyPatch, given_up: bool
+):
+    monkeypatch.setattr("igneous_airflow.worker.loop._RUN_SECONDS", 0.05)
+    queue = MemoryQueue()
+    run = launch(queue, count=2)
+    if given_up:
+        obedient.orders[1] = [raising(PermanentError("broken"))]
+    leases = [queue.lease(600), queue.lease(600)]
+    queue.send(["a task of another run"])
+    others = queue.lease(600)  # for as long as this test lasts
+    for lease in leases:
+        queue.release(lease)
+    settled = work(queue, replace(OPTIONS, run=run.url))
+    assert [s.outcome for s in settled] == ["done", "failed" if given_up else "done"]
+    assert others is not None
+    assert queue.counts().leased == 1
 
 
 class Lagging(MemoryQueue):

@@ -140,13 +140,15 @@ def test_the_end_of_the_grace_gives_the_task_back(held_layer, tmp_path: Path, wo
     assert open_queue(run.queue).lease(1) is not None
 
 
-def test_workers_stopped_before_all_was_done_say_so_by_their_exit_code(
-    held_layer, tmp_path: Path, worker
+@pytest.mark.parametrize(("options", "code"), [((), 0), (("--stopped-code", "143"), 143)])
+def test_workers_stopped_before_all_was_done_end_well_or_as_asked_for(
+    held_layer, tmp_path: Path, worker, options, code
 ):
-    command = worker(held_layer.launch(tmp_path), "--until-done", "--grace-seconds", "0")
+    run = held_layer.launch(tmp_path)
+    command = worker(run, "--until-done", "--grace-seconds", "0", *options)
     held_layer.wait_until_read()
     command.signal(signal.SIGTERM)
-    assert command.end(5)[0] == 143
+    assert command.end(5)[0] == code
 
 
 def test_a_probe_sees_that_the_workers_are_alive_while_a_task_runs(

@@ -7,7 +7,7 @@ from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.stages.transfer import Transfer
 
 transfer = Step(Transfer, defaults={"skip_downsamples": True}, switch=True)
-downsample = Step(Downsample, binds={"layer": transfer["dest"]}, defaults={"mip": -1}, switch=True)
+downsample = Step(Downsample, binds={"layer": transfer["dest"]}, switch=True)
 delete = Step(Delete, binds={"layer": transfer["src"]}, switch=False)
 
 dag = pipeline(
