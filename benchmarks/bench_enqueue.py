@@ -22,6 +22,7 @@ from igneous_airflow.worker.loop import Worker, WorkerOptions
 
 _IDLE_TASKS = 500
 _CHUNK = 64
+_SECONDS, _MEGABYTES, _IDLE_MILLISECONDS = 60, 300, 5  # all that a million tasks may take
 
 
 class Nothing(Stage):
@@ -50,8 +51,9 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def row(label: str, value: float, unit: str) -> None:
-    print(f"{label:<42}{value:>14,.2f} {unit}")
+def row(label: str, value: float, unit: str, below: float | None = None) -> None:
+    verdict = "" if below is None else "  ok" if value < below else f"  MISSED, below {below:g}"
+    print(f"{label:<42}{value:>14,.2f} {unit}{verdict}")
 
 
 @contextmanager
@@ -86,12 +88,15 @@ def huge_layer(folder: Path, tasks: int) -> str:
 def enqueue(folder: Path, tasks: int) -> None:
     stage = Downsample(layer=huge_layer(folder / "layer", tasks), num_mips=1)
     row("before", peak_megabytes(), "MB")
+    start = time.perf_counter()
     with timed(f"plan {tasks:,} tasks"):
         run = launch(stage, folder)
     with timed("prepare"):
         run.prepare()
     with timed("enqueue"):
         sent = run.enqueue()
+    row("planned, prepared and sent", time.perf_counter() - start, "s", _SECONDS)
+    row("  peak memory", peak_megabytes(), "MB", _MEGABYTES)
     with timed("progress"):
         progress = run.progress()
     assert sent == run.planned == progress.waiting == tasks
@@ -123,7 +128,7 @@ def main() -> None:
     registered_stages()[Nothing.name] = Nothing
     for done, label in ((True, "a task that was done before"), (False, "a task of no work")):
         with tempfile.TemporaryDirectory() as folder:
-            row(label, idle_tasks(Path(folder), done=done), "ms")
+            row(label, idle_tasks(Path(folder), done=done), "ms", _IDLE_MILLISECONDS)
 
 
 if __name__ == "__main__":

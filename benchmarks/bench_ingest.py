@@ -137,7 +137,10 @@ def text(form: str, results: list[Result]) -> str:
     memory = max(result.megabytes for result in results)
     verdict = ""
     if _FORMS[form][2]:
-        missed = [*(["speed"] if cpu < _NEEDED else []), *(["memory"] if memory > _MEMORY else [])]
+        missed = [
+            *(["speed"] if min(wall, cpu) < _NEEDED else []),
+            *(["memory"] if memory > _MEMORY else []),
+        ]
         verdict = f"MISSED {', '.join(missed)}" if missed else "ok"
     return f"{form:<34}{wall:>8.0f}{cpu:>8.0f}{memory:>8.0f}  {verdict}"
 

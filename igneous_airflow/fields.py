@@ -388,8 +388,6 @@ Encoding = Annotated[
         "compresso",
         "crackle",
         "jxl",
-        "fpzip",
-        "zfpc",
     ]
     | None,
     Field(

@@ -123,22 +123,21 @@ class Run(BaseModel):
         `batch` cells make a task; by default one, or more where there would be very many tasks.
         A run that has finished starts from the beginning. With `plan_only` the run is held, and
         nothing need be confirmed. Raises PlanRefused with every reason when the stage cannot
-        start, and InvalidParameter when an unfinished run of other parameters is recorded there;
-        the layer is not written to in either case.
+        start, and InvalidParameter when an unfinished run of other parameters is recorded there.
+        The layer is left as it is, though without `plan_only` an empty file is written into its
+        folder and deleted, to see that the run may.
         """
         earlier = cls._find(url)
         if earlier is not None and not earlier.is_finished:
             earlier._require_same(stage)  # noqa: SLF001
-            plan = earlier.make_stage().plan()
-            plan = plan.require_possible() if plan_only else plan.require_accepted()
+            plan = _startable(earlier.make_stage().plan(), plan_only=plan_only)
             return earlier, earlier._announced(plan)  # noqa: SLF001
         asked = stage.parameters()
         try:
             stage = stage.resolved()
         except IgneousError as error:
             raise PlanRefused(stage.name, [str(error)]) from error
-        plan = stage.plan()
-        plan = plan.require_possible() if plan_only else plan.require_accepted()
+        plan = _startable(stage.plan(), plan_only=plan_only)
         cells = len(stage.cells())
         run = cls(
             id=url.rstrip("/").rpartition("/")[2],
@@ -445,6 +444,19 @@ class Run(BaseModel):
     def _write(self, name: str, entry: BaseModel) -> None:
         content = entry.model_dump_json(indent=2).encode()
         open_folder(self.url).write(name, StoredFile(content), content_type="application/json")
+
+
+def _startable(plan: Plan, *, plan_only: bool) -> Plan:
+    """Return a plan that may start, with permission to write; raises PlanRefused."""
+    if plan_only:
+        return plan.require_possible()
+    plan = plan.require_accepted()
+    if plan.writes_to:
+        try:
+            open_folder(plan.writes_to).try_writing()
+        except IgneousError as error:
+            raise PlanRefused(plan.stage, [str(error)]) from error
+    return plan
 
 
 def _batch(cells: int) -> int:

@@ -42,6 +42,7 @@ class Plan(BaseModel):
     deletions: tuple[str, ...] = Field(default=(), description="what will be gone, a line each")
     refusals: tuple[str, ...] = Field(default=(), description="every reason not to start")
     unconfirmed: str = Field(default="", description="what must be confirmed before the start")
+    writes_to: str = Field(default="", description="folder that is tried before a run is recorded")
 
     def require_possible(self) -> Self:
         """Return the plan; raises PlanRefused with every reason when there is one."""

@@ -235,6 +235,7 @@ class WritesLayer(PyramidOptions):
         region, grid, geometry = route.place.region, route.cells, route.geometry
         return Plan(
             stage=self.name,
+            writes_to=route.place.folder.url,
             tasks=len(grid),
             grid=f"a grid of {grid.shape} cells, {grid.cell.minimum(region.size)} voxels each",
             voxels=region.voxels,

@@ -171,6 +171,7 @@ class Delete(Stage):
         )
         return Plan(
             stage=self.name,
+            writes_to=layer.folder.url,
             tasks=len(blocks),
             grid=f"blocks of at most {_CHUNKS_ON_EDGE**3:,} chunks",
             deletions=tuple(lines),

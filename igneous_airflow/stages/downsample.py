@@ -124,6 +124,7 @@ class Downsample(PyramidOptions):
         pooled = [pyramid.level_box(i, region).voxels for i in range(1, len(pyramid.levels) + 1)]
         return Plan(
             stage=self.name,
+            writes_to=layer.folder.url,
             tasks=len(grid),
             grid=f"a grid of {grid.shape} cells, {grid.cell.minimum(region.size)} voxels each",
             voxels=region.voxels,

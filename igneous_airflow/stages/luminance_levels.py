@@ -132,6 +132,7 @@ class LuminanceLevels(Stage):
         sections, sample, levels = image.sections, image.sample, image.levels
         return Plan(
             stage=self.name,
+            writes_to=image.levels.folder.url,
             tasks=len(image.slabs),
             grid=f"slabs of {min(image.slabs.depth, len(sections)):,} sections",
             voxels=sample.voxels,

@@ -187,6 +187,7 @@ class Mesh(Stage):
         cells, most = place.cells, self.max_simplification_error
         return Plan(
             stage=self.name,
+            writes_to=place.layer.folder.url,
             tasks=len(cells),
             grid=f"a grid of {cells.shape} cells, {_block(place)} voxels each",
             voxels=place.region.voxels,

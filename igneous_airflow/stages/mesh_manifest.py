@@ -83,6 +83,7 @@ class MeshManifest(Stage):
         fragments = sum(map(len, census.cells.values()))
         return Plan(
             stage=self.name,
+            writes_to=job.layer.folder.url,
             tasks=len(job.groups),
             grid="groups of labels by their first digits",
             outputs=(

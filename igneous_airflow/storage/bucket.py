@@ -181,6 +181,9 @@ class BucketFolder:
     def check_writable(self) -> None:
         if self._url.startswith(_READ_ONLY):
             raise AccessDenied(f"cannot write to {self._url}: web addresses are read-only")
+
+    def try_writing(self) -> None:
+        self.check_writable()
         probe = f".probe.{uuid.uuid4().hex}"
         self.write(probe, StoredFile(b""))
         self.delete(probe)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _LIMITS: dict[str, tuple[frozenset[str], frozenset[int]]] = {
     "raw": (frozenset(), frozenset()),
     "jpeg": (frozenset({"uint8"}), frozenset({1, 3})),
-    "jxl": (frozenset({"uint8"}), frozenset({1, 3})),
+    "jxl": (frozenset({"uint8"}), frozenset({1})),  # cloud-volume garbles three channels
     "png": (frozenset({"uint8"}), frozenset({1, 2, 3, 4})),
     "compressed_segmentation": (frozenset({"uint32", "uint64"}), frozenset({1})),
     "compresso": (frozenset({"uint8", "uint16", "uint32", "uint64"}), frozenset({1})),
@@ -44,21 +44,34 @@ def encoding_problem(encoding: str, data_type: str, channels: int, chunk_size: V
     """Say why an encoding cannot hold such voxels in such chunks, or None when it can."""
     if encoding not in _LIMITS:
         return f"encoding {encoding!r} is unknown: choose one of {', '.join(sorted(_LIMITS))}"
-    data_types, channel_counts = _LIMITS[encoding]
+    data_types, _ = _LIMITS[encoding]
     if data_types and data_type not in data_types:
         allowed = ", ".join(sorted(data_types))
         return f"encoding {encoding} holds {allowed}, not {data_type}: choose raw"
+    if problem := _codec_problem(encoding, channels):
+        return problem
+    return _picture_problem(chunk_size) if encoding == "jpeg" else None
+
+
+def _codec_problem(encoding: str, channels: int) -> str | None:
+    """Say why chunks of so many channels can be neither written nor read here."""
+    _, channel_counts = _LIMITS.get(encoding, (frozenset(), frozenset()))
     if channel_counts and channels not in channel_counts:
         allowed = ", ".join(map(str, sorted(channel_counts)))
         return f"encoding {encoding} holds {allowed} channel(s), not {channels}: choose raw"
     if encoding == "raw":
         return None
-    from cloudvolume.chunks import NEEDS_INSTALL
+    from cloudvolume.chunks import NEEDS_INSTALL  # takes seconds to import
 
     missing = NEEDS_INSTALL.get("fpzip" if encoding == "kempressed" else encoding)
     if missing:
         return f"encoding {encoding} needs a library that is not installed: pip install {missing}"
-    return _picture_problem(chunk_size) if encoding == "jpeg" else None
+    return None
+
+
+def _require_codec(encoding: str, channels: int) -> None:
+    if problem := _codec_problem(encoding, channels):
+        raise InvalidParameter(problem)
 
 
 def _picture_problem(chunk_size: Vec3) -> str | None:
@@ -170,7 +183,8 @@ def encode(
 
     if encoding == "raw":
         return np.asfortranarray(array).reshape(-1, order="F").view(np.uint8).data
-    from cloudvolume import chunks  # takes seconds to import
+    _require_codec(encoding, array.shape[3])
+    from cloudvolume import chunks
 
     try:
         return bytes(
@@ -197,10 +211,12 @@ def decode(
 ) -> "NDArray[Any]":
     """Decode a chunk to an (x, y, z, channel) array in Fortran order; raises CorruptChunk.
 
-    The array may be a read-only view of `content`.
+    The array may be a read-only view of `content`. Raises InvalidParameter where the encoding
+    cannot be read here, whatever the bytes.
     """
     import numpy as np
 
+    _require_codec(encoding, shape[3])
     try:
         if encoding == "raw":
             return np.frombuffer(content, dtype=dtype.newbyteorder("<")).reshape(shape, order="F")

@@ -95,7 +95,10 @@ class Folder(Protocol):
         """Remove every file below `prefix/`."""
 
     def check_writable(self) -> None:
-        """Raise AccessDenied when files cannot be written here; leaves nothing behind."""
+        """Raise AccessDenied when files cannot be written here, as far as looking can tell."""
+
+    def try_writing(self) -> None:
+        """Write an empty file and delete it; raises AccessDenied."""
 
 
 def open_folder(url: str) -> Folder:

@@ -223,13 +223,28 @@ class LocalFolder:
         return self._root.is_dir()
 
     def check_writable(self) -> None:
+        existing = self._existing()
+        # root may write anywhere but to a read-only file system
+        as_whom = {"effective_ids": os.access in os.supports_effective_ids}
         with disk_errors("write to", self._root):
-            existing = next(p for p in (self._root, *self._root.parents) if p.exists())
-            if not existing.is_dir():
-                raise AccessDenied(f"cannot write below {existing}: it is not a folder")
-            probe = existing / f".probe.{_owner()}-0{_PARTIAL}"
+            if os.access(existing, os.W_OK | os.X_OK, **as_whom):
+                return
+            read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
+            raise OSError(errno.EROFS if read_only else errno.EACCES, "cannot be written to")
+
+    def try_writing(self) -> None:
+        probe = self._existing() / f".probe.{_owner()}-0{_PARTIAL}"
+        with disk_errors("write to", self._root):
             probe.touch()
             probe.unlink()
+
+    def _existing(self) -> Path:
+        """The folder itself, or the nearest one above it that is there."""
+        with disk_errors("write to", self._root):
+            existing = next(p for p in (self._root, *self._root.parents) if p.exists())
+        if not existing.is_dir():
+            raise AccessDenied(f"cannot write below {existing}: it is not a folder")
+        return existing
 
 
 def leads_outside(url: str, name: str) -> bool:

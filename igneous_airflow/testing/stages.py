@@ -5,6 +5,7 @@ every registered stage has such a subclass.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -117,6 +118,9 @@ class StageTests:
 
     def test_a_plan_writes_nothing(self, example: Stage, tmp_path: Path) -> None:
         before = snapshot(tmp_path)
+        folders = [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]
+        for folder in folders:
+            os.utime(folder, (0, 0))
         plan = example.resolved().plan()
         assert plan == example.resolved().plan()
         assert plan.refusals == ()
@@ -124,6 +128,7 @@ class StageTests:
         assert plan.describe()
         len(example.resolved().cells())
         assert snapshot(tmp_path) == before
+        assert not any(folder.stat().st_mtime for folder in folders), "a file came and went"
 
     def test_preparing_twice_is_preparing_once(self, launched: Stage, tmp_path: Path) -> None:
         before = snapshot(tmp_path)

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from pathlib import Path
 
@@ -54,11 +55,13 @@ def test_help_shows_every_field_with_description_and_default(cli):
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing_at_all(cli, layer: Path, tmp_path: Path):
     before = tree(tmp_path)
+    os.utime(layer, (0, 0))
     answer = cli("downsample", str(layer), "--num-mips", "1", "--dry-run")
     assert answer.code == 0
     assert answer.out.startswith("downsample: 4 tasks (a grid of 4,1,1 cells")
     assert "makes  16_16_40: 32,8,8 voxels, chunks of 8,8,8, raw" in answer.out
     assert tree(tmp_path) == before
+    assert layer.stat().st_mtime == 0, "a file was there for a moment"
 
 
 def test_a_dry_run_that_is_refused_says_why_and_exits_1(cli, layer: Path, tmp_path: Path):

@@ -219,8 +219,9 @@ class Stack:
         if self.health["sqs"] == _STAND_IN_HEALTH:
             self._make_queues()
         self.wait_for("postgres", self._postgres_answers)
-        if self._run("setup", ["airflow"]).wait(_START_SECONDS) != 0:
-            raise RuntimeError(f"setup failed: {self.log('setup')}")
+        for start in ("first", "second"):  # every `docker compose up` runs it
+            if self._run("setup", ["airflow"]).wait(_START_SECONDS) != 0:
+                raise RuntimeError(f"setup failed at the {start} start: {self.log('setup')}")
         for service in ("airflow", "scheduler", "dag-processor", "triggerer"):
             self._run(service, ["airflow"])
         self.start_workers()

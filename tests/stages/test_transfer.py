@@ -228,6 +228,14 @@ def test_images_can_become_jpegs(tmp_path, send, channels):
     assert np.abs(result.astype(int) - voxels).max() <= 3
 
 
+def test_images_can_become_jxl(tmp_path, send):
+    smooth = np.add.outer(np.arange(64), np.arange(40)).astype(np.uint8)
+    voxels = np.asfortranarray(smooth[:, :, None, None].repeat(8, 2))
+    send(voxels, encoding="jxl", chunk_size=(32, 32, 8), max_mips=0)
+    result = read_with_cloudvolume(tmp_path / "dest", 0)
+    assert np.abs(result.astype(int) - voxels).max() <= 3
+
+
 def test_the_source_is_never_written_to_and_the_destination_names_it(tmp_path, send):
     src = write_layer(tmp_path / "src", random_voxels(Vec3(16, 16, 8)))
     before = snapshot(tmp_path / "src")

@@ -211,6 +211,16 @@ def test_what_cannot_be_done_is_refused(transfer, wishes, named):
         assert named in refusals_of(transfer(**wishes))
 
 
+@pytest.mark.parametrize(
+    ("source", "wishes"), [({}, {"encoding": "jxl"}), ({"encoding": "jxl"}, {"encoding": "raw"})]
+)
+def test_colours_are_neither_written_as_jxl_nor_read_from_it(tmp_path, source, wishes):
+    src = write_layer(tmp_path / "src", random_voxels(Vec3(16, 16, 8), channels=3))
+    change_info(tmp_path / "src", scale=source)
+    refused = refusals_of(Transfer(src=src, dest=f"{tmp_path}/dest", **wishes))
+    assert "encoding jxl holds 1 channel(s), not 3: choose raw" in refused
+
+
 def test_too_little_memory_for_a_chunk_is_refused(tmp_path):
     src = write_layer(tmp_path / "src", random_voxels(Vec3(256, 256, 16)))
     stage = Transfer(

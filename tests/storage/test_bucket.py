@@ -26,14 +26,18 @@ from igneous_airflow.errors import (
     InvalidParameter,
     MissingChunk,
     PermanentError,
+    PlanRefused,
     StorageUnavailable,
 )
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.ledger import Ledger, Receipt
+from igneous_airflow.run import Run
+from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.storage.bucket_errors import explain
 from igneous_airflow.storage.files import Folder, StoredFile, open_folder
 from igneous_airflow.storage.info import Info, Scale
 from igneous_airflow.storage.layer import Layer
+from igneous_airflow.testing.layers import random_voxels, write_layer
 
 # Google's library leaves sessions open when credentials are refused
 pytestmark = pytest.mark.filterwarnings(
@@ -237,7 +241,7 @@ def do(folder: Folder, action: str) -> object:
         "names": lambda: list(folder.names("a/b")),
         "delete": lambda: folder.delete("a/b"),
         "delete_folder": lambda: folder.delete_folder("a"),
-        "check_writable": folder.check_writable,
+        "try_writing": folder.try_writing,
     }[action]()
 
 
@@ -249,7 +253,7 @@ def do(folder: Folder, action: str) -> object:
         ("exists", "s3:GetObject on bucket"),
         ("names", "s3:ListBucket on bucket"),
         ("delete", "s3:DeleteObject on bucket"),
-        ("check_writable", "s3:PutObject and s3:PutObjectAcl on bucket"),
+        ("try_writing", "s3:PutObject and s3:PutObjectAcl on bucket"),
     ],
 )
 @pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "ExpiredToken"])
@@ -262,6 +266,30 @@ def test_a_refusal_names_bucket_and_permission_at_once(
         do(folder, action)
     assert len(proxy.requests) <= 2, "no retry can help, but botocore may ask for the region"
     assert folder.url in str(caught.value)
+
+
+def test_nothing_is_written_to_a_bucket_before_a_run_is_launched(
+    bucket: str, proxy: Any, tmp_path: Path
+) -> None:
+    write_layer(tmp_path / "layer", random_voxels(Vec3(32, 32, 8)))
+    url = f"s3://{bucket}/layer"
+    layer = open_folder(url)
+    layer.write("info", StoredFile((tmp_path / "layer" / "info").read_bytes()))
+    stage = Downsample(layer=url, num_mips=1)
+    run = {"url": f"file://{tmp_path}/run", "queue": "memory://unused", "by": "Ada"}
+    proxy.requests.clear()
+    stage.plan().require_accepted()
+    Run.launch(stage, **run, plan_only=True)
+    assert {request.split()[0] for request in proxy.requests} <= {"GET", "HEAD"}
+    Run.launch(stage, **run)
+    written = [request for request in proxy.requests if request.split()[0] not in ("GET", "HEAD")]
+    assert [request.split()[0] for request in written] == ["PUT", "DELETE"]
+    assert all(".probe." in request for request in written)
+    assert list(layer.names("")) == ["info"]
+    proxy.faults.append(Fault(method="PUT", **DENIED))
+    with pytest.raises(PlanRefused, match=f"s3:PutObject and s3:PutObjectAcl on bucket {bucket}"):
+        Run.launch(stage, **{**run, "url": f"file://{tmp_path}/other"})
+    assert not (tmp_path / "other").exists()
 
 
 def test_objects_that_stay_though_their_deletion_was_answered_are_an_error(
@@ -381,7 +409,7 @@ def test_a_folder_of_google_works_as_well(google_folder: Folder) -> None:
     folder.delete_folder("done")
     assert list(folder.names("done")) == []
     assert folder.exists("other")
-    folder.check_writable()
+    folder.try_writing()
 
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"status": 429}, {"delay": 1}], ids=str)

@@ -1,14 +1,18 @@
 """Encodings and compressions: what was written is read back, what is damaged is refused."""
 
 import gzip
+import re
 import zlib
+from typing import get_args
 
+import imagecodecs
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igneous_airflow.errors import CorruptChunk, InvalidParameter
+from igneous_airflow.fields import Encoding
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.storage.codecs import (
     compress_bytes,
@@ -123,11 +127,48 @@ def test_a_jpeg_has_a_largest_size():
             encode(np.zeros((*chunk, 1), np.uint8, "F"), "jpeg")
 
 
-@pytest.mark.parametrize("encoding", ["fpzip", "zfpc", "jxl"])
-def test_an_encoding_that_is_not_installed_is_refused_with_the_way_out(encoding):
-    dtype = "uint8" if encoding == "jxl" else "float32"
-    problem = encoding_problem(encoding, dtype, 1, CHUNK)
-    assert problem is None or "pip install" in problem
+@pytest.mark.parametrize("size", [Vec3(24, 20, 6), Vec3(64, 64, 64), Vec3(7, 1, 3)], ids=str)
+def test_jxl_is_close_to_what_was_written_for_us_and_for_others(size):
+    x, y, z = np.meshgrid(*map(np.arange, size), indexing="ij")
+    voxels = np.asfortranarray((3 * x + y + 2 * z)[..., np.newaxis].astype(np.uint8))
+    assert encoding_problem("jxl", "uint8", 1, size) is None
+    content = encode(voxels, "jxl")
+    pixels = imagecodecs.jpegxl_decode(content)  # x across, y and then z down
+    assert pixels.shape == (size.y * size.z, size.x)
+    decoded = pixels.reshape(size.z, size.y, size.x).T[..., np.newaxis]
+    for back in (decoded, there_and_back(voxels, "jxl")):
+        difference = np.abs(back.astype(int) - voxels)
+        assert difference.max() < 25
+        assert difference.mean() < 2
+
+
+def test_jxl_of_three_channels_is_refused_since_it_would_be_garbled():
+    voxels = random_voxels(Vec3(24, 20, 6), channels=3)
+    refusal = "encoding jxl holds 1 channel.*, not 3: choose raw"
+    assert re.search(refusal, str(encoding_problem("jxl", "uint8", 3, CHUNK)))
+    with pytest.raises(InvalidParameter, match=refusal):
+        encode(voxels, "jxl")
+    others = imagecodecs.jpegxl_encode(voxels.T.reshape(3, 120, 24).transpose(1, 2, 0).copy())
+    with pytest.raises(InvalidParameter, match=refusal):
+        decode(others, "jxl", shape=voxels.shape, dtype=voxels.dtype)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "package"), [("fpzip", "fpzip"), ("kempressed", "fpzip"), ("zfpc", "zfpc")]
+)
+def test_an_encoding_that_is_not_installed_is_refused_with_the_way_out(encoding, package):
+    voxels = np.zeros((8, 8, 8, 3), np.float32, "F")
+    refusal = f"encoding {encoding} needs a library that is not installed: pip install {package}"
+    assert encoding_problem(encoding, "float32", 3, CHUNK) == refusal
+    with pytest.raises(InvalidParameter, match=refusal):
+        encode(voxels, encoding)
+    with pytest.raises(InvalidParameter, match=refusal):
+        decode(b"a chunk", encoding, shape=voxels.shape, dtype=voxels.dtype)
+
+
+def test_every_encoding_of_the_form_is_read_back_here():
+    (choices, _) = get_args(get_args(Encoding)[0])
+    assert set(get_args(choices)) == {encoding for encoding, _, _ in LOSSLESS} | {"jpeg", "jxl"}
 
 
 def test_voxels_that_an_encoding_cannot_hold_are_refused():

@@ -197,12 +197,34 @@ def test_a_deleted_folder_can_be_written_again(folder):
     assert folder.read("a/b/c") == StoredFile(b"2")
 
 
-def test_check_writable_leaves_nothing_behind(folder, tmp_path):
-    folder.check_writable()
+def test_trying_to_write_leaves_nothing_behind(folder, tmp_path):
+    folder.try_writing()
     assert list(tmp_path.rglob("*")) == []
     folder.write("info", StoredFile(b"1"))
-    folder.check_writable()
+    folder.try_writing()
     assert list(folder.names("")) == ["info"]
+
+
+def test_whether_a_folder_can_be_written_to_is_seen_without_writing(local, tmp_path):
+    os.utime(tmp_path, (0, 0))
+    local.check_writable()
+    LocalFolder(tmp_path / "new" / "layer").check_writable()
+    assert tmp_path.stat().st_mtime == 0
+    local.try_writing()
+    assert tmp_path.stat().st_mtime > 0
+
+
+def test_root_itself_cannot_write_to_a_read_only_file_system():
+    place = next(_read_only_places(), None) or pytest.skip("there is no read-only file system")
+    with pytest.raises(AccessDenied, match="the file system is read-only"):
+        LocalFolder(place / "layer").check_writable()
+
+
+def _read_only_places():
+    for line in Path("/proc/mounts").read_text().splitlines():
+        place = Path(line.split()[1])
+        if place.is_dir() and os.statvfs(place).f_flag & os.ST_RDONLY:
+            yield place
 
 
 def test_a_folder_keeps_its_address(tmp_path):
@@ -326,6 +348,7 @@ def test_a_read_only_folder_is_denied_by_name(open_to_all):
             lambda: folder.write("new/chunk", StoredFile(b"2")),
             lambda: folder.delete("info"),
             folder.check_writable,
+            folder.try_writing,
             LocalFolder(open_to_all / "new").check_writable,
         ):
             with pytest.raises(AccessDenied, match=str(open_to_all)):
