@@ -5,7 +5,6 @@ Prints seconds, and megabytes of peak memory. `--tasks` of the first part, about
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+from benchmarks.bench_queue import peak_megabytes, row, row_below
 from igneous_airflow.ledger import Receipt
 from igneous_airflow.run import Run
 from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
@@ -45,15 +45,6 @@ class Nothing(Stage):
 
     def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002, D102
         return Audit(outputs={})
-
-
-def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def row(label: str, value: float, unit: str, below: float | None = None) -> None:
-    verdict = "" if below is None else "  ok" if value < below else f"  MISSED, below {below:g}"
-    print(f"{label:<42}{value:>14,.2f} {unit}{verdict}")
 
 
 @contextmanager
@@ -95,8 +86,8 @@ def enqueue(folder: Path, tasks: int) -> None:
         run.prepare()
     with timed("enqueue"):
         sent = run.enqueue()
-    row("planned, prepared and sent", time.perf_counter() - start, "s", _SECONDS)
-    row("  peak memory", peak_megabytes(), "MB", _MEGABYTES)
+    row_below("planned, prepared and sent", time.perf_counter() - start, "s", _SECONDS)
+    row_below("  peak memory", peak_megabytes(), "MB", _MEGABYTES)
     with timed("progress"):
         progress = run.progress()
     assert sent == run.planned == progress.waiting == tasks
@@ -128,7 +119,7 @@ def main() -> None:
     registered_stages()[Nothing.name] = Nothing
     for done, label in ((True, "a task that was done before"), (False, "a task of no work")):
         with tempfile.TemporaryDirectory() as folder:
-            row(label, idle_tasks(Path(folder), done=done), "ms", _IDLE_MILLISECONDS)
+            row_below(label, idle_tasks(Path(folder), done=done), "ms", _IDLE_MILLISECONDS)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,8 @@ def meshes(pairs: list[Pair], found: dict[str, Any], cells: list[int]) -> None:
     for way in ("from exact", "to exact"):
         for index, kind in enumerate(("mean", "99th percentile", "largest")):
             show(f"nm {way}, {kind}", [side[index] for side in found[way]], 1.0)
-    print(f"labels lost of {found['labels']:,}: {found['lost']}")
+    verdict = "ok" if found["lost"][1] <= found["lost"][0] else "MISSED"
+    print(f"labels lost of {found['labels']:,}: {found['lost']}  {verdict}")
 
 
 def manifests(pairs: list[Pair], found: dict[str, Any]) -> None:

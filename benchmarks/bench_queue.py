@@ -31,8 +31,13 @@ def pairs_per_second(queue: Queue) -> float:
     return _PAIRS / (time.perf_counter() - start)
 
 
-def row(label: str, value: float, unit: str) -> None:
-    print(f"{label:<42}{value:>14,.1f} {unit}")
+def row(label: str, value: float, unit: str, needed: str = "", *, ok: bool = True) -> None:
+    verdict = f"  {'ok' if ok else 'MISSED'}, {needed}" if needed else ""
+    print(f"{label:<42}{value:>14,.2f} {unit}{verdict}")
+
+
+def row_below(label: str, value: float, unit: str, most: float) -> None:
+    row(label, value, unit, f"below {most:g} needed", ok=value < most)
 
 
 def measure(queue: Queue, messages: int, path: Path) -> None:

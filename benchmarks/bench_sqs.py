@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any, ClassVar
 from unittest import mock
 
-from benchmarks.bench_queue import bodies, peak_megabytes, row
+from benchmarks.bench_queue import bodies, peak_megabytes, row, row_below
 from igneous_airflow.queue.sqs import SqsQueue
 from igneous_airflow.queue.sqs_address import Address
 from igneous_airflow.queue.sqs_service import connect
@@ -28,6 +28,8 @@ from igneous_airflow.worker.loop import Worker, WorkerOptions
 
 _SERVER = Path(__file__).resolve().parents[1] / "tests" / "queue" / "sqs_server.py"
 _TASKS = 2_000
+_SPEED = 2_000  # messages a second, asked for
+_ROUND_TRIPS = 1.3  # of a task that does nothing, asked for
 _SERVER_HOLDS = 100_000  # it keeps about 3 kB of memory a message
 
 
@@ -105,7 +107,8 @@ class Bench:
         with mock.patch.object(self.queue, "send", lambda bodies: send(forgotten(bodies))):
             assert run.enqueue() == tasks
         row("plan", planned - start, "s")
-        row("enqueue", tasks / (time.perf_counter() - planned), "messages/s")
+        speed = tasks / (time.perf_counter() - planned)
+        row("enqueue", speed, "messages/s", f"{_SPEED:,} needed", ok=speed >= _SPEED)
         row(
             "enqueue, of this process's own time", tasks / (time.process_time() - own), "messages/s"
         )
@@ -129,7 +132,7 @@ class Bench:
         row(f"{label}: requests a task", sum(self.requests.values()) / _TASKS, "")
         latency = (latency + self.latency()) / 2
         row(f"{label}: a round trip", 1e3 * latency, "ms")
-        row(f"{label}: time a task", seconds / latency, "round trips")
+        row_below(f"{label}: time a task", seconds / latency, "round trips", _ROUND_TRIPS)
 
     def take_all(self) -> None:
         """Lease and settle every message."""
