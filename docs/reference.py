@@ -136,7 +136,7 @@ def _plain_kind(schema: Schema, kinds: list[str]) -> str:
         return f"`{schema['metavar']}`"
     if "array" in kinds:
         return f"three {schema['items']['type']}s, as text or a list"
-    if "kind" in schema:
+    if "kind" in schema and "string" in kinds:
         return "address"
     return {"integer": "whole number", "number": "number"}.get(kinds[0], "text")
 
