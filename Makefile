@@ -75,7 +75,7 @@ docs-links: install ## ask every address that the documentation names whether it
 	$(BIN)/sphinx-build --builder linkcheck --quiet docs .docs/links
 
 screenshots: install ## do the tutorial in a browser, and make its pictures anew (CHROMIUM=path)
-	$(BIN)/python docs/screenshots.py docs/images
+	PYTHONPATH=tests/browser $(BIN)/python docs/screenshots.py docs/images
 
 # For a package index of one's own: SSL_CERT_FILE and UV_DEFAULT_INDEX pass into the build as secrets.
 # BUILDAH_FORMAT lets podman keep the health check.

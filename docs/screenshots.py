@@ -14,20 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from chromium import FLAGS, log_in
 from playwright.sync_api import Page, sync_playwright
 
 HERE = Path(__file__).parent
 DAG = "igneous_ingest"
-FLAGS = [
-    "--no-sandbox",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--ignore-gpu-blocklist",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--no-first-run",
-]
 SECONDS = 1000  # Playwright counts in milliseconds
 
 
@@ -50,7 +41,7 @@ def make_pictures(folder: Path, out: Path) -> None:
         with started_airflow(folder) as (address, password):
             page = browser.new_page(viewport={"width": 1280, "height": 800})
             page.set_default_timeout(300 * SECONDS)
-            log_in(page, address, password)
+            log_in(page, address, "admin", password)
             fill_in_the_form(page, address, folder, out)
             watch(page, address, out)
             look(page, out)
@@ -80,15 +71,6 @@ def started_airflow(folder: Path) -> Iterator[tuple[str, str]]:
     finally:
         airflow.send_signal(signal.SIGINT)
         airflow.wait(60)
-
-
-def log_in(page: Page, address: str, password: str) -> None:
-    """Log in as the tutorial's user."""
-    page.goto(address)
-    page.get_by_label("Username").fill("admin")
-    page.get_by_label("Password").fill(password)
-    page.get_by_role("button", name="Sign in").click()
-    page.wait_for_url(lambda url: "/auth/" not in url)
 
 
 def fill_in_the_form(page: Page, address: str, folder: Path, out: Path) -> None:

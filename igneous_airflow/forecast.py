@@ -3,7 +3,6 @@
 Used by Airflow's plan task before a run starts, and by whoever shows runs afterwards.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
@@ -108,13 +107,12 @@ class Forecast(Plan):
         """Foresee what a run takes that was launched by this plan."""
         worker_seconds = rate.worker_seconds(plan, run.cells)
         busy = min(workers, run.planned)
-        known = worker_seconds is not None and busy
         return cls(
             **plan.model_dump(),
             runs=rate.runs,
             workers=workers,
             worker_seconds=worker_seconds,
-            seconds=worker_seconds / busy if worker_seconds is not None and known else None,
+            seconds=worker_seconds / busy if worker_seconds is not None and busy else None,
             cost=prices.cost(plan, worker_seconds) if prices else None,
             currency=prices.currency if prices else "",
         )
@@ -123,7 +121,7 @@ class Forecast(Plan):
     def of(cls, run: Run) -> Self | None:
         """What was foreseen for a run; None when that was not noted."""
         plan = run.stored_plan()
-        return None if plan is None else cls.model_validate(json.loads(plan))
+        return None if plan is None else cls.model_validate_json(plan)
 
     @property
     def expected_time(self) -> str:

@@ -22,7 +22,7 @@ from igneous_airflow.forecast import Forecast
 from igneous_airflow.ledger import DoneTasks, Failure, WorkerNote
 from igneous_airflow.progress import ErrorGroup, Summary, group_errors
 from igneous_airflow.run import Run
-from igneous_airflow.stage import field_schemas
+from igneous_airflow.stage import fields_of_kind
 from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.files import open_folder
 from igneous_airflow.storage.overlap import Overlap, overlap_width
@@ -325,8 +325,7 @@ def layers_of(run: Run) -> dict[str, str]:
 
 @cache
 def _layer_fields(stage: str) -> frozenset[str]:
-    schemas = field_schemas(stage_class(stage))
-    return frozenset(name for name, schema in schemas.items() if schema.get("kind") == LAYER)
+    return frozenset(fields_of_kind(stage_class(stage), LAYER))
 
 
 def layer_of(run: Run) -> str:

@@ -223,6 +223,12 @@ def field_schemas(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
     return dict(sorted(schemas.items(), key=lambda field: _place_in_form(field[1])))
 
 
+def fields_of_kind(model: type[BaseModel], *kinds: str) -> list[str]:
+    """The names of the fields of one of these kinds, as LAYER, in the order of the form."""
+    schemas = field_schemas(model)
+    return [name for name, schema in schemas.items() if schema.get("kind") in kinds]
+
+
 def _place_in_form(schema: dict[str, Any]) -> tuple[int, bool, bool]:
     very_first = "default" not in schema and bool(schema.get("first"))
     return SECTIONS.index(schema["section"]), not very_first, not matters_most(schema)

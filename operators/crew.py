@@ -4,7 +4,7 @@ The tasks are mapped over these names: one for the processes of a machine, one f
 for a Kubernetes Job when the pods are many.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Literal
 
 from igneous_airflow.errors import InvalidParameter
@@ -12,7 +12,7 @@ from igneous_airflow.fields import ADDRESS, LAYER
 from igneous_airflow.operators.params import RunOptions
 from igneous_airflow.operators.pod_template import PodTemplate
 from igneous_airflow.operators.settings import PodSettings, workers_run_on
-from igneous_airflow.stage import Stage, field_schemas
+from igneous_airflow.stage import Stage, fields_of_kind
 
 LOCAL, POD, JOB = "local", "pod", "job"
 #: More pods than this are one Job: Airflow would start a process for each.
@@ -25,7 +25,7 @@ def crew(options: RunOptions, tasks: int) -> list[str]:
     """Name the workers for this many tasks; none when they are left to workers elsewhere."""
     if not tasks or not options.workers:
         return []
-    if _place(options) == "local":
+    if place_of(options) == "local":
         return [LOCAL]
     pods = pods_wanted(options, tasks)
     if pods > MOST_PODS:
@@ -43,9 +43,10 @@ def require_workable(options: RunOptions, stage: Stage, addresses: Iterable[str]
 
     `addresses` are those of the run and its queue. Pods must reach them, and the layers.
     """
-    if _place(options) == "kubernetes":
+    if place_of(options) == "kubernetes":
         template = PodTemplate.load(PodSettings.read().template)
-        template.require_reachable([*addresses, *_layers(stage)])
+        named = [getattr(stage, name) for name in fields_of_kind(type(stage), ADDRESS, LAYER)]
+        template.require_reachable([*addresses, *filter(None, named)])
     elif options.workers > MOST_PROCESSES:
         raise InvalidParameter(
             f"workers: {options.workers} processes on one machine are too many; the most are "
@@ -53,11 +54,6 @@ def require_workable(options: RunOptions, stage: Stage, addresses: Iterable[str]
         )
 
 
-def _layers(stage: Stage) -> Iterator[str]:
-    for name, schema in field_schemas(type(stage)).items():
-        if schema.get("kind") in (ADDRESS, LAYER) and (address := getattr(stage, name)):
-            yield address
-
-
-def _place(options: RunOptions) -> Literal["local", "kubernetes"]:
+def place_of(options: RunOptions) -> Literal["local", "kubernetes"]:
+    """Where the workers run: as the form says, or else the configuration."""
     return options.run_on or workers_run_on()

@@ -22,7 +22,7 @@ from igneous_airflow.operators.params import (
     titled_schemas,
     wrong_fields,
 )
-from igneous_airflow.stage import Stage, field_schemas, matters_most
+from igneous_airflow.stage import Stage, fields_of_kind, matters_most
 
 Model = TypeVar("Model", bound=BaseModel)
 Schema = dict[str, Any]
@@ -75,7 +75,7 @@ class Form:
             place
             for step in chain.steps
             if step.binds
-            for name in _mips(step)
+            for name in fields_of_kind(step.stage, MIP)
             for place in self._all_places(step, name)
         }
 
@@ -176,7 +176,7 @@ class Form:
 
     def _unnumbered(self, step: Step, places: Mapping[str, str], stage: Stage) -> Iterator[str]:
         """Mips of a step that are not given by their number, although they must be."""
-        for name in _mips(step):
+        for name in fields_of_kind(step.stage, MIP):
             if places[name] in self._numbered and getattr(stage, name) == COARSEST:
                 yield (
                     f"{places[name]}: {COARSEST}, the coarsest mip that is there, is not the same "
@@ -255,12 +255,6 @@ def _title(step: Step) -> str:
 
 def _switch(step: Step) -> str:
     return f"run_{step.switch_name}"
-
-
-def _mips(step: Step) -> list[str]:
-    """The fields of a step, bound ones too, that hold a mip."""
-    schemas = field_schemas(step.stage)
-    return [name for name, schema in schemas.items() if schema.get("kind") == MIP]
 
 
 def _is_met(condition: Condition, stages: Mapping[str, Stage]) -> bool:

@@ -44,13 +44,9 @@ def explained(context: Mapping[str, Any] = MappingProxyType({})) -> Iterator[Non
     except TransientError:
         raise
     except (IgneousError, AirflowFailException) as error:
-        raise AirflowFailException(with_link(str(error), context)) from None
-
-
-def with_link(text: str, context: Mapping[str, Any]) -> str:
-    """A text that ends with the address of the DAG run."""
-    url = dag_run_url(context)
-    return f"{text}\nDAG run: {url}" if url else text
+        url = dag_run_url(context)
+        link = f"\nDAG run: {url}" if url else ""
+        raise AirflowFailException(f"{error}{link}") from None
 
 
 class PlanStage(BaseOperator, SkipMixin):

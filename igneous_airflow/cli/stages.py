@@ -11,7 +11,7 @@ from igneous_airflow.cli.addresses import embedded_queue, folder_url, queue_url,
 from igneous_airflow.cli.runs import state_option, work_on
 from igneous_airflow.fields import ADDRESS, FILES, LAYER
 from igneous_airflow.run import Run, new_run_name
-from igneous_airflow.stage import Stage, field_schemas, with_words
+from igneous_airflow.stage import Stage, field_schemas, fields_of_kind, with_words
 from igneous_airflow.stages import registered_stages
 from igneous_airflow.storage.provenance import author
 
@@ -159,8 +159,8 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
 
 def make_stage(stage: type[Stage], values: dict[str, Any]) -> Stage:
     """Build the stage from the command line's values; a usage error names each wrong option."""
-    for name, schema in field_schemas(stage).items():
-        if schema.get("kind") in (ADDRESS, FILES, LAYER) and values.get(name):
+    for name in fields_of_kind(stage, ADDRESS, FILES, LAYER):
+        if values.get(name):
             values[name] = folder_url(values[name])
     try:
         return stage.model_validate(values)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import chromium
 import pytest
 from playwright.sync_api import (
     Browser,
@@ -22,16 +23,6 @@ from users import READER
 
 HERE = Path(__file__).parent
 PICTURES = ROOT / ".browser"
-FLAGS = (  # WebGL without a graphics card, and no request that is not ours
-    "--no-sandbox",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--ignore-gpu-blocklist",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--no-first-run",
-)
 OpenPage = Callable[..., Page]
 
 
@@ -70,7 +61,7 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
     if found is None:
         pytest.exit("The browser tests need Chromium: `make test-browser` says how", returncode=1)
     expect.set_options(timeout=20_000)  # a machine may be busy with other things
-    browser = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
+    browser = playwright.chromium.launch(executable_path=found, args=chromium.FLAGS)
     yield browser
     browser.close()
 
@@ -84,11 +75,7 @@ def logged_in(airflow: RealAirflow, browser: Browser) -> Callable[[str], Any]:
         if user not in known:
             context = browser.new_context()
             page = context.new_page()
-            page.goto(airflow.base)
-            page.get_by_label("Username").fill(user)
-            page.get_by_label("Password").fill(user)
-            page.get_by_role("button", name="Sign in").click()
-            page.wait_for_url(lambda url: "/auth/" not in url)
+            chromium.log_in(page, airflow.base, user, user)
             known[user] = context.storage_state()
             context.close()
         return known[user]

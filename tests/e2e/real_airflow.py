@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rest import call_airflow
 
 ROOT = Path(__file__).parents[2]
 DAG = "igneous_downsample"
@@ -59,7 +59,6 @@ class RealAirflow:
         self._processes: list[subprocess.Popen[bytes]] = []
         self.dag = DAG
         # no proxy stands between processes of one machine
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def environment(self) -> dict[str, str]:
         self.own_dags.mkdir(exist_ok=True)
@@ -156,19 +155,7 @@ class RealAirflow:
 
     def call(self, method: str, path: str, body: Conf | None = None, accept: str = "json") -> Any:
         """Call the API; raises HTTPError."""
-        request = urllib.request.Request(
-            self.base + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={
-                "Content-Type": "application/json",
-                "Accept": f"application/{accept}",
-                "Authorization": f"Bearer {self._token}",
-            },
-        )
-        with self._opener.open(request, timeout=60) as answer:
-            content = answer.read()
-        return json.loads(content) if accept == "json" else content.decode()
+        return call_airflow(self.base, self._token, method, path, body, accept)
 
     def of(self, dag: str) -> "RealAirflow":
         """The same Airflow, with calls about another DAG."""

@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -29,6 +28,7 @@ from typing import Any
 
 import boto3
 import yaml
+from rest import OPENER, call_airflow
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "docker-compose.yml"
@@ -164,7 +164,6 @@ class Stack:
         self.started: dict[str, subprocess.Popen[bytes]] = {}
         self._token = ""
         # no proxy stands between processes of one machine
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def url(self, service: str) -> str:
         return f"http://127.0.0.1:{self.ports[service]}"
@@ -386,26 +385,14 @@ class Stack:
 
     def _answers(self, url: str) -> bool:
         try:
-            with self._opener.open(url, timeout=10):
+            with OPENER.open(url, timeout=10):
                 return True
         except (OSError, urllib.error.URLError):
             return False
 
     def call(self, method: str, path: str, body: Any = None, accept: str = "json") -> Any:
         """Call Airflow's API; raises HTTPError."""
-        request = urllib.request.Request(
-            self.url("airflow") + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={
-                "Content-Type": "application/json",
-                "Accept": f"application/{accept}",
-                "Authorization": f"Bearer {self._token}",
-            },
-        )
-        with self._opener.open(request, timeout=60) as answer:
-            content = answer.read()
-        return json.loads(content) if accept == "json" else content.decode()
+        return call_airflow(self.url("airflow"), self._token, method, path, body, accept)
 
     def has_dag(self, dag: str) -> bool:
         try:
