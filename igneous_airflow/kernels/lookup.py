@@ -19,7 +19,7 @@ def look_up_sections(voxels: Array, tables: Sequence[Array]) -> Array:
     if voxels.dtype == np.uint8:  # for bytes Python itself has this, at twice the speed of numpy
         stored, length = voxels.reshape(-1, order="F").data, voxels.shape[0] * voxels.shape[1]
         sections = (stored[z * length : (z + 1) * length] for z in range(len(tables)))
-        parts = [bytes(s).translate(table) for s, table in zip(sections, tables, strict=True)]
+        parts = [bytes(s).translate(table.data) for s, table in zip(sections, tables, strict=True)]
         return np.frombuffer(bytearray().join(parts), np.uint8).reshape(voxels.shape, order="F")
     values = voxels.reshape(-1, len(tables), order="F")  # a column for each section
     result = np.empty(values.shape, voxels.dtype, "F")
