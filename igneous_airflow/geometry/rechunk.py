@@ -105,24 +105,24 @@ class RechunkGeometry:
             shrinking = [axis for axis in range(3) if smaller[axis] < edges[axis]]
             if not shrinking:
                 break
-            axis = max(shrinking, key=lambda axis: edges[axis] / self._step[axis])
+            axis = max(shrinking, key=lambda axis: edges[axis] / self.block[axis])
             edges[axis] = smaller[axis]
         return Vec3(*edges)
 
     @cached_property
-    def _step(self) -> Vec3:
+    def block(self) -> Vec3:
         """What tiles are made of: whole chunks of the finest mip, whole windows of the coarsest."""
         return Vec3(*map(lcm, self.chunks[0], self.factor**self.levels))
 
     def _tile_edge(self, axis: int) -> int:
-        cell, whole = self.cell[axis], lcm(self._step[axis], self.read[axis])
+        cell, whole = self.cell[axis], lcm(self.block[axis], self.read[axis])
         return whole if self.phase[axis] == 0 and cell % whole == 0 else cell
 
     def _smaller(self, axis: int, edge: int) -> int:
         """The next shorter edge of which cells are multiples, or the same when there is none."""
-        steps = self.cell[axis] // self._step[axis]
-        now = edge // self._step[axis]
-        return self._step[axis] * next((n for n in range(now - 1, 0, -1) if steps % n == 0), now)
+        steps = self.cell[axis] // self.block[axis]
+        now = edge // self.block[axis]
+        return self.block[axis] * next((n for n in range(now - 1, 0, -1) if steps % n == 0), now)
 
     def tiles(self, cell: BoundingBox) -> list[BoundingBox]:
         """The tiles of a cell in nested order: each coarse chunk is completed before the next."""

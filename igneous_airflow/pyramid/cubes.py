@@ -158,16 +158,13 @@ class CubeSource:
         start = region.min - self.shift
         return (start - self.cubes.grid.box.min) % self.chunk_size
 
-    def read(self, box: BoundingBox, overlap: Overlap) -> Array:
+    def parts(self, box: BoundingBox, overlap: Overlap) -> Iterator[tuple[BoundingBox, Array]]:
         """Read a box from all the cubes it reaches into."""
         at = box.translated(self.shift * -1)
-        array = np.empty((*box.size, 1), self.dtype, "F")
-        for part, voxels in overlap.map(self._read, self._parts(at)):
-            common = part.intersection(at)
-            array[..., 0][common.slices_within(at)] = (
-                voxels if voxels.ndim == 0 else voxels[common.slices_within(part)]
-            )
-        return array
+        for whole, voxels in overlap.map(self._read, self._parts(at)):
+            part = whole.intersection(at)
+            own = voxels[part.slices_within(whole)].astype(self.dtype, copy=False)
+            yield part.translated(self.shift), own[..., None]
 
     def _parts(self, box: BoundingBox) -> Iterator[BoundingBox]:
         """What is decoded for a box: cells of the grid, or sections of them."""
@@ -180,13 +177,13 @@ class CubeSource:
                 yield BoundingBox(Vec3(low.x, low.y, z), Vec3(high.x, high.y, z + 1))
 
     def _read(self, part: BoundingBox) -> Array:
-        """The voxels of a part as (x, y, z); a single value where they are missing."""
+        """The voxels of a part as (x, y, z)."""
         try:
             return self._decoded(part)
         except MissingChunk:
             if self.missing is None:
                 raise
-            return np.array(self.missing, self.dtype)
+            return np.broadcast_to(np.array(self.missing, self.dtype), tuple(part.size))
 
     def _decoded(self, part: BoundingBox) -> Array:
         cell = next(self.cubes.grid.overlapping(part))

@@ -8,6 +8,7 @@ from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.mips import count_levels
 from igneous_airflow.geometry.rechunk import RechunkGeometry
+from igneous_airflow.pyramid.blocks import in_blocks
 from igneous_airflow.pyramid.copier import FileCopier
 from igneous_airflow.pyramid.destination import Destination
 from igneous_airflow.pyramid.layout import (
@@ -114,7 +115,8 @@ class Route:
 
     def carry(self, cell: BoundingBox, options: WriteOptions) -> PyramidWriter | FileCopier:
         """Do one piece; the answer counts what was written."""
-        with Overlap(self.geometry.width) as overlap:
+        width = self.geometry.width
+        with Overlap(width) as overlap:
             if self.copies and isinstance(self.source, LayerSource):
                 copier = FileCopier(self.source, self.place, options)
                 for chunk in self.place.scale.chunks.overlapping(cell):
@@ -124,9 +126,12 @@ class Route:
             origin = self.place.region.min
             for tile in self.geometry.tiles(cell.translated(origin * -1)):
                 box = tile.translated(origin)
-                voxels = self.source.read(box, overlap)
-                writer.push(box, voxels)
-                del voxels  # before the next tile is read, so that memory holds one
+                parts = self.source.parts(box, overlap)
+                # writes that are under way must not keep all of a tile
+                blocks = in_blocks(box, self.geometry.block, parts, apart=width > 1)
+                for block, voxels in blocks:
+                    writer.push(block, voxels)
+                    del voxels  # before the next tile is read, so that memory holds one
             writer.close()
             return writer
 

@@ -4,7 +4,7 @@ A stage that fills a layer brings a source of its own kind: another layer, a sta
 file. Whoever reads from it need not know which.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,8 +46,11 @@ class VoxelSource(Protocol):
     def phase(self, region: BoundingBox) -> Vec3:
         """How many voxels before a region the block begins that the region starts in."""
 
-    def read(self, box: BoundingBox, overlap: Overlap) -> Array:
-        """Read a box as (x, y, z, channel) of the dtype that is written; may be read-only."""
+    def parts(self, box: BoundingBox, overlap: Overlap) -> Iterator[tuple[BoundingBox, Array]]:
+        """Read a box part by part, each voxel in one of them.
+
+        Voxels are (x, y, z, channel) of the dtype that is written, and may be read-only.
+        """
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,18 @@ class LayerSource:
         """How many voxels before the region the chunk begins that it starts in."""
         return (self.at_source(region).min - self.scale.voxel_offset) % self.chunk_size
 
-    def read(self, box: BoundingBox, overlap: Overlap) -> Array:
-        """Read a box and change its voxels."""
-        origin = self.at_source(box)
-        voxels = self.layer.read(
-            self.scale, origin, missing=self.missing, overlap=overlap, channel=self.channel
+    def parts(self, box: BoundingBox, overlap: Overlap) -> Iterator[tuple[BoundingBox, Array]]:
+        """Read the chunks that a box reaches into, and change what it has of them."""
+        found = self.layer.parts(
+            self.scale,
+            self.at_source(box),
+            missing=self.missing,
+            overlap=overlap,
+            channel=self.channel,
         )
-        return voxels if self.change is None else self.change(origin, voxels)
+        for origin, voxels in found:
+            changed = voxels if self.change is None else self.change(origin, voxels)
+            yield origin.translated(self.shift), changed
 
     def has_the_files_of(self, scale: Scale, region: BoundingBox) -> bool:
         """Whether the chunk files of a region would be right in another scale as they are."""

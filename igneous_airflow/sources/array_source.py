@@ -1,5 +1,6 @@
 """An array in a file as voxels for a layer: axes in order, data types that layers have."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
@@ -157,8 +158,8 @@ class ArraySource:
         """How many voxels before a region the block begins that the region starts in."""
         return (region.min - self.origin) % self.chunk_size
 
-    def read(self, box: BoundingBox, overlap: Overlap) -> Array:
-        """Read a box as (x, y, z, channel), Fortran order."""
+    def parts(self, box: BoundingBox, overlap: Overlap) -> Iterator[tuple[BoundingBox, Array]]:
+        """Read a box as a whole, in Fortran order."""
         low, high = box.min - self.origin, box.max - self.origin
         spans = {letter: slice(low[i], high[i]) for i, letter in enumerate("xyz")}
         part: Part = tuple(
@@ -169,7 +170,7 @@ class ArraySource:
         order = [self.axes.find(letter) for letter in "xyzc" if letter in self.axes]
         times = [place for place, letter in enumerate(self.axes) if letter == "t"]
         voxels = stored.transpose([*order, *times]).reshape(*box.size, self.channels, order="A")
-        return self._converted(voxels)
+        yield box, self._converted(voxels)
 
     def _converted(self, voxels: Array) -> Array:
         """The voxels as the layer holds them: little-endian on every machine we know."""

@@ -149,7 +149,7 @@ class BuildSource:
         """How many voxels before a region the file begins that it starts in, in a regular grid."""
         return (region.min - self.bounds.min) % self.chunk_size
 
-    def read(self, box: BoundingBox, overlap: Overlap) -> Array:
+    def parts(self, box: BoundingBox, overlap: Overlap) -> Iterator[tuple[BoundingBox, Array]]:
         """Put a box together from the files that reach into it; raises UnreadableSource."""
         origin = box.translated(self.shift * -1)
         voxels = np.empty((*box.size, self.channels), self.data_type, order="F")
@@ -159,7 +159,7 @@ class BuildSource:
         for file, content in overlap.map(self._load, files):
             common = file.intersection(origin)
             copy_voxels(voxels[common.slices_within(origin)], content[common.slices_within(file)])
-        return voxels
+        yield box, voxels
 
     def _load(self, file: BoundingBox) -> Array:
         """The voxels of a file as (x, y, z, channel)."""

@@ -25,6 +25,8 @@ from igneous_airflow.storage.info import Info, Scale, read_info, write_info
 from igneous_airflow.storage.overlap import Overlap, overlap_width
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -135,16 +137,31 @@ class Layer:
 
         if scale.chunks.is_cell(box):
             return self._chunk_or_fill(scale, box, missing, channel)
-        if not scale.bounds.contains(box):
-            raise InvalidParameter(f"{box} reaches out of scale {scale.key}, {scale.bounds}")
         channels = self.info.channels if channel is None else 1
         array = np.empty((*box.size, channels), dtype=self.dtype, order="F")
-        read = partial(self._chunk_or_fill, scale, missing=missing, channel=channel)
-        chunks = scale.chunks.overlapping(box)
-        for chunk, voxels in (overlap or Overlap(1)).map(read, chunks):
-            common = chunk.intersection(box)
-            array[common.slices_within(box)] = voxels[common.slices_within(chunk)]
+        parts = self.parts(
+            scale, box, missing=missing, overlap=overlap or Overlap(1), channel=channel
+        )
+        for part, voxels in parts:
+            array[part.slices_within(box)] = voxels
         return array
+
+    def parts(
+        self,
+        scale: Scale,
+        box: BoundingBox,
+        *,
+        missing: float | None,
+        overlap: Overlap,
+        channel: int | None,
+    ) -> "Iterator[tuple[BoundingBox, NDArray[Any]]]":
+        """Read a box as `read` does, but chunk by chunk: what it has of each, and the voxels."""
+        if not scale.bounds.contains(box):
+            raise InvalidParameter(f"{box} reaches out of scale {scale.key}, {scale.bounds}")
+        read = partial(self._chunk_or_fill, scale, missing=missing, channel=channel)
+        for chunk, voxels in overlap.map(read, scale.chunks.overlapping(box)):
+            part = chunk.intersection(box)
+            yield part, voxels[part.slices_within(chunk)]
 
     def _chunk_or_fill(
         self, scale: Scale, box: BoundingBox, missing: float | None, channel: int | None

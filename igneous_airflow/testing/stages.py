@@ -222,7 +222,7 @@ def complete_whole_and_in_parts(
     parts = type(whole).model_validate(whole.model_dump(exclude_unset=True) | there)
     with pytest.MonkeyPatch.context() as patch:
         if smallest_tiles:
-            patch.setattr(type(geometry), "tile", property(lambda self: self._step))
+            patch.setattr(type(geometry), "tile", property(lambda self: self.block))
         complete(parts, random)
     made = [snapshot(path) for path in (folder, folder.with_name(f"{folder.name}_in_parts"))]
     for files in made:
