@@ -162,6 +162,8 @@ class Stage(BaseModel, ABC):
 
     #: Message key, DAG id after `igneous_`, and, with hyphens, the command.
     name: ClassVar[str]
+    #: The stage without which nobody sees what this one made.
+    followed_by: ClassVar[str] = ""
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy the parameters, and nothing that was found by them and kept."""

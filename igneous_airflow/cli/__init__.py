@@ -16,7 +16,17 @@ from igneous_airflow.cli.worker import dags_folder, worker
 from igneous_airflow.errors import IgneousError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """Finds the command of a stage by the stage's own name as well: `mesh_manifest`."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name.replace("_", "-"))
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="igneous-airflow")
 def _group() -> None:
     """Work on Neuroglancer Precomputed layers, in steps that are proved done."""

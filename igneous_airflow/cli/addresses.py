@@ -1,7 +1,9 @@
-"""Addresses as people write them on a command line; used by its commands."""
+"""Addresses and commands as people write them on a command line; used by its commands."""
 
 import os
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import click
@@ -33,6 +35,15 @@ def shown(url: str) -> str:
 def quoted(url: str) -> str:
     """A URL or path as a shell takes it for one word: queues on SQS have `&` in theirs."""
     return shlex.quote(shown(url))
+
+
+def program() -> str:
+    """What to type for `igneous-airflow`: its path where the name alone would not be found."""
+    name = "igneous-airflow"
+    if shutil.which(name):
+        return name
+    path = Path(sys.executable).with_name(name)
+    return shlex.quote(os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path))
 
 
 def embedded_queue(run_url: str) -> str:

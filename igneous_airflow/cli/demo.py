@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from igneous_airflow.cli.addresses import folder_url, shown
+from igneous_airflow.cli.addresses import folder_url, program, shown
 from igneous_airflow.cli.embedded import EmbeddedAirflow, stop
 from igneous_airflow.cli.picture import draw_picture
 from igneous_airflow.cli.stages import make_stage
@@ -65,7 +65,7 @@ def demo(data: str | None, folder: str) -> None:
         f"Look at it:\n"
         f"  a picture         {out}\n"
         f"  the Airflow UI    make airflow, then trigger {last.dag} with the form\n"
-        f"  in Neuroglancer   igneous-airflow view {' '.join(shown(job.layer) for job in jobs)}"
+        f"  in Neuroglancer   {program()} view {' '.join(shown(job.layer) for job in jobs)}"
     )
 
 

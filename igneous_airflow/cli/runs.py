@@ -8,7 +8,7 @@ import time
 import click
 from tqdm import tqdm
 
-from igneous_airflow.cli.addresses import folder_url, quoted, shown
+from igneous_airflow.cli.addresses import folder_url, program, quoted, shown
 from igneous_airflow.progress import Pace, Progress, State
 from igneous_airflow.run import Run
 from igneous_airflow.worker.loop import Settled, WorkerOptions
@@ -101,8 +101,8 @@ def _waiting(progress: Progress) -> str:
 def _next_step(run: Run, progress: Progress, judgement: State) -> str:
     """What to do about an unfinished run, in words."""
     path = quoted(run.url)
-    resume = f"igneous-airflow resume {path}"
-    worker = f"igneous-airflow worker {quoted(run.queue)} --until-done"
+    resume = f"{program()} resume {path}"
+    worker = f"{program()} worker {quoted(run.queue)} --until-done"
     if why := run.hold.why:
         return f"nothing: the run is held ({why}); start it anew to do the work"
     if judgement is State.WAITING and progress.delayed:
@@ -194,7 +194,7 @@ def work_on(run: Run, processes: int) -> None:
 def _interrupted(run: Run, progress: Progress) -> str:
     return (
         f"Stopped with {progress.done:,} of {progress.planned:,} tasks done. Go on with: "
-        f"igneous-airflow resume {quoted(run.url)}"
+        f"{program()} resume {quoted(run.url)}"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from igneous_airflow.cli.addresses import embedded_queue, folder_url, queue_url, quoted
+from igneous_airflow.cli.addresses import embedded_queue, folder_url, program, queue_url, quoted
 from igneous_airflow.cli.runs import state_option, work_on
 from igneous_airflow.fields import ADDRESS, FILES, LAYER
 from igneous_airflow.run import Run, new_run_name
@@ -93,7 +93,11 @@ def _word(name: str, schema: Mapping[str, Any]) -> str:
 
 
 def _common_options() -> Iterator[click.Parameter]:
-    yield click.Option(["--dry-run"], is_flag=True, help="Print the plan and write nothing at all.")
+    yield click.Option(
+        ["--dry-run", "--plan-only"],
+        is_flag=True,
+        help="Print the plan and write nothing at all.",
+    )
     yield click.Option(
         ["--queue"],
         metavar="URL",
@@ -140,18 +144,22 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
             batch=batch,
         )
         click.echo(plan.describe())
-        click.echo(f"  if stopped, go on with: igneous-airflow resume {quoted(run.url)}")
+        click.echo(f"  if stopped, go on with: {program()} resume {quoted(run.url)}")
         run.prepare()
         sent = run.enqueue()
         if queue is None:
             work_on(run, processes)
+            if stage.followed_by:
+                layer = values[next(iter(fields_of_kind(stage, LAYER)))]
+                command = stage.followed_by.replace("_", "-")
+                click.echo(f"Next: {program()} {command} {quoted(layer)}")
             return
         path = quoted(run.url)
         click.echo(
             f"{sent:,} tasks are in {queue}.\n"
-            f"  work on them:   igneous-airflow worker {quoted(queue)} --until-done\n"
-            f"  watch them:     igneous-airflow status {path}\n"
-            f"  when all done:  igneous-airflow finish {path}"
+            f"  work on them:   {program()} worker {quoted(queue)} --until-done\n"
+            f"  watch them:     {program()} status {path}\n"
+            f"  when all done:  {program()} finish {path}"
         )
 
     return run_stage

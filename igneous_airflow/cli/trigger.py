@@ -103,8 +103,18 @@ class DagRun:
             if error.code == HTTPStatus.CONFLICT:
                 self._require_same(conf)
                 return False
-            raise InvalidParameter(f"{self.dag} was not started: {_reason(error)}") from error
+            reason = f"{_reason(error)}{self._unknown(conf)}"
+            raise InvalidParameter(f"{self.dag} was not started: {reason}") from error
         return True
+
+    def _unknown(self, conf: dict[str, Any]) -> str:
+        """Which parameters the DAG does not have, and those that it has."""
+        try:
+            known = self.api.call("GET", f"{self.path.partition('/dagRuns/')[0]}/details")["params"]
+        except HTTPError:  # there is no such DAG
+            return ""
+        unknown = sorted(conf.keys() - known.keys())
+        return f". It has no {', '.join(unknown)}, but {', '.join(known)}" if unknown else ""
 
     def _require_same(self, conf: dict[str, Any]) -> None:
         before = self.api.call("GET", self.path)["conf"] or {}
@@ -205,7 +215,8 @@ def _told(entry: dict[str, Any]) -> Iterator[str]:
 def _reason(error: HTTPError) -> str:
     text = error.read().decode(errors="replace")
     try:
-        return str(json.loads(text)["detail"])
+        # after the first line, Airflow shows the schema of the parameter
+        return str(json.loads(text)["detail"]).partition("\n")[0]
     except (ValueError, KeyError, TypeError):
         return text or str(error)
 

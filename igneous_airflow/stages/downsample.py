@@ -235,4 +235,7 @@ class Downsample(PyramidOptions):
             yield f"{made} of {self.num_mips} mips are made: after those nothing is left to pool"
         if pyramid.source.encoding in ("jpeg", "jxl"):
             yield f"mip {self.mip} is stored as lossy {pyramid.source.encoding}; its losses go on"
+        present = [s.key for s in pyramid.levels if layer.info.scale_in(s.key) is not None]
+        if present:
+            yield f"mips that are there already are made anew: {', '.join(present)}"
         yield from older_mips(layer.info, pyramid.source, pyramid.levels)

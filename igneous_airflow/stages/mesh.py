@@ -46,6 +46,7 @@ class Mesh(Stage):
     """
 
     name: ClassVar[str] = "mesh"
+    followed_by: ClassVar[str] = "mesh_manifest"
 
     layer: LayerUrl
     mip: Annotated[

@@ -1,5 +1,6 @@
 """What the tests of the command line share: a tiny layer, and the command itself."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,10 +27,11 @@ Cli = Callable[..., Answer]
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where runs are recorded, and no home beside it."""
+    """Where runs are recorded, and no home beside it; `igneous-airflow` is found by its name."""
     folder = tmp_path / "state"
     monkeypatch.setenv("IGNEOUS_AIRFLOW_STATE", str(folder))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     return folder
 
 

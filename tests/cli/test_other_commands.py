@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from igneous_airflow.cli import main
+from igneous_airflow.cli.addresses import program
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
 
@@ -28,6 +29,25 @@ def test_an_unknown_command_exits_2(cli):
     answer = cli("upsample")
     assert answer.code == 2
     assert "upsample" in answer.err
+
+
+def test_a_stage_is_found_by_its_own_name(cli):
+    answer = cli("mesh_manifest", "--help")
+    assert answer.code == 0
+    assert "Put the fragments of each label together" in answer.out
+
+
+def test_a_command_that_the_shell_would_not_find_is_named_with_its_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    command = Path(sys.executable).with_name("igneous-airflow")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert program() == str(command)
+    monkeypatch.chdir(command.parent.parent)
+    assert program() == str(command.relative_to(Path.cwd()))
+    monkeypatch.setenv("PATH", str(command.parent))
+    assert program() == "igneous-airflow"
 
 
 def test_the_folder_of_the_dags_holds_them(cli):

@@ -261,6 +261,7 @@ def test_objects_are_meshed_and_listed_by_two_commands(cli, tmp_path: Path, stat
     answer = cli("mesh", path, "--remap-table", f"{big}:5", "--shape", "8,8,8", "--processes", "1")
     assert answer.code == 0, answer.err
     assert "fragments were found" in answer.out
+    assert answer.out.endswith(f"Next: igneous-airflow mesh-manifest {path}\n")
     answer = cli("mesh-manifest", path, "--magnitude", "1", "--processes", "1")
     assert answer.code == 0, answer.err
     assert "1 manifests were found" in answer.out

@@ -1,9 +1,16 @@
 """What `trigger` tells of a run, from answers as Airflow gives them; e2e asks a real Airflow."""
 
 import json
+from email.message import Message
+from http import HTTPStatus
+from io import BytesIO
 from typing import Any, cast
+from urllib.error import HTTPError
+
+import pytest
 
 from igneous_airflow.cli.trigger import AirflowApi, DagRun
+from igneous_airflow.errors import InvalidParameter
 
 TASK = {"task_id": "plan", "map_index": -1, "try_number": 1, "start_date": "2026-01-01"}
 PLANNED = {"logger": "igneous_airflow.operators", "event": "3 tasks", "timestamp": "1"}
@@ -57,3 +64,30 @@ def test_tasks_beyond_the_first_page_are_seen() -> None:
     ]
     answers.logs = [[]]
     assert list(run_of(answers).news()) == ["plan[249]: skipped"]
+
+
+class Refusal:
+    """An API that refuses to start a DAG with two parameters."""
+
+    url = "http://airflow"
+
+    def call(self, method: str, path: str, *_: Any, **__: Any) -> Any:
+        if method == "GET":
+            assert path == "/api/v2/dags/dag/details"
+            return {"params": {"source": None, "ingest_dest": None}}
+        detail = (
+            "Invalid input for param ingest_dest: No value passed\n\n"
+            "Failed validating 'type' in schema:\n    {'first': True}"
+        )
+        body = BytesIO(json.dumps({"detail": detail}).encode())
+        raise HTTPError(self.url, HTTPStatus.BAD_REQUEST, "Bad Request", Message(), body)
+
+
+def test_a_parameter_that_the_dag_does_not_have_is_named_beside_those_that_it_has() -> None:
+    run = DagRun(cast("AirflowApi", Refusal()), "dag", "run")
+    with pytest.raises(InvalidParameter) as refused:
+        run.trigger({"source": "s", "destination": "d"})
+    assert str(refused.value) == (
+        "dag was not started: Invalid input for param ingest_dest: No value passed. It has no "
+        "destination, but source, ingest_dest"
+    )

@@ -93,6 +93,12 @@ def test_mips_that_keep_their_old_voxels_are_named(url):
         assert not any("keep" in note for note in notes)
 
 
+def test_mips_that_are_made_anew_are_named(url):
+    run_all(Downsample(layer=url, num_mips=1))
+    notes = Downsample(layer=url, num_mips=2).plan().notes
+    assert "mips that are there already are made anew: 16_16_40" in notes
+
+
 def test_a_layer_that_is_not_there_is_refused(tmp_path):
     assert "no layer at" in refusals_of(Downsample(layer=str(tmp_path / "no")))
     assert "no layer at" in refusals_of(Downsample(layer="mem://no/layer"))
