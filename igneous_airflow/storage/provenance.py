@@ -5,12 +5,13 @@ import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from igneous_airflow.errors import CorruptChunk, InvalidInfo
 from igneous_airflow.storage.codecs import decompress_bytes
+from igneous_airflow.storage.commit import commit
 from igneous_airflow.storage.files import Folder, StoredFile
-from igneous_airflow.storage.local import locked
 
 _NAME = "provenance"
 
@@ -43,24 +44,30 @@ def record_processing(
     `sources` are the layers that the voxels come from; those not named yet are added.
 
     An entry of the same method and parameters as the last one replaces it, so that finishing a
-    run twice leaves one entry.
+    run twice leaves one entry. What others record meanwhile stays. Raises StorageUnavailable when
+    the entry never holds.
     """
-    with locked(folder):
-        provenance = read_provenance(folder)
-        entry = {
-            "method": dict(method),
-            "by": by,
-            "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M %Z"),
-        }
-        processing = list(provenance["processing"])
+    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M %Z")
+    entry = json.loads(json.dumps({"method": dict(method), "by": by, "date": date}))
+    copies = 0  # of the entry once ours is there; the date has no seconds, so others may be alike
+
+    def with_entry(provenance: dict[str, Any]) -> dict[str, Any]:
+        nonlocal copies
+        processing, known = provenance["processing"], provenance["sources"]
         latest = processing[-1] if processing else None
-        if isinstance(latest, dict) and latest.get("method") == entry["method"]:
-            processing.pop()
-        provenance["processing"] = [*processing, entry]
-        known = list(provenance["sources"])
-        provenance["sources"] = known + [source for source in sources if source not in known]
+        is_repeated = isinstance(latest, dict) and latest.get("method") == entry["method"]
+        earlier = processing[:-1] if is_repeated else processing
+        copies = copies or earlier.count(entry) + 1
+        if processing.count(entry) < copies:
+            processing = [*earlier, entry]
+        added = [source for source in dict.fromkeys(sources) if source not in known]
+        return {**provenance, "processing": processing, "sources": [*known, *added]}
+
+    def write(provenance: dict[str, Any]) -> None:
         text = json.dumps(provenance, indent=2, sort_keys=True)
         folder.write(_NAME, StoredFile(text.encode()), content_type="application/json")
+
+    commit(folder, _NAME, partial(read_provenance, folder), with_entry, write)
 
 
 def author() -> str:

@@ -7,7 +7,9 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,12 @@ from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.ledger import Ledger, Receipt
 from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
+from igneous_airflow.storage.bucket import BucketFolder
 from igneous_airflow.storage.bucket_errors import explain
 from igneous_airflow.storage.files import Folder, StoredFile, open_folder
 from igneous_airflow.storage.info import Info, Scale
 from igneous_airflow.storage.layer import Layer
+from igneous_airflow.storage.provenance import read_provenance, record_processing
 from igneous_airflow.testing.layers import random_voxels, write_layer
 
 # Google's library leaves sessions open when credentials are refused
@@ -344,6 +348,31 @@ def test_a_layer_in_a_bucket_survives_faults_and_names_missing_chunks(
     layer.delete_chunk(scale, chunk)
     with pytest.raises(MissingChunk, match=f"chunk {chunk} of {url}/4_4_40"):
         layer.read(scale, scale.bounds)
+
+
+def test_runs_that_record_themselves_at_the_same_moment_are_both_in_the_provenance(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting = threading.Barrier(2, timeout=30)
+    write, writers = BucketFolder.write, set()
+
+    def write_together(self: BucketFolder, name: str, *rest: Any, **options: Any) -> None:
+        first = threading.get_ident() not in writers
+        writers.add(threading.get_ident())
+        if first:
+            meeting.wait()  # both have read
+        write(self, name, *rest, **options)
+        if first:
+            meeting.wait()  # both have written
+
+    monkeypatch.setattr(BucketFolder, "write", write_together)
+    with ThreadPoolExecutor(2) as threads:
+        for name in ("one", "two"):
+            threads.submit(record_processing, folder, {"task": name}, "me", sources=[name])
+    provenance = read_provenance(folder)
+    assert len(writers) == 2
+    assert sorted(entry["method"]["task"] for entry in provenance["processing"]) == ["one", "two"]
+    assert sorted(provenance["sources"]) == ["one", "two"]
 
 
 def test_a_ledger_in_a_bucket_never_takes_old_receipts_for_new_ones(
