@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.igneous_side import pin, timed
 from igneous_airflow.stages import stage_class
-from igneous_airflow.worker.memory import keep_freed_memory
+from igneous_airflow.worker.memory import keep_freed_memory, spare_what_lasts
 
 if TYPE_CHECKING:
     from igneous_airflow.stage import Stage
@@ -65,6 +65,7 @@ def main() -> None:
     keep_freed_memory()  # as every worker process does
     for module in IMPORTED_LATE:
         import_module(module)
+    spare_what_lasts()  # as they do after their first task
     stage = stage_of(options)
     if (
         options.part == 0

@@ -249,7 +249,7 @@ class Overview:
             return "failed"
         if done.count or run.ledger.failed():
             return "interrupted"
-        return "held" if run.held else "waiting"
+        return "held" if run.hold.why else "waiting"
 
     def _detail(self, run: Run) -> RunDetail:
         row, ledger = self._row(run), run.ledger
@@ -266,7 +266,7 @@ class Overview:
             **row.model_dump(),
             parameters=run.parameters,
             plan=self._plan(run),
-            held=run.held if row.state == "held" else "",
+            held=run.hold.why if row.state == "held" else "",
             failed_attempts=len(failed),
             tasks_per_second=rate,
             voxels_per_second=rate * voxels if rate and voxels else None,

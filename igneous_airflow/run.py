@@ -24,6 +24,7 @@ from igneous_airflow.errors import (
     RunFailed,
     RunNotFound,
 )
+from igneous_airflow.hold import Hold
 from igneous_airflow.ledger import DoneTasks, Failure, Ledger
 from igneous_airflow.progress import Progress, State, Summary, group_errors
 from igneous_airflow.queue.protocol import Counts, Queue, open_queue
@@ -34,8 +35,7 @@ from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.storage.overlap import overlap_width
 from igneous_airflow.task import LAUNCH_ID, Task, TaskEncoder
 
-_RECORD, _SUMMARY = "run.json", "summary.json"
-_PLAN, _HOLD = "plan.json", "hold.json"
+_RECORD, _PLAN, _SUMMARY = "run.json", "plan.json", "summary.json"
 _ERRORS_NAMED = 5
 _ERRORS_READ = 200  # to put those together that differ by numbers only
 _TASKS_NAMED = 10
@@ -44,14 +44,6 @@ _TASKS_NAMED = 10
 _READ_ON_DISK, _READ_IN_BUCKET = 1_000_000, 20_000
 _MANY_TASKS = 100_000  # beyond this many, a task works on several cells
 _LARGEST_BATCH = 100  # that is chosen by itself, so that a lost task is no great loss
-
-
-class _Hold(BaseModel):
-    """Why no task of a launch may be sent, and who has allowed it after all."""
-
-    launch_id: str
-    why: str
-    released_by: str = ""
 
 
 class Run(BaseModel):
@@ -93,6 +85,11 @@ class Run(BaseModel):
     def ledger(self) -> Ledger:
         """The run's receipts and failures."""
         return Ledger(self.url, self.launch_id)
+
+    @property
+    def hold(self) -> Hold:
+        """Whether this launch may begin."""
+        return Hold(self.url, self.launch_id)
 
     def make_stage(self) -> Stage:
         """The stage with its parameters; raises InvalidParameter when they are none of its own."""
@@ -156,7 +153,7 @@ class Run(BaseModel):
             created=time.time(),
         )
         if plan_only:
-            run.hold("nothing but its plan was asked for")
+            run.hold.place("nothing but its plan was asked for")
         run._write(_RECORD, run)
         if earlier is not None:
             run.ledger.forget_everything()
@@ -233,44 +230,9 @@ class Run(BaseModel):
         stored = open_folder(self.url).read(_PLAN)
         return None if stored is None else bytes(decompress_bytes(stored))
 
-    def hold(self, why: str) -> None:
-        """Let no task be sent, and nothing be written to the layer, until the run is released."""
-        self._write(_HOLD, _Hold(launch_id=self.launch_id, why=why))
-
-    def release(self, by: str) -> None:
-        """Let a run that is held begin, and note who allowed it."""
-        if (hold := self._hold()) is not None:
-            self._write(_HOLD, hold.model_copy(update={"released_by": by}))
-
-    @property
-    def held(self) -> str:
-        """Why the run may not begin; empty when it may."""
-        hold = self._hold()
-        return hold.why if hold and not hold.released_by else ""
-
-    @property
-    def released_by(self) -> str:
-        """Who has released the run; empty when nobody had to, or nobody has."""
-        hold = self._hold()
-        return hold.released_by if hold else ""
-
-    def _hold(self) -> _Hold | None:
-        stored = open_folder(self.url).read(_HOLD)
-        if stored is None:
-            return None
-        hold = _Hold.model_validate_json(bytes(decompress_bytes(stored)))
-        return hold if hold.launch_id == self.launch_id else None  # else of an earlier launch
-
-    def _require_released(self) -> None:
-        if why := self.held:
-            raise RunFailed(
-                f"the run {self.url} is held ({why}): nothing was written; start it anew to do the "
-                "work"
-            )
-
     def prepare(self) -> None:
         """Write what the tasks rely on; may run again. Raises RunFailed for a run that is held."""
-        self._require_released()
+        self.hold.require_released()
         self.make_stage().prepare()
 
     def enqueue(self) -> int:
@@ -279,7 +241,7 @@ class Run(BaseModel):
         They take the place of whatever a queue of the run's own still holds. Raises RunFailed for
         a run that is held.
         """
-        self._require_released()
+        self.hold.require_released()
         missing = self.ledger.done(self.planned).missing()
         encoder = self._encoder()
         queue = self.open_queue()

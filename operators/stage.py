@@ -100,8 +100,8 @@ class PlanStage(BaseOperator, SkipMixin):
             result = {RUN_URL: run.url, "plan": plan.model_dump(mode="json")}
             if options.plan_only:
                 self._end(context, result)
-            elif not run.released_by and (why := why_to_approve(plan)):
-                run.hold(why)
+            elif not run.hold.released_by and (why := why_to_approve(plan)):
+                run.hold.place(why)
                 self._push(context, result)
                 ask(context, run, plan, why)
         return result
@@ -112,9 +112,9 @@ class PlanStage(BaseOperator, SkipMixin):
         with explained(context):
             run = load_run(self._run_url(context))
             if not is_approved:
-                run.hold(f"{by} has rejected its plan")
+                run.hold.place(f"{by} has rejected its plan")
                 raise RunFailed(f"{by} has rejected the plan: nothing was written to the layer")
-            run.release(by)
+            run.hold.release(by)
             plan = Forecast.of(run)
         self.log.info("%s has approved the plan", by)
         return {RUN_URL: run.url, "plan": plan.model_dump(mode="json") if plan else None}

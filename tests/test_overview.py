@@ -116,10 +116,10 @@ def test_a_run_goes_through_its_states(launch, state):
         return overview.detail("run").state
 
     assert state_now() == "waiting"
-    run.hold("why")
+    run.hold.place("why")
     assert (state_now(), overview.detail("run").held) == ("held", "why")
     assert [row.name for row in overview.rows(Filters(state="held"), 0, 9, lambda _: True)[0]]
-    run.release("somebody")
+    run.hold.release("somebody")
     assert (state_now(), overview.detail("run").held) == ("waiting", "")
     run.ledger.note_worker("host:1", 2)
     assert state_now() == "working"

@@ -615,26 +615,26 @@ def test_a_run_that_is_held_writes_nothing_until_it_is_released(
     launch: LaunchRun, layer: str, tmp_path: Path
 ):
     run = launch(Downsample(layer=layer, num_mips=1))
-    run.hold("somebody has to look at it")
+    run.hold.place("somebody has to look at it")
     before = tree(tmp_path / "layer")
     for begin in (run.prepare, run.enqueue, run.resume):
         with pytest.raises(RunFailed, match=r"is held \(somebody has to look at it\)"):
             begin()
     assert tree(tmp_path / "layer") == before
     assert run.progress().waiting == 0
-    assert (run.held, run.released_by) == ("somebody has to look at it", "")
-    run.release("somebody")
-    assert (run.held, run.released_by) == ("", "somebody")
+    assert (run.hold.why, run.hold.released_by) == ("somebody has to look at it", "")
+    run.hold.release("somebody")
+    assert (run.hold.why, run.hold.released_by) == ("", "somebody")
     run.prepare()
     assert run.enqueue() == 4
 
 
 def test_a_run_that_starts_anew_was_released_by_nobody(launch: LaunchRun, layer: str):
     run = launch(Downsample(layer=layer, num_mips=1))
-    run.hold("why")
-    run.release("somebody")
+    run.hold.place("why")
+    run.hold.release("somebody")
     again = run.model_copy(update={"launch_id": "00000000"})
-    assert (again.held, again.released_by) == ("", "")
+    assert (again.hold.why, again.hold.released_by) == ("", "")
 
 
 def test_nothing_need_be_confirmed_for_a_plan(layer: str, tmp_path: Path):
@@ -643,7 +643,7 @@ def test_nothing_need_be_confirmed_for_a_plan(layer: str, tmp_path: Path):
         Run.launch(Delete(layer=layer), **arguments)
     run, plan = Run.launch(Delete(layer=layer), **arguments, plan_only=True)
     assert plan.unconfirmed
-    assert run.held == "nothing but its plan was asked for"
+    assert run.hold.why == "nothing but its plan was asked for"
     again, _ = Run.launch(Delete(layer=layer), **arguments, plan_only=True)
     assert again.launch_id == run.launch_id
 

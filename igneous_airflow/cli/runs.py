@@ -103,7 +103,7 @@ def _next_step(run: Run, progress: Progress, judgement: State) -> str:
     path = quoted(run.url)
     resume = f"igneous-airflow resume {path}"
     worker = f"igneous-airflow worker {quoted(run.queue)} --until-done"
-    if why := run.held:
+    if why := run.hold.why:
         return f"nothing: the run is held ({why}); start it anew to do the work"
     if judgement is State.WAITING and progress.delayed:
         return f"wait for the next attempts, if there are workers; if not: {worker}"

@@ -79,12 +79,16 @@ class Vec3:
     def minimum(self, other: "Vec3 | int") -> "Vec3":
         """Take the smaller number on each axis."""
         x, y, z = _three(other)
-        return Vec3(min(self.x, x), min(self.y, y), min(self.z, z))
+        return Vec3(
+            self.x if self.x < x else x, self.y if self.y < y else y, self.z if self.z < z else z
+        )
 
     def maximum(self, other: "Vec3 | int") -> "Vec3":
         """Take the larger number on each axis."""
         x, y, z = _three(other)
-        return Vec3(max(self.x, x), max(self.y, y), max(self.z, z))
+        return Vec3(
+            self.x if self.x > x else x, self.y if self.y > y else y, self.z if self.z > z else z
+        )
 
     @property
     def product(self) -> int:

@@ -38,14 +38,26 @@ class Grid(Sequence[BoundingBox]):
 
     def at(self, place: Vec3) -> BoundingBox:
         """The cell at grid coordinates, counted in cells."""
-        corner = self.box.min + place * self.cell
-        return BoundingBox.at(corner, self.cell).intersection(self.box)
+        low = self.box.min + place * self.cell
+        return BoundingBox(low, (low + self.cell).minimum(self.box.max))
+
+    def is_cell(self, box: BoundingBox) -> bool:
+        """Whether a box is one of the cells; the quickest way to know."""
+        whole, low, high, cell = self.box, box.min, box.max, self.cell
+        return (
+            bool(box)
+            and whole.contains(box)
+            and (low.x - whole.min.x) % cell.x == 0
+            and (low.y - whole.min.y) % cell.y == 0
+            and (low.z - whole.min.z) % cell.z == 0
+            and high == (low + cell).minimum(whole.max)
+        )
 
     def index_of(self, cell: BoundingBox) -> int:
         """The position of one of the cells; raises ValueError for any other box."""
-        place = (cell.min - self.box.min) // self.cell
-        if not self.box.contains(cell) or not cell or self.at(place) != cell:
+        if not self.is_cell(cell):
             raise ValueError(f"{cell} is not a cell of this grid")
+        place = (cell.min - self.box.min) // self.cell
         nx, ny, _ = self.shape
         return place.x + nx * (place.y + ny * place.z)
 

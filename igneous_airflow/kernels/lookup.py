@@ -16,11 +16,12 @@ def look_up_sections(voxels: Array, tables: Sequence[Array]) -> Array:
     voxels: (x, y, z, 1), unsigned integers. tables: one for each z, of the voxels' dtype, with an
     entry for every value of it. The result is in Fortran order.
     """
-    values = voxels.reshape(-1, len(tables), order="F")  # a column for each section
     if voxels.dtype == np.uint8:  # for bytes Python itself has this, at twice the speed of numpy
-        columns = enumerate(tables)
-        parts = [values[:, section].tobytes().translate(table.data) for section, table in columns]
+        stored, length = voxels.reshape(-1, order="F").data, voxels.shape[0] * voxels.shape[1]
+        sections = (stored[z * length : (z + 1) * length] for z in range(len(tables)))
+        parts = [bytes(s).translate(table.data) for s, table in zip(sections, tables, strict=True)]
         return np.frombuffer(bytearray().join(parts), np.uint8).reshape(voxels.shape, order="F")
+    values = voxels.reshape(-1, len(tables), order="F")  # a column for each section
     result = np.empty(values.shape, voxels.dtype, "F")
     for section, table in enumerate(tables):
         for start in range(0, len(values), _PIECE):

@@ -105,6 +105,9 @@ class PyramidWriter:
         if latest is not None and latest.contains(box):  # nearly always, and a search costs more
             self._fill(level, latest, box, array)
             return
+        if self._grids[level].is_cell(box):
+            self._write(self._scales[level], box, np.asfortranarray(array))
+            return
         for chunk in self._grids[level].overlapping(box):
             self._latest[level] = chunk
             self._fill(
@@ -115,10 +118,6 @@ class PyramidWriter:
             )
 
     def _fill(self, level: int, chunk: BoundingBox, part: BoundingBox, array: Array) -> None:
-        scale = self._scales[level]
-        if part == chunk:
-            self._write(scale, chunk, np.asfortranarray(array))
-            return
         place = (level, chunk)
         unfinished = self._open.get(place)
         if unfinished is None:
@@ -128,7 +127,7 @@ class PyramidWriter:
         unfinished.missing -= part.voxels
         if unfinished.missing == 0:
             del self._open[place]
-            self._write(scale, chunk, unfinished.voxels)
+            self._write(self._scales[level], chunk, unfinished.voxels)
 
     def _write(self, scale: Scale, chunk: BoundingBox, voxels: Array) -> None:
         options = self.options

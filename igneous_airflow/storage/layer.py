@@ -1,6 +1,6 @@
 """A Neuroglancer Precomputed layer: its scales, and its voxels read and written by chunk."""
 
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from igneous_airflow.errors import (
@@ -58,7 +58,7 @@ class Layer:
             raise InvalidInfo(f"{url} holds another layer already: choose another address")
         return cls(folder, present)
 
-    @property
+    @cached_property
     def dtype(self) -> "np.dtype[Any]":
         """The dtype of the voxels, little-endian as stored."""
         import numpy as np
@@ -133,14 +133,14 @@ class Layer:
         """
         import numpy as np
 
-        chunks = list(scale.chunks.overlapping(box))
-        if len(chunks) == 1 and chunks[0] == box:
+        if scale.chunks.is_cell(box):
             return self._chunk_or_fill(scale, box, missing, channel)
         if not scale.bounds.contains(box):
             raise InvalidParameter(f"{box} reaches out of scale {scale.key}, {scale.bounds}")
         channels = self.info.channels if channel is None else 1
         array = np.empty((*box.size, channels), dtype=self.dtype, order="F")
         read = partial(self._chunk_or_fill, scale, missing=missing, channel=channel)
+        chunks = scale.chunks.overlapping(box)
         for chunk, voxels in (overlap or Overlap(1)).map(read, chunks):
             common = chunk.intersection(box)
             array[common.slices_within(box)] = voxels[common.slices_within(chunk)]
@@ -176,7 +176,7 @@ class Layer:
         Raises AlignmentError when the box is not one chunk of the scale, InvalidParameter when
         dtype or shape differ from the layer's.
         """
-        if next(scale.chunks.overlapping(box), None) != box:
+        if not scale.chunks.is_cell(box):
             raise AlignmentError(f"{box} is not one chunk of {self.folder.url}/{scale.key}")
         if voxels.dtype != self.dtype or voxels.shape != (*box.size, self.info.channels):
             raise InvalidParameter(

@@ -1,6 +1,7 @@
-"""How a worker process treats freed memory; used by the pool's processes."""
+"""How a worker process treats its memory; used by the pool's processes."""
 
 import ctypes
+import gc
 from contextlib import suppress
 
 # names and numbers of glibc's <malloc.h>
@@ -21,3 +22,13 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
+
+
+def spare_what_lasts() -> None:
+    """Let garbage collection skip all objects that are there now; call it when imports are done.
+
+    The libraries that a stage imports make half a million objects that stay for good. Looking
+    through them again and again takes 3 to 5 % of the time of a task.
+    """
+    gc.collect()
+    gc.freeze()

@@ -22,7 +22,7 @@ from igneous_airflow.errors import IgneousError, InvalidParameter, WorkerDied
 from igneous_airflow.queue.protocol import Lease, open_queue
 from igneous_airflow.task import Task
 from igneous_airflow.worker.loop import Settled, Worker, WorkerOptions, fail
-from igneous_airflow.worker.memory import keep_freed_memory
+from igneous_airflow.worker.memory import keep_freed_memory, spare_what_lasts
 from igneous_airflow.worker.presence import Presence
 
 _TICK = 0.5  # seconds
@@ -212,10 +212,15 @@ def _death(pid: int | None, code: int) -> str:
 
 def _child_main(queue_url: str, options: WorkerOptions, connection: Connection) -> None:
     """What each worker process runs."""
+    is_warm = False
 
     def report(event: Lease | Settled) -> None:
+        nonlocal is_warm
         with suppress(OSError):  # the parent is gone: SIGTERM is on its way
             connection.send(event)
+        if not is_warm and isinstance(event, Settled):  # the first task has imported its libraries
+            spare_what_lasts()
+            is_warm = True
 
     keep_freed_memory()
     queue = open_queue(queue_url)

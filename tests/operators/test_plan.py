@@ -189,7 +189,7 @@ def test_a_run_above_the_limit_begins_when_somebody_approves_it_and_asks_once(
     assert "held: it waits for approval, since its 4 tasks are over 3.\n" in asked["body"]
     assert "\n- downsample: 4 tasks (a grid" in asked["body"]
     assert "\n- takes  not known" in asked["body"]
-    assert the_run(tmp_path).released_by == "Ada"
+    assert the_run(tmp_path).hold.released_by == "Ada"
     assert xcom(done, "downsample.plan", "return_value")["plan"]["tasks"] == 4
 
 
@@ -209,12 +209,12 @@ def test_a_rejected_run_fails_with_a_clear_message_and_writes_nothing(
     assert states(done) == {"plan": "failed", **dict.fromkeys(AFTER, "upstream_failed")}
     assert "Ada has rejected the plan: nothing was written to the layer" in capsys.readouterr().out
     assert tree(layer) == before
-    assert the_run(tmp_path).held == "Ada has rejected its plan"
+    assert the_run(tmp_path).hold.why == "Ada has rejected its plan"
     # cleared, it asks again, and an approval counts
     done, person = answering("Approve", layer, logical_date=now, run_after=now)
     assert person.seen == before
     assert done.state == "success"
-    assert the_run(tmp_path).released_by == "Ada"
+    assert the_run(tmp_path).hold.released_by == "Ada"
 
 
 @pytest.mark.parametrize(
@@ -262,5 +262,5 @@ def test_a_run_within_the_limit_waits_for_nobody(
     monkeypatch.setenv("AIRFLOW__IGNEOUS__APPROVE_ABOVE_TASKS", "4")
     conf = {"layer": str(make_layer()), "num_mips": 1}
     assert dags["igneous_downsample"].test(run_conf=conf).state == "success"
-    assert (the_run(tmp_path).held, the_run(tmp_path).released_by) == ("", "")
+    assert (the_run(tmp_path).hold.why, the_run(tmp_path).hold.released_by) == ("", "")
     assert not list(tmp_path.glob("state/*/hold.json"))

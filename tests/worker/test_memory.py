@@ -1,4 +1,4 @@
-"""What a worker process does with freed memory."""
+"""What a worker process does with its memory."""
 
 import subprocess
 import sys
@@ -18,15 +18,29 @@ print(faults(50))
 """
 
 
-def page_faults(call: str) -> int:
-    script = _SCRIPT.format(call=call)
+def printed(script: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
     )
-    return int(done.stdout)
+    return done.stdout
+
+
+def page_faults(call: str) -> int:
+    return int(printed(_SCRIPT.format(call=call)))
 
 
 def test_freed_chunks_are_not_fetched_from_the_system_again() -> None:
     by_default = page_faults("")
     assert by_default > 5_000
     assert page_faults("keep_freed_memory()") < by_default / 10
+
+
+def test_garbage_collection_skips_what_was_imported() -> None:
+    script = """
+import gc
+import numpy
+from igneous_airflow.worker.memory import spare_what_lasts
+spare_what_lasts()
+print(gc.get_freeze_count() > 10_000 and len(gc.get_objects()) < 1_000)
+"""
+    assert printed(script) == "True\n"
