@@ -15,6 +15,8 @@ from igneous_airflow.operators.settings import PodSettings, workers_run_on
 from igneous_airflow.stage import Stage, fields_of_kind
 
 LOCAL, POD, JOB = "local", "pod", "job"
+#: Stands for no workers: tasks mapped over nothing are skipped, and `drained` with them.
+NOBODY = "nobody"
 #: More pods than this are one Job: Airflow would start a process for each.
 MOST_PODS = 50
 #: More processes than this on the machine of an Airflow task are a mistake.
@@ -22,9 +24,9 @@ MOST_PROCESSES = 64
 
 
 def crew(options: RunOptions, tasks: int) -> list[str]:
-    """Name the workers for this many tasks; none when they are left to workers elsewhere."""
+    """Name the workers for this many tasks; `NOBODY` when there are none, or workers elsewhere."""
     if not tasks or not options.workers:
-        return []
+        return [NOBODY]
     if place_of(options) == "local":
         return [LOCAL]
     pods = pods_wanted(options, tasks)

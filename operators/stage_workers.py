@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
-from igneous_airflow.operators.crew import JOB, LOCAL
+from igneous_airflow.operators.crew import JOB, LOCAL, NOBODY
 from igneous_airflow.operators.params import RunOptions, read_params
 from igneous_airflow.operators.settings import load_run
 from igneous_airflow.operators.stage import RUN_URL, RunOperator, explained
@@ -37,6 +37,9 @@ class StageWorkers(RunOperator):
 
     def execute(self, context: "Context") -> None:
         """Work, or defer until the workers in the cluster have ended."""
+        if self.worker == NOBODY:
+            self.log.info("No worker is started: nothing is left to do, or it is left to others")
+            return
         if self.worker == LOCAL:
             self._working = LocalWorkers(task_id=self.task_id, run_url=self.run_url)
         else:

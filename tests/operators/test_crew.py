@@ -20,8 +20,9 @@ def test_local_processes_are_one_task_however_many() -> None:
     assert crew(RunOptions(workers=8), 1000) == ["local"]
 
 
-def test_there_are_no_workers_when_there_is_nothing_to_do() -> None:
-    assert crew(RunOptions(), 0) == crew(pods(3), 0) == []
+def test_nobody_is_named_where_no_worker_is_to_start() -> None:
+    assert crew(RunOptions(), 0) == crew(pods(3), 0) == ["nobody"]
+    assert crew(RunOptions(workers=0), 10) == crew(pods(0), 10) == ["nobody"]
 
 
 def test_each_pod_is_a_task_until_they_are_too_many_for_that() -> None:
