@@ -12,16 +12,19 @@ _WHITE = 255
 def quantize(values: NDArray[Any], low: float, high: float) -> tuple[NDArray[np.uint8], int]:
     """Make 0 of `low`, 255 of `high`, and truncate what lies between; count the NaN.
 
-    values: floating point, any shape, in Fortran order; the arithmetic is that of its dtype. What
-    lies outside is clipped, NaN becomes 0. Returns an array of the same shape, and how many NaN.
+    values: floating point, any shape, in Fortran order; the arithmetic is that of its dtype, for
+    float16 that of float32. What lies outside is clipped, NaN becomes 0. Returns an array of the
+    same shape, and how many NaN.
     """
     flat = values.reshape(-1, order="F")
     result = np.empty(flat.shape, np.uint8)
-    start_value, end_value = flat.dtype.type(low), flat.dtype.type(high)
+    precision = np.result_type(flat.dtype, np.float32)
+    start_value, end_value = precision.type(low), precision.type(high)
     span = end_value - start_value
     nans = 0
     for start in range(0, flat.size, _PIECE):
-        grey = np.clip(flat[start : start + _PIECE], start_value, end_value)
+        piece = flat[start : start + _PIECE].astype(precision, copy=False)
+        grey = np.clip(piece, start_value, end_value)
         if np.isnan(grey.min()):
             is_nan = np.isnan(grey)
             nans += int(np.count_nonzero(is_nan))

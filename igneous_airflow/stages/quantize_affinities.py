@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from igneous_airflow.storage.info import Info
     from igneous_airflow.storage.layer import Layer
 
-_FLOATS = ("float32", "float64")
+_FLOATS = ("float16", "float32", "float64")
 _NANS = "voxels were NaN and became 0"
 
 

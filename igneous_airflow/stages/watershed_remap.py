@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property, partial
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -86,6 +87,11 @@ class WatershedRemap(ReadsFiles, Conversion):
     def _notes(self, route: "Route") -> Iterator[str]:
         found = self._map
         yield f"the map has images of the labels 0 to {found.length - 1:,}, {found.version}"
+        if found.copied_bytes:
+            yield (
+                f"each machine or pod first copies the map, {found.copied_bytes:,} bytes, into its "
+                f"temporary folder, which is {gettempdir()} here"
+            )
         if found.background:
             yield f"the map turns background, 0, into label {found.background}"
         yield from super()._notes(route)

@@ -20,7 +20,8 @@ from igneous_airflow.storage.files import Buffer, Folder, StoredFile
 
 _NAME = "info"
 _DATA_TYPES = frozenset(
-    [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)] + ["float32", "float64"]
+    [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+    + [f"float{bits}" for bits in (16, 32, 64)]  # 16 and 64 as cloud-volume writes them
 )
 _CSEG_BLOCK = Vec3(8, 8, 8)
 

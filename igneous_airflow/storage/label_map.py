@@ -73,13 +73,19 @@ class LabelMap:
         """The file's address."""
         return f"{self.folder.url}/{self.name}"
 
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of the copy that each machine needs in its temporary folder; 0 when none."""
+        is_mapped = self.values_at is not None and self.folder.url.startswith("file://")
+        return 0 if is_mapped else (self.values_at or 0) + self.length * self.dtype.itemsize
+
     @cached_property
     def values(self) -> NDArray[Any]:
         """The image of each label, mapped into memory; a copy is made where the file forbids it.
 
         Raises StorageUnavailable when the file changes while it is copied, or has changed.
         """
-        if self.values_at is not None and self.folder.url.startswith("file://"):
+        if not self.copied_bytes:
             path = self.url.removeprefix("file://")
         else:
             path = str(cached_file(f"label map {self.url} {self.version}", self._copy))

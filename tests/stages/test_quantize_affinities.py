@@ -80,17 +80,21 @@ def test_one_channel_becomes_an_image_with_averaged_mips(tmp_path, make, channel
     assert (info["data_type"], info["num_channels"], info["type"]) == ("uint8", 1, "image")
 
 
-def test_float64_is_quantized_in_its_own_precision(tmp_path):
-    values = affinities(Vec3(16, 16, 8), "float64")
+@pytest.mark.parametrize(("dtype", "precision"), [("float16", "float32"), ("float64", "float64")])
+def test_layers_of_other_precision_that_cloudvolume_writes_are_quantized(
+    tmp_path, dtype, precision
+):
+    values = affinities(Vec3(16, 16, 8), dtype)
     info = CloudVolume.create_new_info(
-        3, "image", "float64", "raw", (4, 4, 40), (0, 0, 0), (16, 16, 8), chunk_size=(8, 8, 8)
+        3, "image", dtype, "raw", (4, 4, 40), (0, 0, 0), (16, 16, 8), chunk_size=(8, 8, 8)
     )
     volume = CloudVolume(f"file://{tmp_path}/src", info=info, progress=False)
     volume.commit_info()
     volume[:] = values
     stage = QuantizeAffinities(src=f"{tmp_path}/src", dest=f"{tmp_path}/dest", compress="none")
     complete(stage)
-    np.testing.assert_array_equal(read_with_tensorstore(tmp_path / "dest", 0), expected(values))
+    grey = expected(values.astype(precision))
+    np.testing.assert_array_equal(read_with_tensorstore(tmp_path / "dest", 0), grey)
 
 
 def test_another_range_is_stretched_over_all_greys(tmp_path, make):
@@ -263,7 +267,7 @@ def test_a_channel_that_is_not_there_is_refused(make):
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "uint64"])
 def test_integers_are_refused(make, dtype):
     stage = make(np.ones((8, 8, 8, 1), dtype, order="F"))
-    assert f"the source holds {dtype}, but affinities are float32" in refusals_of(stage)
+    assert f"the source holds {dtype}, but affinities are float16" in refusals_of(stage)
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 1 + 1e-12), (-3e38, 3e38), (1e300, 2e300)])

@@ -143,7 +143,9 @@ def test_hdf5_counts_from_1_and_background_stays(tmp_path):
     with h5py.File(tmp_path / "map.h5", "w") as file:
         file["main"] = values[1:]
     wishes = {"map_path": f"{tmp_path}/map.h5", "max_mips": 0, "compress": "none"}
-    complete(WatershedRemap(src=src, dest=f"{tmp_path}/dest", **wishes))
+    stage = WatershedRemap(src=src, dest=f"{tmp_path}/dest", **wishes)
+    assert f"copies the map, {values.nbytes:,} bytes," in "\n".join(stage.plan().notes)
+    complete(stage)
     assert_mips(tmp_path / "dest", [values[labels]])
 
 
@@ -325,6 +327,7 @@ def test_a_map_that_gives_background_a_label_is_noted(remap):
     notes = "\n".join(remap(labels_of(Vec3(16, 16, 8)), values).plan().notes)
     assert "background, 0, into label 123" in notes
     assert "labels 0 to 1,000" in notes
+    assert "copies the map" not in notes  # it is mapped into memory where it lies
 
 
 def test_encodings_that_cannot_hold_the_new_labels_become_raw(tmp_path):
