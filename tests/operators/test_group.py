@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Callable
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -13,10 +15,13 @@ from airflow.sdk import DAG, BaseOperator, XComArg
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.utils.session import create_session
 
+from igneous_airflow.errors import IgneousError
 from igneous_airflow.operators.group import stage_group
 from igneous_airflow.operators.workers import LocalWorkers
+from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
+from igneous_airflow.worker.loop import Worker, WorkerOptions
 
 pytestmark = pytest.mark.airflow
 
@@ -170,6 +175,30 @@ def test_workers_that_fail_after_the_work_is_done_fail_nothing(
     done = dags["igneous_downsample"].test(run_conf={"layer": str(make_layer())})
     assert states(done) == {**STATES, "workers": "failed", "remove_queue": "success"}
     assert done.state == "success"
+
+
+def test_a_dag_run_whose_workers_are_elsewhere_waits_for_them_and_proves_their_work(
+    dags: dict[str, DAG], make_layer: Make, tmp_path: Path
+) -> None:
+    ended = Event()
+
+    def work_elsewhere() -> None:
+        while not ended.wait(0.2):
+            for queue in tmp_path.glob("state/*/queue.db"):
+                with suppress(IgneousError), closing(open_queue(f"sqlite://{queue}")) as tasks:
+                    Worker(tasks, WorkerOptions(until_done=True), lambda _: None).work()
+
+    elsewhere = Thread(target=work_elsewhere, daemon=True)
+    elsewhere.start()
+    layer = make_layer()
+    done = dags["igneous_downsample"].test(
+        run_conf={"layer": str(layer), "num_mips": 1, "workers": 0}
+    )
+    ended.set()
+    elsewhere.join()
+    assert states(done) == {**STATES, "remove_queue": "success"}
+    assert xcom(done, "finish")["tasks"] == 4
+    assert len(list((layer / "8_8_40").iterdir())) == 4
 
 
 def test_receipts_decide_however_the_workers_ended() -> None:
