@@ -155,15 +155,16 @@ def _installed(name: str, install: Callable[[Path], None]) -> Path:
 class Stack:
     """The services of the compose file, running."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="igneous-services-"))
+        self.folder.chmod(0o755)  # for PostgreSQL's user
         self.secrets = new_secrets()
         self.compose = compose(self.secrets)
         self.ports = {name: free_port() for name in ("postgres", "sqs", "s3", "airflow", "health")}
         self.health = {"s3": "/health", "sqs": "/health"}
         self.started: dict[str, subprocess.Popen[bytes]] = {}
+        self.settings: dict[str, str] = {}  # of Airflow, besides those of the compose file
         self._token = ""
-        # no proxy stands between processes of one machine
 
     def url(self, service: str) -> str:
         return f"http://127.0.0.1:{self.ports[service]}"
@@ -198,7 +199,9 @@ class Stack:
             "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_SERVER_PORT": str(self.ports["health"]),
             "NO_PROXY": "127.0.0.1",
         }
-        return kept | {name: self.local(value) for name, value in given.items()} | own
+        return (
+            kept | {name: self.local(value) for name, value in given.items()} | own | self.settings
+        )
 
     def command(self, service: str, entrypoint: list[str]) -> list[str]:
         """What the container of a service runs."""
@@ -407,12 +410,10 @@ def _is_alive(folder: Path) -> bool:
 
 
 @contextmanager
-def running() -> Iterator[Stack]:
+def running(stack: Stack) -> Iterator[Stack]:
     """Start everything; what is missing on this machine skips the tests, but fails in CI."""
     import pytest
 
-    stack = Stack(Path(tempfile.mkdtemp(prefix="igneous-services-")))
-    stack.folder.chmod(0o755)
     try:
         import psycopg2  # noqa: F401
 

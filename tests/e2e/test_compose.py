@@ -27,6 +27,7 @@ from igneous_airflow.worker.loop import Worker, WorkerOptions
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SERVICES = runpy.run_path(str(HERE / "services.py"))
+KUBERNETES = runpy.run_path(str(HERE.parent / "operators" / "kubernetes" / "conftest.py"))
 DAG = "igneous_downsample"
 RUNNING = {"postgres", "sqs", "s3", "airflow", "scheduler", "dag-processor", "triggerer", "worker"}
 
@@ -154,15 +155,30 @@ def test_make_env_writes_secrets_once_and_for_the_owner_only(tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Any]:
-    with SERVICES["running"]() as stack:
-        earlier = dict(os.environ)
-        for name, value in stack.environment("worker").items():
-            if name.startswith("AWS_"):
-                os.environ[name] = value
+def unstarted() -> Any:
+    return SERVICES["Stack"]()
+
+
+@pytest.fixture(scope="module")
+def cluster(unstarted: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Kubernetes whose node has the right to use queue and bucket, as pods of a cloud have."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with KUBERNETES["running"](folder, rights(unstarted)) as cluster:
+        unstarted.settings = KUBERNETES["settings_for"](cluster, folder)
+        yield cluster
+
+
+def rights(stack: Any) -> dict[str, str]:
+    settings = stack.environment("worker").items()
+    return {name: value for name, value in settings if name.startswith("AWS_")}
+
+
+@pytest.fixture(scope="module")
+def stack(unstarted: Any, cluster: Any) -> Iterator[Any]:
+    with SERVICES["running"](unstarted) as stack, pytest.MonkeyPatch.context() as patch:
+        for name, value in rights(stack).items():
+            patch.setenv(name, value)
         yield stack
-        os.environ.clear()
-        os.environ.update(earlier)
 
 
 def stored(folder: Folder, prefix: str) -> dict[str, bytes]:
@@ -237,7 +253,8 @@ def logs(stack: Any, run: str) -> str:
         path = f"/api/v2/dags/{DAG}/dagRuns/{run}/taskInstances/{task['task_id']}"
         for attempt in range(1, task["try_number"] + 1):
             text += f"\n== {task['task_id']} {task['state']}\n"
-            text += stack.call("GET", f"{path}/logs/{attempt}", accept="x-ndjson")
+            path_of_log = f"{path}/logs/{attempt}?map_index={task['map_index']}"
+            text += stack.call("GET", path_of_log, accept="x-ndjson")
     return text
 
 
@@ -299,6 +316,24 @@ def test_a_dag_run_may_have_a_queue_of_its_own_which_is_removed(
     client = boto3.client("sqs", endpoint_url=stack.url("sqs"))
     names = {url.rpartition("/")[2] for url in client.list_queues()["QueueUrls"]}
     assert names == {"igneous", "igneous-dead"}
+
+
+@pytest.mark.services
+@pytest.mark.timeout(900)
+def test_a_dag_run_by_pods_leaves_the_same_chunks_though_one_is_killed(
+    stack: Any, cluster: Any, layer: str, embedded: Path
+) -> None:
+    asked = {"layer": layer, "num_mips": 2, "workers": 2, "run_on": "kubernetes", "queue": "sqs"}
+    trigger(stack, "pods", **asked)
+    stack.wait_for("scheduler", lambda: len(cluster.pods("Running")) == 2)
+    victim = cluster.pods("Running")[0]["metadata"]["name"]
+    cluster.evict(cluster.pods("Running")[1])
+    cluster.call("DELETE", f"/api/v1/namespaces/igneous/pods/{victim}?gracePeriodSeconds=0")
+    assert end_of(stack, "pods") == "success", logs(stack, "pods")
+    assert_same_chunks(layer, embedded)
+    cluster.wait_until_empty()
+    assert len(cluster.pods_started()) >= 3
+    assert "outcome=done" in logs(stack, "pods"), "the log of a pod is in that of its task"
 
 
 @pytest.mark.services

@@ -13,8 +13,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,9 +109,9 @@ class Cluster:
         return path
 
 
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster with one node."""
+@contextmanager
+def running(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Cluster]:
+    """A cluster with one node, which gives its containers an environment of its own."""
     server = None
     if "IGNEOUS_AIRFLOW_CLUSTER" in os.environ:
         given = json.loads(os.environ["IGNEOUS_AIRFLOW_CLUSTER"])
@@ -124,9 +124,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     kubelet = Kubelet(
         given["address"],
         given["tokens"][ADMIN],
-        tmp_path_factory.mktemp("kubelet"),
+        folder,
         images={IMAGE: [sys.executable, "-m", "igneous_airflow", "worker"]},
-        environment={"PATH": ":".join(map(str, path)), "HOME": os.environ.get("HOME", "/")},
+        environment={
+            "PATH": ":".join(map(str, path)),
+            "HOME": os.environ.get("HOME", "/"),
+            **(environment or {}),
+        },
         engine=ENGINE,
         certificate=given.get("certificate"),
     )
@@ -137,34 +141,44 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         server.stop()
 
 
+def settings_for(cluster: Cluster, folder: Path, account: str = AIRFLOW) -> dict[str, str]:
+    """The environment of an Airflow that uses the cluster; `folder` is in its pods as well."""
+    template = yaml.safe_load((SHIPPED / "pod_template.yaml").read_text())
+    (container,) = template["spec"]["containers"]
+    container["volumeMounts"].append({"name": "tests", "mountPath": str(folder)})
+    template["spec"]["volumes"].append({"name": "tests", "hostPath": {"path": str(folder)}})
+    owner = {"runAsUser": os.getuid(), "runAsGroup": os.getgid(), "runAsNonRoot": os.getuid() > 0}
+    template["spec"]["securityContext"] |= owner
+    path = folder / "template.yaml"
+    path.write_text(yaml.safe_dump(template))
+    extra = {"kube_config_path": str(cluster.config(folder, account))}
+    return {
+        "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps({"conn_type": "kubernetes", "extra": extra}),
+        "AIRFLOW__IGNEOUS__WORKER_IMAGE": IMAGE,
+        "AIRFLOW__IGNEOUS__NAMESPACE": NAMESPACE,
+        "AIRFLOW__IGNEOUS__POD_TEMPLATE": str(path),
+    }
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with one node."""
+    with running(tmp_path_factory.mktemp("kubelet")) as cluster:
+        yield cluster
+
+
 @pytest.fixture
 def use_cluster(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., None]:
     """Configure Airflow for the cluster."""
-    template = yaml.safe_load((SHIPPED / "pod_template.yaml").read_text())
-    (container,) = template["spec"]["containers"]
-    container["volumeMounts"].append({"name": "tests", "mountPath": str(tmp_path)})
-    template["spec"]["volumes"].append({"name": "tests", "hostPath": {"path": str(tmp_path)}})
-    owner = {"runAsUser": os.getuid(), "runAsGroup": os.getgid(), "runAsNonRoot": os.getuid() > 0}
-    template["spec"]["securityContext"] |= owner
-    path = tmp_path / "template.yaml"
-    path.write_text(yaml.safe_dump(template))
 
     def configure(*, deferrable: bool = False, account: str = AIRFLOW, **options: str) -> None:
-        extra = {"kube_config_path": str(cluster.config(tmp_path, account))}
-        connection = {"conn_type": "kubernetes", "extra": extra}
-        monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
-        settings = {
-            "WORKERS": "kubernetes",
-            "WORKER_IMAGE": IMAGE,
-            "NAMESPACE": NAMESPACE,
-            "POD_TEMPLATE": str(path),
-            "DEFERRABLE": str(deferrable),
-            **options,
-        }
+        own = {"WORKERS": "kubernetes", "DEFERRABLE": str(deferrable), **options}
+        settings = settings_for(cluster, tmp_path, account)
+        settings |= {f"AIRFLOW__IGNEOUS__{name}": value for name, value in own.items()}
         for name, value in settings.items():
-            monkeypatch.setenv(f"AIRFLOW__IGNEOUS__{name}", value)
+            monkeypatch.setenv(name, value)
 
     from igneous_airflow.operators import jobs, pods
 
