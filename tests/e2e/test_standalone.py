@@ -305,6 +305,7 @@ def test_a_dag_that_is_scheduled_on_a_stage_gets_the_layer_it_made(
     assert {path.name for path in layer.glob("mesh_*/*:0")} == labelled(source)
 
 
+@pytest.mark.services  # it waits for the scheduler's looks, three minutes in all
 def test_what_arrives_in_a_watched_folder_is_ingested_once_and_only_when_it_is_whole(
     airflow: RealAirflow, tmp_path: Path
 ) -> None:

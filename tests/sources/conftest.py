@@ -19,7 +19,8 @@ def assert_part():
         voxels = array if array.ndim == 4 else array[..., np.newaxis]
         expected = voxels.transpose(2, 1, 0, 3)[part.slices_within(source.bounds)]
         with Overlap(1) as overlap:
-            read = source.read(part, overlap)
+            ((box, read),) = source.parts(part, overlap)
+        assert box == part
         assert read.dtype == source.data_type
         assert read.flags.f_contiguous
         np.testing.assert_array_equal(read, expected.astype(read.dtype))
