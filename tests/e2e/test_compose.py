@@ -324,11 +324,13 @@ def test_a_dag_run_by_pods_leaves_the_same_chunks_though_one_is_killed(
     stack: Any, cluster: Any, layer: str, embedded: Path
 ) -> None:
     asked = {"layer": layer, "num_mips": 2, "workers": 2, "run_on": "kubernetes", "queue": "sqs"}
-    trigger(stack, "pods", **asked)
-    stack.wait_for("scheduler", lambda: len(cluster.pods("Running")) == 2)
-    victim = cluster.pods("Running")[0]["metadata"]["name"]
-    cluster.evict(cluster.pods("Running")[1])
-    cluster.call("DELETE", f"/api/v1/namespaces/igneous/pods/{victim}?gracePeriodSeconds=0")
+    trigger(stack, "pods", **asked, lease_seconds=15)
+    first = KUBERNETES["wait_until"](lambda: cluster.pods("Running"), 240)[0]
+    KUBERNETES["wait_until"](lambda: workers_of("pods"))  # somebody has done a task
+    cluster.kubelet.kill(first)
+    for other in cluster.pods("Running"):
+        if other["metadata"]["uid"] != first["metadata"]["uid"]:
+            cluster.evict(other)
     assert end_of(stack, "pods") == "success", logs(stack, "pods")
     assert_same_chunks(layer, embedded)
     cluster.wait_until_empty()
