@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what tests/e2e/test_compose.py needs of Debian, where it is missing: as root, in continuous integration.
+# Installs what the tests in tests/e2e need of Debian, where it is missing: as root, in continuous integration.
 # Java with Maven and Go are expected; the tests fetch ElasticMQ and versitygw with them.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)

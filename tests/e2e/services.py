@@ -100,7 +100,7 @@ def elasticmq_jars() -> Path:
     """The folder with ElasticMQ and what it needs, from Maven Central."""
     wanted = version("sqs")
     pom = (
-        '<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>'
+        "<project><modelVersion>4.0.0</modelVersion>"
         "<groupId>tests</groupId><artifactId>elasticmq</artifactId><version>1</version>"
         "<packaging>pom</packaging><dependencies><dependency><groupId>org.elasticmq</groupId>"
         f"<artifactId>elasticmq-server_3</artifactId><version>{wanted}</version></dependency>"
