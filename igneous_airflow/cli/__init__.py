@@ -9,7 +9,7 @@ from igneous_airflow.cli.embedded import airflow
 from igneous_airflow.cli.levels import levels
 from igneous_airflow.cli.picture import picture
 from igneous_airflow.cli.runs import finish, redrive, resume, status
-from igneous_airflow.cli.stages import stage_commands, stages
+from igneous_airflow.cli.stages import command_name, stage_commands, stages
 from igneous_airflow.cli.trigger import trigger
 from igneous_airflow.cli.view import view
 from igneous_airflow.cli.worker import dags_folder, worker
@@ -20,7 +20,7 @@ class _Commands(click.Group):
     """Finds the command of a stage by the stage's own name as well: `mesh_manifest`."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, cmd_name.replace("_", "-"))
+        return super().get_command(ctx, command_name(cmd_name))
 
 
 @click.group(

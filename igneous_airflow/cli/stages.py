@@ -27,14 +27,14 @@ _TYPES: dict[str, "click.ParamType[Any]"] = {
 def stages() -> None:
     """List the stages, each of which is a command and an Airflow DAG."""
     for name, stage in registered_stages().items():
-        click.echo(f"{_command_name(name):24} {_summary(stage)}")
+        click.echo(f"{command_name(name):24} {_summary(stage)}")
 
 
 def stage_commands() -> Iterator[click.Command]:
     """Make the command of every registered stage."""
     for name, stage in registered_stages().items():
         command = click.Command(
-            _command_name(name),
+            command_name(name),
             callback=_callback(stage),
             help=inspect.getdoc(stage),
             short_help=_summary(stage),
@@ -43,7 +43,8 @@ def stage_commands() -> Iterator[click.Command]:
         yield command
 
 
-def _command_name(stage_name: str) -> str:
+def command_name(stage_name: str) -> str:
+    """What a stage is called on the command line."""
     return stage_name.replace("_", "-")
 
 
@@ -150,8 +151,8 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
         if queue is None:
             work_on(run, processes)
             if stage.followed_by:
-                layer = values[next(iter(fields_of_kind(stage, LAYER)))]
-                command = stage.followed_by.replace("_", "-")
+                layer = values[fields_of_kind(stage, LAYER)[0]]
+                command = command_name(stage.followed_by)
                 click.echo(f"Next: {program()} {command} {quoted(layer)}")
             return
         path = quoted(run.url)

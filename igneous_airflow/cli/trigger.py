@@ -81,9 +81,14 @@ class DagRun:
     _lines: set[tuple[str, int, str]] = field(default_factory=set)
 
     @property
+    def dag_path(self) -> str:
+        """Where the API has its DAG."""
+        return f"/api/v2/dags/{quote(self.dag, safe='')}"
+
+    @property
     def path(self) -> str:
         """Where the API has it."""
-        return f"/api/v2/dags/{quote(self.dag, safe='')}/dagRuns/{quote(self.name, safe='')}"
+        return f"{self.dag_path}/dagRuns/{quote(self.name, safe='')}"
 
     @property
     def link(self) -> str:
@@ -95,10 +100,9 @@ class DagRun:
 
         Raises InvalidParameter for parameters that are refused, or that differ from those before.
         """
-        collection = self.path.rpartition("/")[0]
         body = {"dag_run_id": self.name, "logical_date": None, "conf": conf}
         try:
-            self.api.call("POST", collection, body)
+            self.api.call("POST", f"{self.dag_path}/dagRuns", body)
         except HTTPError as error:
             if error.code == HTTPStatus.CONFLICT:
                 self._require_same(conf)
@@ -110,7 +114,7 @@ class DagRun:
     def _unknown(self, conf: dict[str, Any]) -> str:
         """Which parameters the DAG does not have, and those that it has."""
         try:
-            known = self.api.call("GET", f"{self.path.partition('/dagRuns/')[0]}/details")["params"]
+            known = self.api.call("GET", f"{self.dag_path}/details")["params"]
         except HTTPError:  # there is no such DAG
             return ""
         unknown = sorted(conf.keys() - known.keys())
@@ -138,8 +142,7 @@ class DagRun:
             "include_downstream": True,
             "only_failed": False,
         }
-        dag = self.path.partition("/dagRuns/")[0]
-        self.api.call("POST", f"{dag}/clearTaskInstances", body)
+        self.api.call("POST", f"{self.dag_path}/clearTaskInstances", body)
 
     def state(self) -> str:
         """Airflow's word for how it stands."""

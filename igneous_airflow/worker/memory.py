@@ -27,8 +27,8 @@ def keep_freed_memory() -> None:
 def spare_what_lasts() -> None:
     """Let garbage collection skip all objects that are there now; call it when imports are done.
 
-    The libraries that a stage imports make half a million objects that stay for good. Looking
-    through them again and again takes 3 to 5 % of the time of a task.
+    The libraries that a stage imports make over a hundred thousand objects that stay for good.
+    Looking through them again and again takes 3 to 5 % of the time of a task.
     """
     gc.collect()
     gc.freeze()
