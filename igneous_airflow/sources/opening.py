@@ -37,7 +37,7 @@ class Found:
     """What is at an address: the files, in order, and their state in a few words.
 
     The state tells changed files apart, as far as a listing can: by names, sizes and, on disks,
-    times. Of Zarr it is the metadata.
+    times, in buckets ETags or generations. Of Zarr it is the metadata.
     """
 
     url: str
@@ -93,7 +93,7 @@ def _found(folder: Folder, kind: Kind, files: Iterable[FileEntry]) -> Found:
     ordered = tuple(sorted(files, key=lambda entry: natural_key(entry.name)))
     digest = sha256()
     for entry in ordered:
-        digest.update(f"{entry.name}\0{entry.size}\0{entry.modified}\0".encode())
+        digest.update(f"{entry.name}\0{entry.size}\0{entry.state}\0".encode())
     size = sum(entry.size for entry in ordered)
     state = f"{counted(len(ordered), 'file')}, {size:,} bytes, {digest.hexdigest()[:12]}"
     return Found(folder.url, kind, ordered, state)

@@ -15,6 +15,7 @@ from igneous_airflow.errors import (
     UnreadableSource,
 )
 from igneous_airflow.storage.bucket_errors import explain, mend_cloud_files
+from igneous_airflow.storage.bucket_listing import entries
 from igneous_airflow.storage.files import FileEntry, StoredFile, content_version, plain_name
 
 _PART = 1 << 20  # bytes of a file that are fetched ahead
@@ -78,7 +79,7 @@ class BucketFolder:
 
     def stream(self, name: str) -> io.BufferedReader | None:
         with self._errors("read", name):
-            if not self._files.exists(name):
+            if not self.exists(name):
                 return None
             size = int(self._files.size(name))
         return io.BufferedReader(_FileInBucket(self, name, size), _PART)
@@ -102,10 +103,10 @@ class BucketFolder:
 
     def version(self, name: str) -> str | None:
         with self._errors("read", name):
-            if not self._files.exists(name):
+            if not self.exists(name):
                 return None
             head = self._files.head(name)
-        if head["ETag"]:
+        if head.get("ETag"):
             return f"etag:{head['ETag']}"
         stream = self.stream(name)
         return content_version(stream) if stream else None
@@ -140,16 +141,15 @@ class BucketFolder:
                     yield plain_name(name.rpartition("/")[2]), size
 
     def entries(self, prefix: str) -> Iterator[FileEntry]:
-        with self._errors("list", prefix):
-            listed = self._files.list(prefix=f"{prefix}/" if prefix else "", flat=True, size=True)
-            for name, size in listed:
-                if not name.endswith("/"):
-                    yield FileEntry(name.rpartition("/")[2], size)
+        with self._errors("list", prefix), self._files._get_connection() as connection:  # noqa: SLF001
+            yield from entries(connection, f"{prefix}/" if prefix else "")
 
     def entry(self, name: str) -> FileEntry | None:
         with self._errors("look for", name):
-            size = self._files.size(name) if self._files.exists(name) else None
-        return None if size is None else FileEntry(name, size)
+            if not self.exists(name):
+                return None
+            head = self._files.head(name)
+        return FileEntry(name, int(head["Content-Length"]), head.get("ETag") or "")
 
     def read_part(self, name: str, start: int, buffer: memoryview) -> None:
         place = f"{self._url}/{name}"

@@ -25,14 +25,15 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """A file as a listing shows it: its full name, bytes as stored, and when it was last changed.
+    """A file as a listing shows it: its full name, bytes as stored, and a text that is its state.
 
-    The time is in nanoseconds, 0 where a listing does not tell.
+    The state is another one when the file was written again: on disk its time, in a bucket what the
+    service calls its content. It is empty where a listing does not tell.
     """
 
     name: str
     size: int
-    modified: int = 0
+    state: str = ""
 
 
 class Folder(Protocol):

@@ -166,7 +166,7 @@ class LocalFolder:
         for entry in self._files(prefix):
             with suppress(FileNotFoundError):
                 state = entry.stat()
-                yield FileEntry(entry.name, state.st_size, state.st_mtime_ns)
+                yield FileEntry(entry.name, state.st_size, str(state.st_mtime_ns))
 
     def entry(self, name: str) -> FileEntry | None:
         path = self._root / name
@@ -175,7 +175,7 @@ class LocalFolder:
                 state = path.stat()
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        return FileEntry(name, state.st_size, state.st_mtime_ns) if path.is_file() else None
+        return FileEntry(name, state.st_size, str(state.st_mtime_ns)) if path.is_file() else None
 
     def read_part(self, name: str, start: int, buffer: memoryview) -> None:
         path = f"{self._root}/{name}"

@@ -137,6 +137,28 @@ def test_folders_are_listed_beyond_the_names_of_one_answer(folder: Folder, proxy
     assert folder.exists("done-not")
 
 
+def written_again(folder: Folder) -> None:
+    """Check that a listing tells a file that was written again from the one that was there."""
+    for name in ("one", "two", "deep/three"):
+        folder.write(f"files/{name}", StoredFile(b"voxels"))
+    before = {entry.name: entry for entry in folder.entries("files")}
+    assert {name: entry.size for name, entry in before.items()} == {"one": 6, "two": 6}
+    alone = folder.entry("files/one")
+    folder.write("files/one", StoredFile(b"VOXELS"))
+    after = {entry.name: entry for entry in folder.entries("files")}
+    assert after.keys() == before.keys()
+    assert after["two"] == before["two"]
+    assert after["one"] != before["one"]
+    assert folder.entry("files/one") != alone
+    assert folder.entry("files/none") is None
+    assert [entry.name for entry in open_folder(f"{folder.url}/files").entries("")] == sorted(after)
+
+
+def test_a_listing_tells_when_a_file_was_written_again(folder: Folder, proxy: Any) -> None:
+    proxy.page = 1
+    written_again(folder)
+
+
 def test_a_folder_can_be_given_by_an_alias_of_cloud_files(
     proxy: Any, bucket: str, tmp_path: Path
 ) -> None:
@@ -439,6 +461,10 @@ def test_a_folder_of_google_works_as_well(google_folder: Folder) -> None:
     assert list(folder.names("done")) == []
     assert folder.exists("other")
     folder.try_writing()
+
+
+def test_a_listing_of_google_tells_when_a_file_was_written_again(google_folder: Folder) -> None:
+    written_again(google_folder)
 
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"status": 429}, {"delay": 1}], ids=str)

@@ -45,7 +45,7 @@ def test_what_is_no_file_is_no_entry(folder, name):
 def test_files_on_disk_know_when_they_were_changed(tmp_path):
     (tmp_path / "a.tif.gz").write_bytes(b"12")
     (entry,) = open_folder(f"file://{tmp_path}").entries("")
-    assert entry == FileEntry("a.tif.gz", 2, (tmp_path / "a.tif.gz").stat().st_mtime_ns)
+    assert entry == FileEntry("a.tif.gz", 2, str((tmp_path / "a.tif.gz").stat().st_mtime_ns))
 
 
 @pytest.mark.parametrize(("start", "length"), [(0, 10), (1000, 0), (255_990, 10), (3, 200_000)])
