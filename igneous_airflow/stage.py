@@ -41,6 +41,9 @@ class Plan(BaseModel):
     notes: tuple[str, ...] = ()
     deletions: tuple[str, ...] = Field(default=(), description="what will be gone, a line each")
     refusals: tuple[str, ...] = Field(default=(), description="every reason not to start")
+    awaited: tuple[str, ...] = Field(
+        default=(), description="those of the refusals that an earlier step of a chain takes away"
+    )
     unconfirmed: str = Field(default="", description="what must be confirmed before the start")
     writes_to: str = Field(default="", description="folder that is tried before a run is recorded")
 
@@ -55,6 +58,11 @@ class Plan(BaseModel):
         if self.unconfirmed:
             raise PlanRefused(self.stage, [*self.refusals, self.unconfirmed])
         return self.require_possible()
+
+    def as_later_step(self) -> Self:
+        """The plan without the reasons that hold only until earlier steps of a chain have run."""
+        lasting = tuple(refusal for refusal in self.refusals if refusal not in self.awaited)
+        return self.model_copy(update={"refusals": lasting, "awaited": ()})
 
     def describe(self) -> str:
         """The plan in words, for logs and terminals."""

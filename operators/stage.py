@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator, SkipMixin
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from igneous_airflow.chained_plans import plan_all
 from igneous_airflow.errors import IgneousError, PlanRefused, RunFailed, TransientError
 from igneous_airflow.forecast import Forecast
 from igneous_airflow.operators.approval import approved, ask, foresee, why_to_approve
@@ -87,15 +88,19 @@ class PlanStage(BaseOperator, SkipMixin):
         values = context["params"] if self.parameters is None else self.parameters
         with explained(context):
             refuse_unknown(context["dag_run"].conf or {}, context["dag"].params)
-            stage = self.form.read(values)[self.step.name]
+            stages = self.form.read(values)
+            stage = stages[self.step.name]
             if isinstance(stage, Skipped):
                 raise AirflowSkipException(stage.reason)
             options = read_params(RunOptions, context["params"])
             self._require_earlier(options)
+            later = self._plan_later(stages, options, values)
             run, planned = self._launch(context, stage, options, values)
             plan = foresee(planned, run, options)
             run.write_plan(plan)
             self.log.info("%s", plan.describe())
+            for following in later:
+                self.log.info("When that is done:\n%s", following.describe())
             self.log.info("The run is recorded in %s", run.url)
             result = {RUN_URL: run.url, "plan": plan.model_dump(mode="json")}
             if options.plan_only:
@@ -133,10 +138,32 @@ class PlanStage(BaseOperator, SkipMixin):
         dag_run = context["dag_run"]
         return run_url(dag_run.dag_id, dag_run.run_id, self.group_id)
 
+    def _plan_later(
+        self,
+        stages: Mapping[str, Stage | Skipped],
+        options: RunOptions,
+        values: Mapping[str, Any],
+    ) -> list[Plan]:
+        """The plans of the later steps, when this is the first; raises PlanRefused for any of all.
+
+        A step that cannot work on what the steps before it will make is refused here, before they
+        have begun.
+        """
+        running = [step for step in self.form.chain.steps if isinstance(stages[step.name], Stage)]
+        if running[0] is not self.step or len(running) == 1:
+            return []
+        plans = plan_all([stage for stage in stages.values() if isinstance(stage, Stage)])
+        for step, plan in zip(running, plans, strict=False):
+            try:
+                plan.require_possible() if options.plan_only else plan.require_accepted()
+            except PlanRefused as refused:
+                raise self._in_words(refused, step, values) from None
+        return plans[1:]
+
     def _launch(
         self, context: "Context", stage: Stage, options: RunOptions, values: Mapping[str, Any]
     ) -> tuple[Run, Plan]:
-        """Launch the run; its reasons to refuse are in the words of the form."""
+        """Launch the run, or refuse in the words of the form."""
         dag_run, url = context["dag_run"], self._run_url(context)
         queue, own_queue = queue_url(url, options.queue)
         require_workable(options, stage, (url, queue))
@@ -156,10 +183,12 @@ class PlanStage(BaseOperator, SkipMixin):
                 },
             )
         except PlanRefused as refused:
-            reasons = [
-                self.form.in_its_words(self.step, reason, values) for reason in refused.refusals
-            ]
-            raise PlanRefused(refused.stage, reasons) from None
+            raise self._in_words(refused, self.step, values) from None
+
+    def _in_words(self, refused: PlanRefused, step: Step, values: Mapping[str, Any]) -> PlanRefused:
+        """The refusal of a step in the words of the form."""
+        reasons = [self.form.in_its_words(step, reason, values) for reason in refused.refusals]
+        return PlanRefused(refused.stage, reasons)
 
     def _end(self, context: "Context", result: dict[str, Any]) -> None:
         """Skip all that comes after; never returns."""

@@ -178,13 +178,13 @@ class ContrastNormalization(Conversion):
             return plan
         try:
             layer = Layer.open(self.src)
-            refusals = tuple(self._levels_problems(layer))
+            missing = tuple(self._levels_problems(layer))
         except IgneousError as error:
-            refusals = (str(error),)
-        if refusals:
-            return Plan(stage=self.name, refusals=refusals)
+            return Plan(stage=self.name, refusals=(str(error),))
         tables = _TABLES_KEPT * self._levels(layer).bins * layer.dtype.itemsize
-        return plan.model_copy(update={"memory": plan.memory + tables})
+        return plan.model_copy(
+            update={"memory": plan.memory + tables, "refusals": missing, "awaited": missing}
+        )
 
     def provenance(self) -> dict[str, Any]:
         """The `method` of the entry, which names where the levels were in any case."""

@@ -72,13 +72,14 @@ class MeshManifest(Stage):
         try:
             job = self._job()
             census = _Census(job, islice(job.meshes.names(), _LOOKED_AT))
-            refusals = [*self._unfinished(job), *self._stale(job, census)]
-            if not refusals:
+            unfinished, stale = tuple(self._unfinished(job)), tuple(self._stale(job, census))
+            if not unfinished and not stale:
                 job.layer.folder.check_writable()
         except IgneousError as error:
             return Plan(stage=self.name, refusals=(str(error),))
-        if refusals:
-            return Plan(stage=self.name, refusals=tuple(refusals))
+        if unfinished or stale:
+            awaited = unfinished if census.strays else unfinished + stale
+            return Plan(stage=self.name, refusals=unfinished + stale, awaited=awaited)
         at_least = "at least " if census.size == _LOOKED_AT else ""
         fragments = sum(map(len, census.cells.values()))
         return Plan(
@@ -241,7 +242,8 @@ class _Job:
 class _Census:
     """What there is of the labels of some files: cells of fragments, manifests, and stale files.
 
-    Stale are fragments of cells that are none of the meshes', and manifests without fragments.
+    Stale are strays, which are fragments of cells that are none of the meshes', and manifests
+    without fragments.
     """
 
     def __init__(self, job: _Job, names: Iterable[str]) -> None:
@@ -249,7 +251,7 @@ class _Census:
 
         self.cells: dict[int, list[str]] = {}
         self.manifests: set[int] = set()
-        self.stale: list[str] = []
+        self.strays: list[str] = []
         self.size = 0
         for name in names:
             self.size += 1
@@ -259,8 +261,9 @@ class _Census:
             if not cell:
                 self.manifests.add(label)
             elif job.index_of(cell) < 0:
-                self.stale.append(name)
+                self.strays.append(name)
             elif not job.leaves_out(cell):
                 self.cells.setdefault(label, []).append(cell)
         self.without_manifest = self.cells.keys() - self.manifests
-        self.stale += [f"{label}:0" for label in sorted(self.manifests - self.cells.keys())]
+        without_fragments = sorted(self.manifests - self.cells.keys())
+        self.stale = [*self.strays, *(f"{label}:0" for label in without_fragments)]

@@ -109,10 +109,11 @@ def open_folder(url: str) -> Folder:
     """
     from igneous_airflow.storage.bucket import BucketFolder
     from igneous_airflow.storage.local import LocalFolder
+    from igneous_airflow.storage.rehearsal import rehearsed
 
     if url.startswith("file://"):
-        return LocalFolder(Path(url.removeprefix("file://")))
-    return BucketFolder(url)
+        return rehearsed(LocalFolder(Path(url.removeprefix("file://"))))
+    return rehearsed(BucketFolder(url))
 
 
 def content_version(stream: BufferedReader) -> str:

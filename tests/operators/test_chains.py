@@ -1,5 +1,6 @@
 """The chains of this repository, run as whole DAG runs on tiny layers and read by cloud-volume."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,22 @@ def test_there_are_no_manifests_unless_every_mesh_task_is_done(
     assert labels_with_meshes(segmentation) == set()
 
 
+def test_fragments_that_keep_manifests_from_being_made_are_named_before_anything_is_meshed(
+    dags: dict[str, DAG], segmentation: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of an earlier grid, which meshing on another one leaves where they are."""
+    conf = {"layer": str(segmentation), "shape": "16,16,9", "spatial_index": False}
+    assert dags["igneous_mesh"].test(run_conf=conf).state == "success"
+    before = {path: path.read_bytes() for path in segmentation.rglob("*") if path.is_file()}
+    other = {**conf, "shape": "32,32,9", "new_grid": True}
+    assert dags["igneous_mesh"].test(run_conf=other).state == "failed"
+    assert "Set remove_stale to delete them" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in before} == before
+    again = dags["igneous_mesh"].test(run_conf={**other, "remove_stale": True})
+    assert again.state == "success"
+    assert labels_with_meshes(segmentation) == labels_of(segmentation)
+
+
 def test_a_mistake_in_the_last_step_is_found_before_the_first_one_starts(
     dags: dict[str, DAG], segmentation: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,6 +163,35 @@ def test_a_part_of_an_image_gets_levels_contrast_and_mips(
     coarse = CloudVolume(f"file://{bright}", mip=1, progress=False, parallel=1)
     assert coarse[1:21, 0:17, 9:13].shape == (20, 17, 4, 1)
     assert not any(path.name.endswith("13-15") for path in bright.rglob("*_*_*-*"))
+
+
+def test_bounds_that_do_not_fit_the_coarsest_mip_are_refused_before_levels_are_counted(
+    dags: dict[str, DAG], dim_image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They fit the chunks of the stretched image."""
+    conf = {"layer": str(dim_image), "dest": f"{tmp_path}/bright", "num_mips": 1}
+    done = dags["igneous_contrast"].test(run_conf=conf | {"bounds": "2-18_0-16_9-13"})
+    assert done.state == "failed"
+    assert states(done)["levels"] == {"failed", "upstream_failed"}
+    assert "  - bounds: 2-18_0-16_9-13 would fill only parts of chunks of the coarsest mip" in (
+        capsys.readouterr().out
+    )
+    assert not (dim_image / "levels").exists()
+    assert not (tmp_path / "bright").exists()
+
+
+def test_all_steps_are_planned_when_only_the_plan_is_asked_for(
+    dags: dict[str, DAG], dim_image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf = {"layer": str(dim_image), "dest": f"{tmp_path}/bright", "num_mips": 1}
+    done = dags["igneous_contrast"].test(run_conf=conf | {"plan_only": True})
+    assert done.state == "success"
+    words = capsys.readouterr().out
+    planned = re.findall(r"\b(\w+): [0-9]+ tasks? \(", words)
+    assert planned == ["luminance_levels", "contrast_normalization", "downsample"]
+    assert "REFUSED" not in words
+    assert not (dim_image / "levels").exists()
+    assert not (tmp_path / "bright").exists()
 
 
 def test_contrast_without_levels_is_refused_with_the_sections(
@@ -208,6 +254,19 @@ def test_contrast_of_ingested_sections_goes_into_a_layer_of_its_own_with_the_mip
     assert (mips_of(image), mips_of(bright)) == (1, 2)
     voxels = CloudVolume(f"file://{bright}", progress=False, parallel=1)[:]
     assert all(voxels[:, :, z].min() == 0 and voxels[:, :, z].max() == 255 for z in range(6))
+
+
+def test_contrast_of_voxels_that_are_no_greys_is_refused_before_they_are_ingested(
+    dags: dict[str, DAG], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "affinities.npy", np.zeros((9, 8, 7), np.float32))
+    conf = {
+        "source": f"{tmp_path}/affinities.npy", "ingest_dest": f"{tmp_path}/image", "axes": "xyz",
+        "resolution": "8,8,40", "run_contrast": True, "contrast_dest": f"{tmp_path}/bright",
+    }  # fmt: skip
+    assert dags["igneous_ingest"].test(run_conf=conf).state == "failed"
+    assert "luminance_levels cannot start, nothing was written" in capsys.readouterr().out
+    assert not (tmp_path / "image").exists()
 
 
 def test_labels_become_a_segmentation_with_mips_and_meshes(

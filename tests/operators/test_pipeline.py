@@ -153,16 +153,30 @@ def test_a_wrong_value_of_a_late_step_is_refused_before_anything_is_written(
     assert runs(tmp_path) == {}
 
 
-def test_the_plan_of_a_late_step_is_refused_in_its_turn_in_the_words_of_the_form(
-    copy: DAG, make_layer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("late", "named"),
+    [
+        ({"downsample_bounds": "0-9_0-9_0-9"}, "downsample_bounds: 0-9_0-9_0-9"),
+        ({"run_delete": True}, "confirm: "),
+    ],
+    ids=["bounds", "unconfirmed"],
+)
+def test_what_a_late_step_refuses_is_refused_at_the_start_in_the_words_of_the_form(
+    copy: DAG,
+    make_layer: Make,
+    tmp_path: Path,
+    late: dict[str, object],
+    named: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """By the layer that an earlier step would make, which is not there."""
     conf = {"src": str(make_layer()), "dest": f"{tmp_path}/dest"}
-    done = copy.test(run_conf={**conf, "downsample_bounds": "0-9_0-9_0-9"})
-    assert states(done, "transfer") == {"success"}
-    assert state(done, "downsample.plan") == "failed"
-    assert states(done, "delete") == {"upstream_failed"}
+    done = copy.test(run_conf={**conf, **late})
+    assert state(done, "transfer.plan") == "failed"
     assert done.state == "failed"
-    assert "  - downsample_bounds: 0-9_0-9_0-9" in capsys.readouterr().out
+    assert f"  - {named}" in capsys.readouterr().out
+    assert not (tmp_path / "dest").exists()
+    assert runs(tmp_path) == {}
 
 
 def test_a_failed_step_stops_the_chain_and_goes_on_where_it_stopped(
