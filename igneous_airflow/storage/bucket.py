@@ -14,8 +14,9 @@ from igneous_airflow.errors import (
     StorageUnavailable,
     UnreadableSource,
 )
-from igneous_airflow.storage.bucket_errors import explain, mend_cloud_files
+from igneous_airflow.storage.bucket_errors import explain
 from igneous_airflow.storage.bucket_listing import entries
+from igneous_airflow.storage.cloud_files_mended import mend_cloud_files
 from igneous_airflow.storage.files import FileEntry, StoredFile, content_version, plain_name
 
 _PART = 1 << 20  # bytes of a file that are fetched ahead

@@ -4,10 +4,6 @@ Used by `bucket.py`. The storage libraries have many kinds of errors for the sam
 are told apart by the service's code, the HTTP status, or the name of the class.
 """
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from igneous_airflow.errors import (
@@ -98,51 +94,6 @@ def _is_denied(error: Exception) -> bool:
     return code in _DENIED or name in _NO_CREDENTIALS or (code == "400" and name == "ClientError")
 
 
-def _may_pass(error: BaseException | None) -> bool:
+def may_pass(error: BaseException | None) -> bool:
+    """Whether it is of use to try again."""
     return isinstance(error, Exception) and not _is_denied(error) and _code(error) not in _NO_BUCKET
-
-
-@dataclass(frozen=True, slots=True)
-class _Picky:
-    """Decides to try again where another would, unless that is of no use."""
-
-    other: Callable[[Any], bool]
-
-    def __call__(self, state: Any) -> bool:
-        return self.other(state) and _may_pass(state.outcome.exception())
-
-
-def mend_cloud_files() -> None:
-    """Mend what hinders us in cloud-files 6.4.
-
-    It tries everything seven times over half a minute or more, denied access too. And keys from the
-    environment without a session token are a KeyError to it; an empty token means none.
-    """
-    _mend_retries()
-    if "AWS_ACCESS_KEY_ID" in os.environ:
-        os.environ.setdefault("AWS_SESSION_TOKEN", "")
-
-
-@cache
-def _mend_retries() -> None:
-    """Let nothing be tried again that is of no use; once a process."""
-    from cloudfiles import connectionpools, interfaces
-
-    def mend(method: Any) -> Any:
-        policy = method.retry
-        if not isinstance(policy.retry, _Picky):  # one policy may be that of many functions
-            policy.retry = _Picky(policy.retry)
-        return method
-
-    classes = (
-        interfaces.S3Interface,
-        interfaces.GoogleCloudStorageInterface,
-        connectionpools.S3ConnectionPool,
-        connectionpools.GCloudBucketPool,
-    )
-    for kind in classes:
-        for method in vars(kind).values():
-            if hasattr(method, "retry"):
-                mend(method)
-    retry = interfaces.retry  # of functions inside of methods, made at each call
-    interfaces.retry = lambda function: mend(retry(function))

@@ -22,6 +22,7 @@ class Fault:
     The answer is late by `delay` seconds. With a `status` the request is not let through: it is
     answered with the `body`, or with S3's words for the `code` of an error. With `cut` the
     connection ends in the middle of the request's body ("request"), or of the answer's ("answer").
+    The `headers` take the place of those of the server's answer.
     """
 
     method: str = ""
@@ -32,6 +33,7 @@ class Fault:
     code: str = "InternalError"
     body: str = ""
     cut: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
 
     def takes(self, method: str, path: str) -> bool:
         return self.times > 0 and self.method in ("", method) and self.part in path
@@ -125,7 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             server.close()
         length = int(response.getheader("Content-Length") or len(content))
-        self._begin(response.status, response.getheaders(), length)
+        kept = [pair for pair in response.getheaders() if pair[0].lower() not in fault.headers]
+        self._begin(response.status, [*kept, *fault.headers.items()], length)
         if fault.cut == "answer":
             content = content[: len(content) // 2]
             self.close_connection = True

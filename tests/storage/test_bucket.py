@@ -159,6 +159,38 @@ def test_a_listing_tells_when_a_file_was_written_again(folder: Folder, proxy: An
     written_again(folder)
 
 
+@pytest.mark.parametrize(
+    "etag", ["0123456789abcdef0123456789abcdef", "0123456789abcdef0123456789abcdef-2"]
+)
+@pytest.mark.parametrize(
+    "encryption",
+    [
+        {"x-amz-server-side-encryption": "aws:kms"},
+        {"x-amz-server-side-encryption": "aws:kms:dsse"},
+        {"x-amz-server-side-encryption-customer-algorithm": "AES256"},
+    ],
+    ids=str,
+)
+def test_objects_are_read_whose_etag_is_not_made_of_their_content(
+    folder: Folder, proxy: Any, encryption: dict[str, str], etag: str
+) -> None:
+    """As that of objects which keys of KMS encrypt, in one part or several."""
+    file = StoredFile(os.urandom(1_000))
+    folder.write("chunk", file)
+    proxy.faults.append(Fault(headers={**encryption, "etag": f'"{etag}"'}, times=1_000))
+    assert folder.read("chunk") == file
+    assert folder.version("chunk") == f'etag:"{etag}"'
+
+
+def test_objects_that_come_with_other_bytes_are_noticed(
+    folder: Folder, proxy: Any, hasty: None
+) -> None:
+    folder.write("chunk", StoredFile(b"voxels"))
+    proxy.faults.append(Fault(headers={"etag": f'"{"0" * 32}"'}, times=1_000))
+    with pytest.raises(StorageUnavailable, match="MD5"):
+        folder.read("chunk")
+
+
 def test_a_folder_can_be_given_by_an_alias_of_cloud_files(
     proxy: Any, bucket: str, tmp_path: Path
 ) -> None:
@@ -525,7 +557,7 @@ def test_errors_of_google_are_told_apart(
 def test_many_operations_in_one_process_do_not_pile_up() -> None:
     """A process that lives long must not try ever harder."""
 
-    from igneous_airflow.storage.bucket_errors import mend_cloud_files
+    from igneous_airflow.storage.cloud_files_mended import mend_cloud_files
 
     mend_cloud_files()
     for _ in range(2 * sys.getrecursionlimit()):
