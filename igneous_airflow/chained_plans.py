@@ -21,7 +21,7 @@ def plan_all(stages: Sequence[Stage]) -> list[Plan]:
             if stage is not None:
                 stage.prepare()
             try:
-                stage = asked.resolved()
+                stage = asked.model_copy().resolved()  # what it keeps is not what is there
                 plan = stage.plan()
             except IgneousError as error:
                 return [*plans, Plan(stage=asked.name, refusals=(str(error),))]

@@ -163,7 +163,13 @@ def _show_progress(records: set[Path], bars: "dict[Path, tqdm[Any]]") -> None:
         if record not in bars:
             for bar in bars.values():
                 bar.close()
-            bars[record] = tqdm(total=run.planned, unit="task", desc=run.stage, file=sys.stderr)
+            bars[record] = tqdm(
+                total=run.planned,
+                unit="task",
+                desc=run.stage,
+                file=sys.stderr,
+                disable=None,  # where this is no terminal
+            )
         bars[record].update(run.done().count - bars[record].n)
 
 

@@ -194,7 +194,7 @@ class DagRun:
         for line in filter(str.strip, text.splitlines()):
             if (told := (_name(task), attempt, line)) not in self._lines:
                 self._lines.add(told)
-                yield from (f"  {words}" for words in _told(json.loads(line)))
+                yield from (f"  {_name(task)}: {words}" for words in _told(json.loads(line)))
 
 
 def _name(task: dict[str, Any]) -> str:

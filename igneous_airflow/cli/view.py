@@ -1,6 +1,7 @@
 """`igneous-airflow view`: layers in Neuroglancer, served by this machine."""
 
 import socket
+from contextlib import suppress
 
 import click
 
@@ -38,4 +39,5 @@ def view(layer: tuple[str, ...], port: int) -> None:
     click.echo(f"http://127.0.0.1:{listener.getsockname()[1]}/open/{_VIEW}")
     click.echo("Open this address in a browser; stop with Ctrl-C.")
     config = uvicorn.Config(viewer_app(lambda view, _request: views.get(view)), log_level="warning")
-    uvicorn.Server(config).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # the way to stop it
+        uvicorn.Server(config).run(sockets=[listener])
