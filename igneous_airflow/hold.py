@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from igneous_airflow.errors import RunFailed
-from igneous_airflow.storage.codecs import decompress_bytes
-from igneous_airflow.storage.files import StoredFile, open_folder
+from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.json_files import read_json, write_json
 
 _FILE = "hold.json"
 
@@ -56,12 +56,8 @@ class Hold:
             )
 
     def _read(self) -> _Note | None:
-        stored = open_folder(self.run).read(_FILE)
-        if stored is None:
-            return None
-        note = _Note.model_validate_json(bytes(decompress_bytes(stored)))
-        return note if note.launch_id == self.launch_id else None  # else of an earlier launch
+        note = read_json(open_folder(self.run), _FILE, _Note)
+        return note if note and note.launch_id == self.launch_id else None  # of this launch
 
     def _write(self, note: _Note) -> None:
-        content = note.model_dump_json(indent=2).encode()
-        open_folder(self.run).write(_FILE, StoredFile(content), content_type="application/json")
+        write_json(open_folder(self.run), _FILE, note)

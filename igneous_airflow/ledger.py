@@ -18,8 +18,9 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from igneous_airflow.stage import Absent, Work
-from igneous_airflow.storage.codecs import compress_bytes, decompress_bytes
-from igneous_airflow.storage.files import StoredFile, open_folder
+from igneous_airflow.storage.codecs import compress_bytes
+from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.json_files import read_json, write_json
 from igneous_airflow.storage.overlap import Overlap, overlap_width
 
 _DONE, _LEFT_OUT = "done", "left_out"
@@ -84,10 +85,7 @@ class Ledger:
 
     def receipt(self, task: int) -> Receipt | None:
         """Read what a task did; None when it has no receipt."""
-        stored = self._folder.read(self._name(_DONE, task))
-        if stored is None:
-            return None
-        return Receipt.model_validate_json(bytes(decompress_bytes(stored)))
+        return read_json(self._folder, self._name(_DONE, task), Receipt)
 
     def done(self, planned: int) -> "DoneTasks":
         """List which of the planned tasks are done."""
@@ -129,10 +127,7 @@ class Ledger:
 
     def failure(self, task: int, attempt: int) -> Failure | None:
         """Read how an attempt failed; None when it did not."""
-        stored = self._folder.read(self._name(_FAILED, task, f"{attempt:04d}"))
-        if stored is None:
-            return None
-        return Failure.model_validate_json(bytes(decompress_bytes(stored)))
+        return read_json(self._folder, self._name(_FAILED, task, f"{attempt:04d}"), Failure)
 
     def failed(self) -> list[tuple[int, int]]:
         """Task and number of each attempt that has failed."""
@@ -174,7 +169,7 @@ class Ledger:
     def note_worker(self, worker: str, task: int | None) -> None:
         """Leave a note that a worker is alive, for people who look."""
         note = WorkerNote(worker=worker, task=task, at=time.time())
-        self._folder.write(_note_name(worker), StoredFile(note.model_dump_json().encode()))
+        write_json(self._folder, _note_name(worker), note)
 
     def forget_worker(self, worker: str) -> None:
         """Remove the note of a worker that has ended."""
@@ -182,12 +177,11 @@ class Ledger:
 
     def workers(self, seconds: float) -> list[WorkerNote]:
         """The workers that were seen in the last seconds."""
-        stored = (self._folder.read(f"{_WORKERS}/{name}") for name in self._folder.names(_WORKERS))
-        notes = [
-            WorkerNote.model_validate_json(bytes(decompress_bytes(file))) for file in stored if file
-        ]
+        names = (f"{_WORKERS}/{name}" for name in self._folder.names(_WORKERS))
+        notes = (read_json(self._folder, name, WorkerNote) for name in names)
         since = time.time() - seconds
-        return sorted((note for note in notes if note.at > since), key=lambda note: note.worker)
+        seen = (note for note in notes if note is not None and note.at > since)
+        return sorted(seen, key=lambda note: note.worker)
 
     def forget_failures(self) -> None:
         """Remove what went wrong in any launch, before the tasks are tried anew."""

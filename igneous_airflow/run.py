@@ -4,7 +4,6 @@ Its record and its ledger live in one folder (its *state*), in a bucket or on di
 that knows the folder's URL can go on with it: plan, prepare, enqueue, watch, resume, finish.
 """
 
-import json
 import re
 import time
 import uuid
@@ -31,7 +30,8 @@ from igneous_airflow.queue.protocol import Counts, Queue, open_queue
 from igneous_airflow.stage import Plan, Stage
 from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.codecs import decompress_bytes
-from igneous_airflow.storage.files import StoredFile, open_folder
+from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.json_files import read_json, write_json
 from igneous_airflow.storage.overlap import overlap_width
 from igneous_airflow.task import LAUNCH_ID, Task, TaskEncoder
 
@@ -185,15 +185,7 @@ class Run(BaseModel):
 
     @classmethod
     def _find(cls, url: str) -> Self | None:
-        stored = open_folder(url.rstrip("/")).read(_RECORD)
-        if stored is None:
-            return None
-        try:
-            return cls.model_validate_json(bytes(decompress_bytes(stored)))
-        except ValidationError as error:
-            raise InvalidParameter(
-                f"{url}/{_RECORD} is not the record of a run: {error}"
-            ) from error
+        return read_json(open_folder(url.rstrip("/")), _RECORD, cls)
 
     def _require_same(self, stage: Stage) -> None:
         asked = stage.parameters()
@@ -398,14 +390,10 @@ class Run(BaseModel):
 
     def summary(self) -> Summary | None:
         """What the finished run did; None while it has not finished."""
-        stored = open_folder(self.url).read(_SUMMARY)
-        if stored is None:
-            return None
-        return Summary.model_validate(json.loads(bytes(decompress_bytes(stored))))
+        return read_json(open_folder(self.url), _SUMMARY, Summary)
 
     def _write(self, name: str, entry: BaseModel) -> None:
-        content = entry.model_dump_json(indent=2).encode()
-        open_folder(self.url).write(name, StoredFile(content), content_type="application/json")
+        write_json(open_folder(self.url), name, entry)
 
 
 def _startable(plan: Plan, *, plan_only: bool) -> Plan:

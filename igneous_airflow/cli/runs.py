@@ -199,7 +199,9 @@ def _interrupted(run: Run, progress: Progress) -> str:
 
 
 def _work(run: Run, processes: int) -> int:
-    with tqdm(total=run.planned, initial=run.done().count, unit="task", file=sys.stderr) as bar:
+    with tqdm(
+        total=run.planned, initial=run.done().count, unit="task", file=sys.stderr, disable=None
+    ) as bar:
 
         def on_settled(event: Settled) -> None:
             if event.outcome == "done":

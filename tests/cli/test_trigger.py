@@ -54,7 +54,10 @@ def test_the_reason_is_told_though_airflow_says_less_of_the_log_itself_than_befo
         )
     )
     assert list(run.news()) == ["  plan: 3 tasks", "plan: running"]
-    assert list(run.news()) == ["  plan: AirflowFailException: mip 9 does not exist", "plan: failed"]
+    assert list(run.news()) == [
+        "  plan: AirflowFailException: mip 9 does not exist",
+        "plan: failed",
+    ]
 
 
 def test_tasks_beyond_the_first_page_are_seen() -> None:
