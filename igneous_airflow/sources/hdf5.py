@@ -23,8 +23,10 @@ from igneous_airflow.storage.parts import FileInParts, PartStream
 if TYPE_CHECKING:
     import h5py
 
-MAGIC = b"\x89HDF\r\n\x1a\n"
+_MAGIC = b"\x89HDF\r\n\x1a\n"
+_AFTER_A_BLOCK = 512  # bytes of its own that MATLAB begins a file with
 _FEWEST_AXES = 2
+HEAD = _AFTER_A_BLOCK + len(_MAGIC)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class Dataset:
         return look_at_a_block(self)
 
 
+def is_hdf5(head: bytes) -> bool:
+    """Whether a file that begins so is an HDF5 file; tells by its first HEAD bytes."""
+    return head.startswith(_MAGIC) or head.startswith(_MAGIC, _AFTER_A_BLOCK)
+
+
 def open_hdf5(file: FileInParts, name: str | None) -> VoxelArray:
     """Open a dataset, or the only one that could be a volume when no name is given.
 
@@ -91,7 +98,7 @@ def open_hdf5(file: FileInParts, name: str | None) -> VoxelArray:
         opened = h5py.File(stream or file.url.removeprefix("file://"), "r", locking=False)
         dataset = _chosen(_volumes(opened), name, file.url)
         shape, dtype = tuple(map(int, dataset.shape)), dataset.dtype
-        labels = "".join(dimension.label for dimension in dataset.dims)
+        labels = "".join(dimension.label for dimension in dataset.dims).lower()
         axes = labels if len(labels) == len(set(labels)) == len(shape) else None
         facts = ArrayFacts(
             shape,
@@ -101,7 +108,8 @@ def open_hdf5(file: FileInParts, name: str | None) -> VoxelArray:
             overlap_width=file.overlap_width,
             reads_ahead=not is_local,
         )
-        offset = None if opened.userblock_size else dataset.id.get_offset()
+        is_as_read = dataset.id.get_type().equal(h5py.h5t.py_create(dtype))
+        offset = dataset.id.get_offset() if is_as_read and not opened.userblock_size else None
     except IgneousError:
         raise
     except Exception as error:

@@ -28,7 +28,7 @@ Kind = Literal["build", "sections", "file", "zarr"]
 
 _PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 _PATTERN = re.compile(r"[*?\[]")
-_HEAD = 352  # bytes that tell the formats apart
+_HEAD = hdf5.HEAD  # bytes that tell the formats apart; HDF5 needs the most of them
 _SOURCES_KEPT = 2
 
 
@@ -162,7 +162,7 @@ def _open_file(file: FileInParts, dataset: str | None) -> VoxelArray:
         return open_tiff(file)
     if head.startswith(raw.MAGIC):
         return raw.open_npy(file)
-    if head.startswith(hdf5.MAGIC):
+    if hdf5.is_hdf5(head):
         return hdf5.open_hdf5(file, dataset)
     if is_whole_picture(head):
         return open_sections(file.folder, (file.entry,), keep_places=False, background=0)

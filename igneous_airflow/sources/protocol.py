@@ -127,7 +127,7 @@ def worthwhile_block(shape: Sequence[int], itemsize: int, worthwhile: int) -> tu
     block = [1] * len(shape)
     held = itemsize
     for axis in reversed(range(len(shape))):
-        wanted = -(-worthwhile // held)
+        wanted = -(-worthwhile // max(held, 1))  # of an array without voxels nothing is held
         block[axis] = min(1 << (wanted - 1).bit_length(), shape[axis])
         held *= block[axis]
         if block[axis] < shape[axis]:

@@ -148,6 +148,36 @@ def test_any_part_of_an_hdf5_dataset_is_what_was_written(
     assert_all_parts(source, GREY)
 
 
+def test_the_axes_of_hdf5_may_be_named_in_capitals(tmp_path, opened, assert_part):
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file["main"] = GREY
+        for axis, name in zip(file["main"].dims, "ZYX", strict=True):
+            axis.label = name
+    source = opened(tmp_path / "v.h5")
+    assert_part(source, GREY, source.bounds)
+
+
+def test_hdf5_after_a_block_of_another_program_is_read_as_matlab_writes_it(
+    tmp_path, opened, assert_all_parts
+):
+    with h5py.File(tmp_path / "v.mat", "w", userblock_size=512) as file:
+        file["main"] = GREY
+    with (tmp_path / "v.mat").open("r+b") as stream:
+        stream.write(b"MATLAB 7.3 MAT-file")
+    assert_all_parts(opened(tmp_path / "v.mat", axes="zyx"), GREY)
+
+
+def test_integers_of_odd_bits_are_read_as_hdf5_means_them(tmp_path, opened, assert_all_parts):
+    of_12_bits = h5py.h5t.STD_U16LE.copy()
+    of_12_bits.set_precision(12)
+    of_12_bits.set_offset(4)
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        space = h5py.h5s.create_simple(GREY.shape)
+        dataset = h5py.h5d.create(file.id, b"main", of_12_bits, space)
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, GREY & 0xFFF)
+    assert_all_parts(opened(tmp_path / "v.h5", axes="zyx"), GREY & 0xFFF)
+
+
 def test_a_virtual_dataset_of_hdf5_is_read(tmp_path, opened, assert_all_parts):
     with h5py.File(tmp_path / "part.h5", "w") as file:
         file["main"] = GREY
