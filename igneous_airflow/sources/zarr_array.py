@@ -7,6 +7,8 @@ arrays are read by zarr; the metadata of OME are read here, being a little JSON.
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf, nan
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
 from igneous_airflow.errors import (
@@ -97,16 +99,38 @@ def _opened(folder: Folder, path: str) -> ZarrArray:
         warnings.simplefilter("ignore")  # about what others have put into the folder
         root = zarr.open(store, mode="r")
         node: Any = root[path] if path and isinstance(root, zarr.Group) else root
-        image: OmeImage | None = None
         if isinstance(node, zarr.Group):
-            image = OmeImage.of(node.attrs.asdict())
+            image = _image(folder, node)
             if image is None:
-                raise _no_image(folder.url, path, node)
-            node = node[image.finest]
-        elif isinstance(root, zarr.Group):
-            image = OmeImage.of(root.attrs.asdict())
-    scale = image.scale_of(path) if image else None
-    return ZarrArray(_facts(folder, node, image, scale), node, f"{folder.url}/{node.path}")
+                raise _no_image(folder, path, node)
+            name = image.finest
+            node = node[name]
+        else:
+            image, name = _image_around(folder, root, node.path)
+    facts = _facts(folder, node, image, image.resolution(name) if image else None)
+    return ZarrArray(facts, node, f"{folder.url}/{node.path}")
+
+
+def _image(folder: Folder, node: "zarr.Group | zarr.Array[Any]") -> "OmeImage | None":
+    """The image that a group is, if any; raises UnreadableSource."""
+    try:
+        return OmeImage.of(node.attrs.asdict())
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        place = f"{folder.url}/{node.path}".rstrip("/")
+        raise UnreadableSource(
+            f"{place}: the metadata of an OME image are broken: {error!r}"
+        ) from error
+
+
+def _image_around(folder: Folder, root: Any, path: str) -> "tuple[OmeImage | None, str]":
+    """The image that lists an array, of the nearest group above it, and its name there."""
+    for above in PurePosixPath(path).parents:
+        group = root.get(str(above)) if above.name else root
+        image = None if group is None else _image(folder, group)
+        name = str(PurePosixPath(path).relative_to(above))
+        if image is not None and name in image.scales:
+            return image, name
+    return None, ""
 
 
 def _store(folder: Folder) -> Any:
@@ -119,21 +143,26 @@ def _store(folder: Folder) -> Any:
     return FolderStore(folder)
 
 
-def _no_image(url: str, path: str, group: "zarr.Group") -> InvalidParameter:
-    """The error that names the arrays of a group which says of none that it is the image."""
-    arrays = []
+def _no_image(folder: Folder, path: str, group: "zarr.Group") -> InvalidParameter:
+    """The error that names what is in a group which says of no array that it is the image."""
+    found = []
     if group.store.supports_listing:
-        arrays = [
+        found = [
             f"{name} ({'x'.join(map(str, array.shape))} {array.dtype})"
             for name, array in sorted(group.arrays())
         ]
-    there = f"holds {', '.join(arrays)}" if arrays else "is a group"
-    place = f"{url}/{path}".rstrip("/")
-    return InvalidParameter(f"dataset: {place} {there}: set dataset to the array to ingest")
+        inner = sorted(group.groups())
+        found += [f"{name} (an image)" for name, node in inner if _image(folder, node)]
+    there = f"holds {', '.join(found)}" if found else "is a group"
+    place = f"{folder.url}/{path}".rstrip("/")
+    return InvalidParameter(f"dataset: {place} {there}: set dataset to what is to be ingested")
 
 
 def _facts(
-    folder: Folder, array: "zarr.Array[Any]", image: "OmeImage | None", scale: list[float] | None
+    folder: Folder,
+    array: "zarr.Array[Any]",
+    image: "OmeImage | None",
+    resolution: Resolution | None,
 ) -> ArrayFacts:
     axes = (image.axes if image and len(image.axes) == array.ndim else None) or _named_axes(array)
     return ArrayFacts(
@@ -141,7 +170,7 @@ def _facts(
         dtype=array.dtype,
         block=tuple(map(int, array.chunks)),
         axes=axes,
-        resolution=None if image is None else image.resolution(scale),
+        resolution=resolution,
         overlap_width=overlap_width(folder.url),
     )
 
@@ -166,7 +195,10 @@ class OmeImage:
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> "OmeImage | None":
-        """The first image of a group; None where there is none. Raises InvalidParameter."""
+        """The first image of a group; None where there is none.
+
+        Raises LookupError, ValueError, TypeError or AttributeError for broken metadata.
+        """
         ome = attributes.get("ome", attributes)
         images = ome.get("multiscales") if isinstance(ome, Mapping) else None
         if not images:
@@ -183,25 +215,23 @@ class OmeImage:
             scales[str(dataset["path"])] = one or []
         letters = "".join(letter for letter, _ in axes)
         units = tuple(unit for _, unit in axes)
-        return cls(letters, units, scales, next(iter(scales)))
+        return cls(letters, units, scales, str(image["datasets"][0]["path"]))
 
-    def scale_of(self, path: str) -> list[float] | None:
-        """The scale of an array of the image; that of the finest for the image's own path."""
-        ours = [name for name in self.scales if path == name or path.endswith(f"/{name}")]
-        return self.scales[ours[0] if ours else self.finest] or None
-
-    def resolution(self, scale: list[float] | None) -> Resolution | None:
-        """Nanometres on x,y,z, where every one of these axes has a scale and a unit."""
+    def resolution(self, name: str) -> Resolution | None:
+        """Nanometres on x,y,z of an array, where all these axes have a unit and a real scale."""
+        scale = self.scales[name]
+        if len(scale) != len(self.axes):
+            return None
         sizes = []
         for letter in "xyz":
             place = self.axes.find(letter)
             if place < 0 and letter == "z":
                 sizes.append(1.0)
                 continue
-            factor = _NANOMETRES.get(self.units[place] or "")
-            if scale is None or factor is None:
+            size = scale[place] * _NANOMETRES.get(self.units[place] or "", nan)
+            if not 0 < size < inf:
                 return None
-            sizes.append(float(f"{scale[place] * factor:.12g}"))
+            sizes.append(float(f"{size:.12g}"))
         return sizes[0], sizes[1], sizes[2]
 
 

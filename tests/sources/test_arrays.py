@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from igneous_airflow.errors import UnreadableSource
+from igneous_airflow.errors import InvalidParameter, UnreadableSource
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.sources.opening import find_source
 from igneous_airflow.sources.protocol import copy_voxels, worthwhile_block
@@ -247,7 +247,61 @@ def test_metadata_of_ome_zarr(image, axes, resolution):
     for attributes in ({"multiscales": [image]}, {"ome": {"multiscales": [image]}}):
         found = OmeImage.of(attributes)
         assert (found.axes, found.finest) == (axes, "s0")
-        assert found.resolution(found.scale_of("s0")) == resolution
+        assert found.resolution("s0") == resolution
+
+
+@pytest.mark.parametrize("scale", [[4, 2], [], [4, 2, 0], [4, -2, 1], [4, 2, float("nan")]])
+def test_scales_that_mean_nothing_are_no_resolution(scale):
+    made = [{"type": "scale", "scale": scale}]
+    image = {"axes": space("nanometer"), "datasets": [{"path": "0"}]}
+    assert OmeImage.of({"multiscales": [image]}).resolution("0") is None
+    image = image | {"datasets": [{"path": "0", "coordinateTransformations": made}]}
+    assert OmeImage.of({"multiscales": [image]}).resolution("0") is None
+
+
+def image_of(nanometres):
+    """The attributes of an image of one array, `0`."""
+    made = [{"type": "scale", "scale": nanometres}]
+    datasets = [{"path": "0", "coordinateTransformations": made}]
+    return {"ome": {"multiscales": [{"axes": space("nanometer"), "datasets": datasets}]}}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "resolution"),
+    [("0", (4, 4, 40)), ("labels/cells", (8, 8, 40)), ("labels/cells/0", (8, 8, 40))],
+)
+def test_each_image_of_a_zarr_has_its_own_scale(tmp_path, opened, dataset, resolution):
+    root = zarr.open_group(tmp_path / "v.zarr", mode="w", attributes=image_of([40, 4, 4]))
+    root.create_array("0", data=GREY)
+    cells = root.create_group("labels/cells", attributes=image_of([40, 8, 8]))
+    cells.create_array("0", data=GREY)
+    source = opened(tmp_path / "v.zarr", dataset=dataset)
+    assert (source.axes, source.resolution) == ("zyx", resolution)
+
+
+def test_an_array_beside_an_image_has_nothing_of_it(tmp_path, opened):
+    root = zarr.open_group(tmp_path / "v.zarr", mode="w", attributes=image_of([40, 4, 4]))
+    root.create_array("0", data=GREY)
+    root.create_array("other", data=GREY)
+    assert opened(tmp_path / "v.zarr", dataset="other", axes="zyx").resolution is None
+    with pytest.raises(InvalidParameter, match="does not say which of its axes is which"):
+        opened(tmp_path / "v.zarr", dataset="other")
+
+
+def test_the_images_of_a_group_are_named(tmp_path, opened):
+    root = zarr.open_group(tmp_path / "v.zarr", mode="w")
+    root.create_group("OME")
+    for name in ("0", "1"):
+        root.create_group(name, attributes=image_of([40, 4, 4])).create_array("0", data=GREY)
+    with pytest.raises(InvalidParameter, match=r"holds 0 \(an image\), 1 \(an image\): set"):
+        opened(tmp_path / "v.zarr")
+
+
+@pytest.mark.parametrize("image", [{"datasets": []}, {}, {"axes": [3], "datasets": []}, 3])
+def test_broken_metadata_of_ome_are_named(tmp_path, opened, image):
+    zarr.open_group(tmp_path / "v.zarr", mode="w", attributes={"ome": {"multiscales": [image]}})
+    with pytest.raises(UnreadableSource, match=r"v\.zarr.*metadata of an OME image are broken"):
+        opened(tmp_path / "v.zarr")
 
 
 @pytest.mark.parametrize("attributes", [{}, {"multiscales": []}, {"ome": {}}, {"ome": 3}])
