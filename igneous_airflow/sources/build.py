@@ -61,7 +61,7 @@ class _Header:
         x, y, z = size
         if self.shape in ((x, y, z), (1, x, y, z)):
             return 1
-        if self.shape[:3] == (x, y, z) and len(self.shape) == 4:
+        if self.shape[:3] == (x, y, z) and len(self.shape) == 4 and self.shape[3] > 0:
             return self.shape[3]
         raise ValueError(f"its array has the shape {self.shape}, and its name says {size}")
 

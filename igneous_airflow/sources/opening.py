@@ -64,7 +64,7 @@ def find_source(url: str) -> Found:
     if above and entry is not None:
         return _found(above, "file", [entry])
     if above and _PATTERN.search(name):
-        files = [entry for entry in above.entries("") if fnmatch.fnmatchcase(entry.name, name)]
+        files = [entry for entry in _shown(above) if fnmatch.fnmatchcase(entry.name, name)]
         if files:  # otherwise it may be a folder of that name
             return _found(above, "sections", files)
     return _find_in_folder(open_folder(url))
@@ -74,7 +74,7 @@ def _find_in_folder(folder: Folder) -> Found:
     marks = [entry for mark in MARKS if (entry := folder.entry(mark)) is not None]
     if marks:
         return _found(folder, "zarr", marks[:1])
-    files = [entry for entry in folder.entries("") if not entry.name.startswith(".")]
+    files = _shown(folder)
     if not files:
         raise SourceNotFound(f"source: there is no file at {folder.url}, nor any below it")
     pictures = [entry for entry in files if entry.name.lower().endswith(_PICTURES)]
@@ -89,11 +89,21 @@ def _find_in_folder(folder: Folder) -> Found:
     )
 
 
+def _shown(folder: Folder) -> list[FileEntry]:
+    """The files of a folder without the hidden ones, such as macOS leaves for each picture."""
+    return [entry for entry in folder.entries("") if not entry.name.startswith(".")]
+
+
 def _found(folder: Folder, kind: Kind, files: Iterable[FileEntry]) -> Found:
     ordered = tuple(sorted(files, key=lambda entry: natural_key(entry.name)))
     digest = sha256()
     for entry in ordered:
-        digest.update(f"{entry.name}\0{entry.size}\0{entry.state}\0".encode())
+        try:
+            digest.update(f"{entry.name}\0{entry.size}\0{entry.state}\0".encode())
+        except UnicodeEncodeError as error:
+            raise UnreadableSource(
+                f"source: in {folder.url} the name {entry.name!r} is no UTF-8: rename the file"
+            ) from error
     size = sum(entry.size for entry in ordered)
     state = f"{counted(len(ordered), 'file')}, {size:,} bytes, {digest.hexdigest()[:12]}"
     return Found(folder.url, kind, ordered, state)

@@ -68,7 +68,7 @@ class Picture(Protocol):
         """Whether these must be decoded as a whole, even for a part of them."""
 
     @property
-    def note(self) -> str | None:
+    def notes(self) -> tuple[str, ...]:
         """What is worth knowing of it."""
 
     def problem(self) -> str | None:
@@ -99,9 +99,9 @@ class WholePicture:
         return True
 
     @property
-    def note(self) -> str | None:
+    def notes(self) -> tuple[str, ...]:
         """Nothing."""
-        return None
+        return ()
 
     def problem(self) -> str | None:
         """Decode a picture whose end is not there, which seldom is any good."""

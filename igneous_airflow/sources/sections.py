@@ -135,9 +135,7 @@ def open_sections(
     first = open_picture(FileInParts(folder, files[0]))
     sections = Sections(folder, files, places, first.kind)
     count = counted(len(files), "section")
-    notes = [f"{count} in this order: {files[0].name} to {files[-1].name}"]
-    if first.note:
-        notes.append(first.note)
+    notes = [f"{count} in this order: {files[0].name} to {files[-1].name}", *first.notes]
     if order and gaps:
         fate = (
             "they become background"

@@ -49,8 +49,11 @@ class TiffPicture:
 
     @cached_property
     def _raw(self) -> RawArray | None:
-        """The page as an array that lies in the file as it is, where it does."""
-        if not self.page.is_final:
+        """The page as an array that lies in the file as it is, where it does.
+
+        A strip at byte 0, where the file's header is, was never written: all of it is 0.
+        """
+        if not self.page.is_final or self.offsets[0] == 0:
             return None
         height, width, channels = self.kind.height, self.kind.width, self.kind.channels
         planar = self._planes > 1
@@ -80,11 +83,11 @@ class TiffPicture:
         return self._raw is None
 
     @property
-    def note(self) -> str | None:
+    def notes(self) -> tuple[str, ...]:
         """Whether a viewer would turn its values around."""
         if self.page.photometric != _WHITE_IS_ZERO:
-            return None
-        return "0 means white in the pictures (WhiteIsZero); values are taken as they are stored"
+            return ()
+        return ("0 means white in the pictures (WhiteIsZero); values are taken as they are stored",)
 
     def problem(self) -> str | None:
         """Whether the file ends before its voxels do, or nobody can decode it."""

@@ -58,8 +58,8 @@ def _array(file: FileInParts, tiff: "TiffFile") -> VoxelArray:
     series = tiff.series[0]
     planes = math.prod(series.shape) // math.prod(kind_of(series.keyframe, file.url).shape)
     leading = _leading(series.axes, series.shape, planes)
-    if series.dataoffset is not None:
-        return _raw(file, tiff, leading)
+    if series.dataoffset:
+        return _raw(file, tiff, series.dataoffset, leading)
     there = [page for page in series.pages if page is not None]
     if len(there) != planes or series.transform is not None:
         raise UnreadableSource(
@@ -80,7 +80,7 @@ def _require_alike(file: FileInParts, pages: Sequence["TiffPage | TiffFrame"]) -
         )
 
 
-def _raw(file: FileInParts, tiff: "TiffFile", leading: dict[str, int]) -> VoxelArray:
+def _raw(file: FileInParts, tiff: "TiffFile", offset: int, leading: dict[str, int]) -> VoxelArray:
     """All pages, which lie in the file one after the other as they are."""
     series = tiff.series[0]
     kind = kind_of(series.keyframe, file.url)
@@ -90,8 +90,15 @@ def _raw(file: FileInParts, tiff: "TiffFile", leading: dict[str, int]) -> VoxelA
     shape = (*leading.values(), *page)
     dtype = np.dtype(tiff.byteorder + kind.dtype.char)
     names = "".join(leading) + axes
-    facts = ArrayFacts(shape, dtype, shape, names, overlap_width=file.overlap_width)
-    return raw_array(file, series.dataoffset or 0, facts, file.worthwhile)
+    facts = ArrayFacts(
+        shape,
+        dtype,
+        shape,
+        names,
+        overlap_width=file.overlap_width,
+        notes=picture_of(file, series.keyframe).notes,
+    )
+    return raw_array(file, offset, facts, file.worthwhile)
 
 
 def _stack(
@@ -107,7 +114,7 @@ def _stack(
         "".join(leading) + "yxc"[: len(kind.shape)],
         is_encoded=first.is_encoded,
         overlap_width=file.overlap_width,
-        notes=(first.note,) if first.note else (),
+        notes=first.notes,
     )
     return PictureStack(facts, pictures, kind, pictures.look)
 

@@ -83,6 +83,17 @@ def pyramid(path):
     return GREY
 
 
+def never_written(path):
+    """A stack with a page whose only strip was left out, as sparse files have it."""
+    array = GREY.copy()
+    array[3] = 0
+    sections(array)(path)
+    with tifffile.TiffFile(path / "3.tif", mode="r+b") as file:
+        for tag in ("StripOffsets", "StripByteCounts"):
+            file.pages.first.tags[tag].overwrite(0)
+    return array
+
+
 TIFFS = {
     "one strip": sections(GREY),
     "big-endian": sections(GREY, byteorder=">"),
@@ -101,6 +112,7 @@ TIFFS = {
     "smaller copies": pyramid,
 }
 FORMATS = TIFFS | {
+    "a TIFF that was never written": never_written,
     "PNG": sections(GREY.astype("uint8"), ".png"),
     "deep PNG": sections(GREY, ".png"),
     "colour PNG": sections(RGB, ".png"),
@@ -159,3 +171,17 @@ def test_jpegs_inside_of_tiffs_are_decoded_as_tifffile_does(tmp_path, opened, as
     source = opened(tmp_path / "source")
     assert_part(source, decoded, source.bounds)
     assert_part(source, decoded, BoundingBox.parse("10-50_30-61_2-4"))
+
+
+def test_a_picture_alone_that_was_never_written_is_zero(tmp_path, opened, assert_part):
+    array = never_written(tmp_path / "source")[3:4]
+    source = opened(tmp_path / "source" / "3.tif")
+    assert_part(source, array, source.bounds)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_pages_whose_0_is_white_are_pointed_out(tmp_path, opened, compression):
+    options = {"photometric": "miniswhite", "compression": compression}
+    tifffile.imwrite(tmp_path / "v.tif", GREY, **options)
+    (note,) = opened(tmp_path / "v.tif").notes
+    assert "0 means white in the pictures" in note

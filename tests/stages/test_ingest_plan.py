@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -253,8 +254,14 @@ def test_files_that_are_no_pictures_are_left_alone(stack, ingest):
     (stack / "Thumbs.db").write_bytes(b"x")
     (stack / "._3.tif").write_bytes(b"resource fork")
     (stack / "deeper").mkdir()
-    assert ingest(stack).plan().refusals == ()
-    assert ingest(stack).plan().voxels == SECTIONS.size
+    for source in (stack, stack / "*.tif"):
+        assert ingest(source).plan().refusals == ()
+        assert ingest(source).plan().voxels == SECTIONS.size
+
+
+def test_a_name_that_is_no_text_is_refused_as_such(stack, ingest):
+    (stack / "3.tif").rename(stack / os.fsdecode(b"\xff3.tif"))
+    assert r"the name '\udcff3.tif' is no UTF-8" in refusals_of(ingest(stack))
 
 
 def test_a_stack_of_unequal_pages_is_refused_by_their_numbers(tmp_path, ingest):
@@ -433,6 +440,13 @@ def test_build_chunks_that_do_not_fit_are_named(tmp_path, ingest, spoil, named):
         write_chunk(tmp_path / "build", name, np.zeros((4, 4, 4, 1), "uint8"))
     spoil(tmp_path / "build/4-8_0-4_0-4")
     assert named in refusals_of(ingest(tmp_path / "build"))
+
+
+def test_build_chunks_without_channels_are_refused(tmp_path, ingest):
+    write_chunk(tmp_path / "build", "0-4_0-4_0-4", np.zeros((4, 4, 4, 0), "uint8"))
+    assert "its array has the shape (4, 4, 4, 0), and its name says 4,4,4" in refusals_of(
+        ingest(tmp_path / "build")
+    )
 
 
 @pytest.mark.parametrize(
