@@ -32,7 +32,8 @@ def open_picture(file: FileInParts) -> Picture:
         return open_page(file)
     if is_whole_picture(head):
         return open_whole_picture(file)
-    raise UnreadableSource(f"{file.url} is neither TIFF nor PNG nor JPEG")
+    why = "is neither TIFF nor PNG nor JPEG" if head else "is empty, or a link to nothing"
+    raise UnreadableSource(f"{file.url} {why}")
 
 
 @dataclass(frozen=True)

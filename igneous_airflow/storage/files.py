@@ -81,7 +81,10 @@ class Folder(Protocol):
         """Files directly in the folder `prefix/`: names as `names` gives them, and stored bytes."""
 
     def entries(self, prefix: str) -> Iterator[FileEntry]:
-        """Files directly in the folder `prefix/`, by their full names."""
+        """Files directly in the folder `prefix/`, by their full names.
+
+        A link to nothing is a file without bytes: somebody may need to know what is not there.
+        """
 
     def entry(self, name: str) -> FileEntry | None:
         """A file by its full name; None when there is none."""

@@ -163,10 +163,13 @@ class LocalFolder:
                 yield plain_name(entry.name), entry.stat().st_size
 
     def entries(self, prefix: str) -> Iterator[FileEntry]:
-        for entry in self._files(prefix):
-            with suppress(FileNotFoundError):
-                state = entry.stat()
-                yield FileEntry(entry.name, state.st_size, str(state.st_mtime_ns))
+        for entry in self._entries(prefix):
+            with suppress(FileNotFoundError):  # removed meanwhile
+                if _is_finished(entry):
+                    state = entry.stat()
+                    yield FileEntry(entry.name, state.st_size, str(state.st_mtime_ns))
+                elif entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110
+                    yield FileEntry(entry.name, 0)
 
     def entry(self, name: str) -> FileEntry | None:
         path = self._root / name

@@ -121,7 +121,14 @@ def break_first(stack):
 def break_two(stack):
     (stack / "3.tif").write_bytes(b"")
     (stack / "10.tif").write_bytes((stack / "10.tif").read_bytes()[:-100])
-    return "2 sections cannot be read: 3.tif is neither TIFF nor PNG nor JPEG; 10.tif is cut off"
+    empty = "3.tif is empty, or a link to nothing"
+    return f"2 sections cannot be read: {empty}; 10.tif is cut off"
+
+
+def link_to_nothing(stack):
+    (stack / "5.tif").unlink()
+    (stack / "5.tif").symlink_to(stack.parent / "moved" / "5.tif")
+    return "1 section cannot be read: 5.tif is empty, or a link to nothing"
 
 
 def cut_a_compressed_one(stack):
@@ -221,9 +228,9 @@ def the_same_number_twice(stack):
 @pytest.mark.parametrize(
     "spoil",
     [
-        break_first, break_two, cut_a_compressed_one, cut_a_png, other_size, other_type,
-        a_colour_among_greys, palette_png, palette_tiff, alpha_png, alpha_tiff, cmyk_jpeg,
-        separated_tiff, deep_colour_png, a_stack_among_sections, unknown_compression,
+        break_first, break_two, link_to_nothing, cut_a_compressed_one, cut_a_png, other_size,
+        other_type, a_colour_among_greys, palette_png, palette_tiff, alpha_png, alpha_tiff,
+        cmyk_jpeg, separated_tiff, deep_colour_png, a_stack_among_sections, unknown_compression,
         the_same_number_twice,
     ],
 )  # fmt: skip
