@@ -51,10 +51,11 @@ class ArraySource:
                 f"axes: {name} does not say which of its axes is which; its shape is {shape}. Set "
                 f"axes to one letter each: {example} is how numpy and zarr mostly have it"
             )
-        if len(letters) != len(facts.shape) or not {"x", "y"} <= set(letters) <= set("tczyx"):
+        known = {"x", "y"} <= set(letters) <= set(_SLOWEST_FIRST)
+        if not known or not len(set(letters)) == len(letters) == len(facts.shape):
             raise InvalidParameter(
                 f"axes: {name} has the shape {shape}, but its axes would be {letters}: give one "
-                "letter of tczyx for each axis, x and y among them"
+                "letter of tczyx for each axis, x and y among them, and none twice"
             )
         if 0 in facts.shape:
             raise InvalidParameter(f"source: {name} has no voxels, its shape is {shape}")

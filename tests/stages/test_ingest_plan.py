@@ -340,6 +340,7 @@ def zarr_group(path):
         (npy(SECTIONS), {}, "does not say which of its axes is which; its shape is 12x30x40"),
         (npy(SECTIONS), {"axes": "zyxc"}, "has the shape 12x30x40, but its axes would be zyxc"),
         (npy(SECTIONS), {"axes": "zcx"}, "one letter of tczyx for each axis, x and y among them"),
+        (npy(SECTIONS), {"axes": "xyx"}, "one letter of tczyx for each axis, x and y among them"),
         (npy(SECTIONS), {"axes": "zyx", "resolution": None}, "resolution: the source does not say"),
         (npy(SECTIONS[:0]), {"axes": "zyx"}, "has no voxels, its shape is 0x30x40"),
         (npy(SECTIONS[:, :, :0]), {"axes": "zyx"}, "has no voxels, its shape is 12x30x0"),
