@@ -6,8 +6,7 @@ Used by pyramids that write their finest scale as well.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
-from math import lcm
+from math import gcd, lcm, prod
 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
@@ -176,21 +175,24 @@ class RechunkGeometry:
     @cached_property
     def times_read(self) -> float:
         """How many voxels are decoded for each voxel of the region: 1 when no chunk comes twice."""
-        times = 1.0
         if not self.by_chunks:
-            return times
-        for axis in range(3):
-            read, phase, size = self.read[axis], self.phase[axis], self.size[axis]
-            decoded = sum(
-                min(-(-(high + phase) // read) * read - phase, size)
-                - max((low + phase) // read * read - phase, 0)
-                for low, high in pairwise(self._lines(axis))
-            )
-            times *= decoded / size
-        return times
+            return 1.0
+        return prod(1 + self._read_again(axis) / self.size[axis] for axis in range(3))
 
-    def _lines(self, axis: int) -> list[int]:
-        """Where tiles begin along an axis, and the region's end."""
-        size, cell, tile = self.size[axis], self.cell[axis], self.tile[axis]
-        starts = [c + t for c in range(0, size, cell) for t in range(0, cell, tile) if c + t < size]
-        return [*starts, size]
+    def _read_again(self, axis: int) -> int:
+        """Along an axis, the voxels of the chunk that each line between two tiles cuts, if any."""
+        size, tile, read = self.size[axis], self.tile[axis], self.read[axis]
+        phase, lines = self.phase[axis], range(tile, size, tile)
+        period = read // gcd(read, tile)  # lines until they lie in chunks as before
+        periods = len(lines) // period
+        cut, rest = (
+            sum((line + phase) % read > 0 for line in some)
+            for some in (lines[:period], lines[periods * period :])
+        )
+        last = max((size - 1 + phase) // read * read - phase, 0)
+        in_first, in_last = (
+            len(range(tile, min(read - phase, size), tile)),
+            len(lines) - last // tile,
+        )
+        beyond = -(size + phase) % read  # what the last chunk has after the region
+        return (periods * cut + rest) * read - in_first * phase - in_last * beyond

@@ -121,6 +121,11 @@ def test_sections_are_read_once_within_moderate_memory():
     assert large.times_read < 30
 
 
+def test_it_takes_no_time_to_say_how_often_the_chunks_of_a_huge_volume_are_read():
+    huge = replace(geometry_of(64, Vec3(100, 100, 1), 0), size=Vec3.full(10**15))
+    assert 1 < huge.times_read < 30
+
+
 def test_tasks_are_neither_tiny_nor_huge():
     for geometry in (
         geometry_of(64, Vec3.full(64), 0),
