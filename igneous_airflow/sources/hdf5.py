@@ -23,10 +23,7 @@ from igneous_airflow.storage.parts import FileInParts, PartStream
 if TYPE_CHECKING:
     import h5py
 
-_MAGIC = b"\x89HDF\r\n\x1a\n"
-_AFTER_A_BLOCK = 512  # bytes of its own that MATLAB begins a file with
 _FEWEST_AXES = 2
-HEAD = _AFTER_A_BLOCK + len(_MAGIC)
 
 
 @dataclass(frozen=True)
@@ -77,11 +74,6 @@ class Dataset:
     def look(self) -> Findings:
         """Whether a chunk can be read."""
         return look_at_a_block(self)
-
-
-def is_hdf5(head: bytes) -> bool:
-    """Whether a file that begins so is an HDF5 file; tells by its first HEAD bytes."""
-    return head.startswith(_MAGIC) or head.startswith(_MAGIC, _AFTER_A_BLOCK)
 
 
 def open_hdf5(file: FileInParts, name: str | None) -> VoxelArray:

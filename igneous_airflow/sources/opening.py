@@ -20,6 +20,7 @@ from igneous_airflow.sources.protocol import Findings, VoxelArray, counted, name
 from igneous_airflow.sources.sections import look_at_sections, open_sections
 from igneous_airflow.sources.tiff_stack import open_tiff
 from igneous_airflow.sources.zarr_array import MARKS, open_zarr
+from igneous_airflow.storage import magic
 from igneous_airflow.storage.files import FileEntry, Folder, open_folder, plain_name
 from igneous_airflow.storage.parts import FileInParts
 
@@ -28,7 +29,6 @@ Kind = Literal["build", "sections", "file", "zarr"]
 
 _PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 _PATTERN = re.compile(r"[*?\[]")
-_HEAD = hdf5.HEAD  # bytes that tell the formats apart; HDF5 needs the most of them
 _SOURCES_KEPT = 2
 
 
@@ -167,12 +167,12 @@ def _open_array(found: Found, reading: Reading) -> VoxelArray:
 
 def _open_file(file: FileInParts, dataset: str | None) -> VoxelArray:
     """Open one file, whose first bytes tell its format."""
-    head = bytes(file.head(_HEAD))
+    head = bytes(file.head(magic.LONGEST))
     if head.startswith(tiff.MAGIC):
         return open_tiff(file)
-    if head.startswith(raw.MAGIC):
+    if head.startswith(magic.NPY):
         return raw.open_npy(file)
-    if hdf5.is_hdf5(head):
+    if magic.is_hdf5(head):
         return hdf5.open_hdf5(file, dataset)
     if is_whole_picture(head):
         return open_sections(file.folder, (file.entry,), keep_places=False, background=0)

@@ -13,8 +13,6 @@ from igneous_airflow.sources.protocol import Array, ArrayFacts, Findings, Part, 
 from igneous_airflow.storage.overlap import Overlap
 from igneous_airflow.storage.parts import FileInParts
 
-MAGIC = b"\x93NUMPY"
-
 
 class Bytes(Protocol):
     """Bytes that can be read anywhere: a file, or what was unpacked from one."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from igneous_airflow.errors import IgneousError, SourceChanged
 from igneous_airflow.fields import (
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from igneous_airflow.sources.opening import FileSource, Found, Reading
 
 _LIKE_LABELS = ("uint32", "uint64")
+
+
+def _small_letters(axes: str | None) -> str | None:
+    return axes and axes.lower()
 
 
 class Ingest(WritesLayer):
@@ -53,7 +57,7 @@ class Ingest(WritesLayer):
     axes: Annotated[
         str | None,
         Field(
-            pattern="^[tczyx]{2,5}$",
+            pattern="^[tczyxTCZYX]{2,5}$",
             title="Axes",
             description="Which axis of the array is which, a letter for each, in the order of its "
             "shape: zyx is how numpy, HDF5 and zarr mostly have it, xyz is the other way round; c "
@@ -61,6 +65,7 @@ class Ingest(WritesLayer):
             "zyx: rows are y, columns x, and z is their order.",
             json_schema_extra=section(WHERE, first=True),
         ),
+        AfterValidator(_small_letters),
     ] = None
     dataset: Annotated[
         str | None,

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igneous_airflow.errors import InvalidParameter, StorageUnavailable
+from igneous_airflow.storage import magic
 from igneous_airflow.storage.cache import cached_file
 from igneous_airflow.storage.files import Folder, open_folder
 
 if TYPE_CHECKING:
     import h5py
 
-_NPY, _HDF5, _ZIP = b"\x93NUMPY", b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
+_ZIP = b"PK\x03\x04"
 _DATASET = "main"
 _DTYPES = ("uint32", "uint64")
 _PIECE = 1 << 22  # elements of a dataset that are converted at once
@@ -53,16 +54,16 @@ class LabelMap:
         if version is None or stream is None:
             raise InvalidParameter(f"{url} is not there, or no file")
         with stream:
-            magic = stream.read(8)
+            head = stream.read(magic.LONGEST)
             stream.seek(0)
             try:
-                if magic.startswith(_NPY):
+                if head.startswith(magic.NPY):
                     shape, dtype, background = _look_into_npy(stream)
                     values_at = stream.tell() - dtype.itemsize
-                elif magic == _HDF5:
+                elif magic.is_hdf5(head):
                     (shape, dtype), background, values_at = _look_into_hdf5(stream), 0, None
                 else:
-                    raise InvalidParameter(_kind_problem(magic))
+                    raise InvalidParameter(_kind_problem(head))
             except InvalidParameter as error:
                 raise InvalidParameter(f"{url}: {error}") from error
         length = shape[0] + (values_at is None)
@@ -179,7 +180,7 @@ def _check_kind(shape: tuple[int, ...] | None, dtype: "np.dtype[Any]") -> None:
         raise InvalidParameter("it is empty")
 
 
-def _kind_problem(magic: bytes) -> str:
-    if magic.startswith(_ZIP):
+def _kind_problem(head: bytes) -> str:
+    if head.startswith(_ZIP):
         return "it is an archive of arrays (.npz): write the map alone, with numpy.save"
     return "it is neither a .npy nor an HDF5 file"

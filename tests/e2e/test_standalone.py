@@ -305,6 +305,25 @@ def test_a_dag_that_is_scheduled_on_a_stage_gets_the_layer_it_made(
     assert {path.name for path in layer.glob("mesh_*/*:0")} == labelled(source)
 
 
+@pytest.mark.services  # a minute; the steps of chains are run by dag.test() in every test run
+def test_sections_get_contrast_and_mips_in_one_run(airflow: RealAirflow, tmp_path: Path) -> None:
+    image, bright = tmp_path / "image", tmp_path / "bright"
+    ingest = airflow.of("igneous_ingest")
+    conf = {
+        "source": str(make_sections(tmp_path / "sections")), "ingest_dest": str(image),
+        "resolution": "4,4,40", "run_contrast": True, "contrast_dest": str(bright),
+        "coverage_factor": 1, "clip_fraction": 0.05, "num_mips": 1,
+    }  # fmt: skip
+    ingest.trigger("bright", conf)
+    assert ingest.end_of("bright") == "success"
+    small = {"driver": "neuroglancer_precomputed", "kvstore": f"file://{bright}/"}
+    stretched = tensorstore.open({**small, "scale_index": 0}).result().read().result()
+    assert stretched.shape == (100, 90, 4, 1)
+    assert all(stretched[:, :, z].min() == 0 and stretched[:, :, z].max() == 255 for z in range(4))
+    assert tensorstore.open({**small, "scale_index": 1}).result().shape == (50, 45, 4, 1)
+    assert len(json.loads((image / "info").read_text())["scales"]) == 1
+
+
 @pytest.mark.services  # it waits for the scheduler's looks, three minutes in all
 def test_what_arrives_in_a_watched_folder_is_ingested_once_and_only_when_it_is_whole(
     airflow: RealAirflow, tmp_path: Path

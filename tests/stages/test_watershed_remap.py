@@ -137,10 +137,11 @@ def test_the_result_does_not_depend_on_the_cut(work, blocks, random):
         assert_mips(made, mips, read=read_with_cloudvolume)
 
 
-def test_hdf5_counts_from_1_and_background_stays(tmp_path):
+@pytest.mark.parametrize("block_of_its_own", [0, 512], ids=["plain", "as MATLAB writes it"])
+def test_hdf5_counts_from_1_and_background_stays(tmp_path, block_of_its_own):
     labels, values = labels_of(Vec3(20, 20, 9)), map_of(1000)
     src = write_layer(tmp_path / "src", labels, SEGMENTATION)
-    with h5py.File(tmp_path / "map.h5", "w") as file:
+    with h5py.File(tmp_path / "map.h5", "w", userblock_size=block_of_its_own) as file:
         file["main"] = values[1:]
     wishes = {"map_path": f"{tmp_path}/map.h5", "max_mips": 0, "compress": "none"}
     stage = WatershedRemap(src=src, dest=f"{tmp_path}/dest", **wishes)
