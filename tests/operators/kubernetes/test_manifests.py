@@ -54,7 +54,7 @@ def test_the_pod_of_a_run_fits_the_schema(launch: Any) -> None:
     settings = PodSettings.read()
     options = RunOptions(
         node_selector={"pool": "spot"},
-        tolerations=[{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}],
+        tolerations=[{"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}],
         service_account="somebody",
         worker_image="registry.example.org/worker:1",
     )
