@@ -2,11 +2,22 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from igneous_airflow.fields import PODS, RUN, section
 
 _NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"  # of things in Kubernetes
+
+Toleration = dict[str, str | int]
+
+
+def _checked(tolerations: list[Toleration]) -> list[Toleration]:
+    for toleration in tolerations:
+        for name, value in toleration.items():
+            if isinstance(value, int) != (name == "tolerationSeconds"):
+                kind = "a text" if isinstance(value, int) else "a number"
+                raise ValueError(f"{name} must be {kind}; got {value!r}")
+    return tolerations
 
 
 class PodOptions(BaseModel):
@@ -78,7 +89,8 @@ class PodOptions(BaseModel):
         ),
     ] = {}
     tolerations: Annotated[
-        list[dict[str, str]],
+        list[Toleration],
+        AfterValidator(_checked),
         Field(
             title="Tolerations",
             description="Taints of nodes that the pods bear, as "

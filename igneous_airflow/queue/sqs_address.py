@@ -64,6 +64,8 @@ class Address:
             if options.get("create") == "true":
                 raise InvalidParameter(f"{text!r} names an existing queue: leave out create=true")
             name = _checked_name(text, name, create=False)
+            if parts.netloc.startswith("sqs-fips."):  # who names it may be bound to use it
+                endpoint = endpoint or f"https://{parts.netloc}"
             return cls(name, region or host[1], endpoint, create=False, account=account)
         raise InvalidParameter(
             f"{text!r} names no SQS queue: write sqs://NAME or "

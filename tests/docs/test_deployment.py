@@ -80,14 +80,26 @@ def test_roles_of_clouds_are_for_the_account_of_the_pods() -> None:
     assert f"svc.id.goog[{namespace}/{name}]" in guide.read_text()
 
 
+def test_the_role_for_airflow_is_for_the_accounts_that_may_start_pods() -> None:
+    manifests = (ROOT / "worker_image/manifests/airflow.yaml").read_text()
+    _, binding = yaml.safe_load_all(manifests)
+    accounts = [f"{each['namespace']}:{each['name']}" for each in binding["subjects"]]
+    (trust,) = json.loads((POLICIES / "eks-trust-airflow.json").read_text())["Statement"]
+    subjects = trust["Condition"]["StringEquals"]["OIDC:sub"]
+    assert subjects == [f"system:serviceaccount:{account}" for account in accounts]
+
+
+@pytest.mark.parametrize("queues", ["queues", "existing-queue"])
 def test_commands_of_a_guide_fill_in_every_word_of_its_policies(
-    guide: Path, tmp_path: Path
+    guide: Path, tmp_path: Path, queues: str
 ) -> None:
     """The part of the commands for EKS that needs no cluster, as it is written."""
     (block,) = (block for block in blocks(guide, "sh") if "eks-trust" in block)
+    block = re.sub(r"(worker|airflow)-queues", rf"\1-{queues}", block)
     script = block[block.index("mkdir") : block.index("aws iam create-role")]
     shutil.copytree(POLICIES, tmp_path / "docs" / "policies")
     words = {"ACCOUNT": "123", "REGION": "eu-west-1", "BUCKET": "cells", "OIDC": "oidc.test/id/7"}
+    words |= {"QUEUE": "tasks", "DEAD_LETTER_QUEUE": "tasks-dead"}
     subprocess.run(["sh", "-ec", script], cwd=tmp_path, env=os.environ | words, check=True)
     filled = {path.stem: path.read_text() for path in (tmp_path / "filled").iterdir()}
     assert set(filled) == set(re.findall(r"file://filled/([\w-]+)\.json", block))

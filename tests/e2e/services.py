@@ -381,7 +381,7 @@ class Stack:
         client = boto3.client("sqs", region_name="us-east-1", endpoint_url=self.url("sqs"), **keys)
         client.create_queue(QueueName="igneous-dead")
         dead = "arn:aws:sqs:us-east-1:000000000000:igneous-dead"
-        policy = json.dumps({"deadLetterTargetArn": dead, "maxReceiveCount": 20})
+        policy = json.dumps({"deadLetterTargetArn": dead, "maxReceiveCount": 1000})
         client.create_queue(QueueName="igneous", Attributes={"RedrivePolicy": policy})
 
     # the REST interface of Airflow

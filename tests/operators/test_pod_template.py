@@ -128,14 +128,14 @@ def test_the_form_decides_before_the_configuration_and_that_before_the_template(
         namespace="other",
         service_account="somebody",
         node_selector={"pool": "spot"},
-        tolerations=[{"key": "spot", "operator": "Exists"}],
+        tolerations=[{"key": "spot", "operator": "Exists", "tolerationSeconds": 300}],
     )
     assert worker(manifest)["image"] == "registry/image:3"
     assert manifest["metadata"]["namespace"] == "other"
     spec = manifest["spec"]
     assert spec["serviceAccountName"] == "somebody"
     assert spec["nodeSelector"] == {"pool": "spot"}
-    assert spec["tolerations"] == [{"key": "spot", "operator": "Exists"}]
+    assert spec["tolerations"] == [{"key": "spot", "operator": "Exists", "tolerationSeconds": 300}]
 
 
 def test_the_template_adds_to_what_the_form_says(tmp_path: Path) -> None:
@@ -177,6 +177,7 @@ def test_a_template_that_is_not_there_is_named(tmp_path: Path) -> None:
         ("pod_memory", -1),
         ("run_on", "moon"),
         ("tolerations", [{"key": 1}]),
+        ("tolerations", [{"tolerationSeconds": "300"}]),
     ],
 )
 def test_values_that_kubernetes_would_refuse_are_refused_before(field: str, value: Any) -> None:

@@ -225,7 +225,6 @@ class ApiServer:
 
     def __init__(self, accounts: dict[str, list[Object] | None], namespace: str) -> None:
         self._namespace = namespace
-        self.requests: list[tuple[str, str, str]] = []  # token, verb, resource
         self._accounts = accounts
         self._store = Store()
         self._jobs = Jobs(self._store, self._delete_pod)
@@ -277,7 +276,6 @@ class ApiServer:
             resource += f"/{place['sub']}"
         if verb == "get" and "name" not in place:
             verb = "watch" if request.query.get("watch") else "list"
-        self.requests.append((token, verb, resource))
         group = "batch" if request.path.startswith("/apis/batch/") else ""
         allowed = rules is None or any(
             group in rule["apiGroups"] and resource in rule["resources"] and verb in rule["verbs"]

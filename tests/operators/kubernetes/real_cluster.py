@@ -4,7 +4,7 @@
 
 FOLDER holds the programs etcd, kube-apiserver and kube-controller-manager, and kubectl is in PATH.
 Rights are what the shipped manifests say: the account that the tests use for Airflow is one of
-those that `airflow.yaml` names.
+those that `airflow.yaml` names. In the end it is printed which of its rights nobody has used.
 """
 
 import json
@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import yaml
+
 HERE = Path(__file__).parent
 MANIFESTS = HERE.parents[2] / "worker_image" / "manifests"
 #: token, name and groups of the accounts of the tests
@@ -26,6 +28,13 @@ ACCOUNTS = {
     "admin": ("administrator", "system:masters"),
     "airflow": ("system:serviceaccount:airflow:airflow-worker", "system:serviceaccounts"),
     "nobody": ("nobody", ""),
+}
+# every request of Airflow's
+AUDIT = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata", "users": [ACCOUNTS["airflow"][0]]}],
 }
 # others would take the only node for dead, or want certificates for it
 CONTROLLERS = "job,garbagecollector,namespace,serviceaccount,serviceaccount-token"
@@ -82,6 +91,25 @@ def wait_for(config: Path) -> None:
         time.sleep(1)
 
 
+def rights_used(log: Path) -> str:
+    """Say which rights of Airflow's role nobody used, and what was refused to Airflow."""
+    used, refused = set(), set()
+    for event in map(json.loads, log.read_text().splitlines()):
+        if meant := event.get("objectRef"):
+            resource = "/".join(filter(None, (meant["resource"], meant.get("subresource"))))
+            allowed = event["annotations"]["authorization.k8s.io/decision"] == "allow"
+            (used if allowed else refused).add(f"{event['verb']} {resource}")
+    role, _ = yaml.safe_load_all((MANIFESTS / "airflow.yaml").read_text())
+    granted = {
+        f"{verb} {resource}"
+        for rule in role["rules"]
+        for verb in rule["verbs"]
+        for resource in rule["resources"]
+    }
+    unused = ", ".join(sorted(granted - used)) or "none"
+    return f"rights not used: {unused}; refused: {', '.join(sorted(refused)) or 'nothing'}\n"
+
+
 def main(programs: Path, arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
@@ -89,6 +117,7 @@ def main(programs: Path, arguments: list[str]) -> int:
         tokens = {account: secrets.token_hex(16) for account in ACCOUNTS}
         lines = [f'{tokens[a]},{user},{a},"{group}"' for a, (user, group) in ACCOUNTS.items()]
         (folder / "tokens.csv").write_text("\n".join(lines) + "\n")
+        (folder / "audit.yaml").write_text(json.dumps(AUDIT))
         key = folder / "service-accounts.pem"
         subprocess.run(
             ["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True
@@ -105,6 +134,8 @@ def main(programs: Path, arguments: list[str]) -> int:
             "cert-dir": str(folder),
             "token-auth-file": str(folder / "tokens.csv"),
             "authorization-mode": "RBAC",
+            "audit-policy-file": str(folder / "audit.yaml"),
+            "audit-log-path": str(folder / "audit.log"),
             "service-account-issuer": "https://tests",
             "service-account-key-file": str(key),
             "service-account-signing-key-file": str(key),
@@ -130,7 +161,9 @@ def main(programs: Path, arguments: list[str]) -> int:
         }
         environment = {**os.environ, "IGNEOUS_AIRFLOW_CLUSTER": json.dumps(cluster)}
         pytest = [sys.executable, "-m", "pytest", *arguments]
-        return subprocess.run(pytest, env=environment, check=False).returncode
+        code = subprocess.run(pytest, env=environment, check=False).returncode
+        sys.stdout.write(rights_used(folder / "audit.log"))
+        return code
 
 
 if __name__ == "__main__":

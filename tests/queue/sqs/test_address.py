@@ -28,6 +28,16 @@ from igneous_airflow.run import run_folder_name
             "https://sqs.cn-north-1.amazonaws.com.cn/123456789012/q?create=false",
             Address("q", "cn-north-1", create=False, account="123456789012"),
         ),
+        (
+            "https://sqs-fips.us-gov-west-1.amazonaws.com/123456789012/q",
+            Address(
+                "q",
+                "us-gov-west-1",
+                "https://sqs-fips.us-gov-west-1.amazonaws.com",
+                create=False,
+                account="123456789012",
+            ),
+        ),
     ],
 )
 def test_an_address_says_where_the_queue_is(text: str, address: Address) -> None:
