@@ -45,7 +45,7 @@ def aws_conn_id() -> str:
 
 def is_on_sqs(queue: str) -> bool:
     """Whether the address is one of SQS."""
-    return queue.startswith(("sqs://", "https://"))
+    return queue.startswith(("sqs://", "https://", "http://"))
 
 
 def queue_url(run: str, asked: str | None = None) -> tuple[str, bool]:

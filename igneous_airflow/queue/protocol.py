@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from igneous_airflow.errors import InvalidParameter
 
 #: The module of each URL scheme; each has an `open_queue(url)`. Backends are imported when used.
-_BACKENDS = {"memory": "memory", "sqlite": "sqlite", "sqs": "sqs", "https": "sqs"}
+_BACKENDS = {"memory": "memory", "sqlite": "sqlite", "sqs": "sqs", "https": "sqs", "http": "sqs"}
 _CLOUD = frozenset({"sqs"})
 
 #: Makes the client of a cloud's queue service for a parsed address, with whatever credentials.
@@ -113,9 +113,9 @@ def open_queue(url: str, make_client: MakeClient | None = None) -> Queue:
     """Open a queue by its URL: `sqlite:///path/to/file.db`, `memory://name`, `sqs://name`.
 
     For SQS it may end in `?region=NAME&endpoint=URL`, and in `create=false` for an existing queue
-    that is not ours to make, purge or delete; `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME` is
-    such a queue too. Credentials are never part of the URL: they are those of the environment, or
-    of `make_client` where the service is a cloud's.
+    that is not ours to make, purge or delete; a full URL names such a queue too, as
+    `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME`. Credentials are never part of the URL: they are
+    those of the environment, or of `make_client` where the service is a cloud's.
 
     Raises InvalidParameter for another scheme.
     """

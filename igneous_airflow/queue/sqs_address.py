@@ -8,7 +8,9 @@ from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 from igneous_airflow.errors import InvalidParameter
 
 _OPTIONS = frozenset({"region", "endpoint", "create"})
-_QUEUE_HOST = re.compile(r"sqs(?:-fips)?\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?")
+_USUAL_HOST = re.compile(r"sqs\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?")
+_REGION_IN_HOST = re.compile(r"sqs(?:-fips)?\.([a-z0-9-]+)\.(?:vpce\.)?amazonaws\.com")
+_ACCOUNT = re.compile(r"[0-9]{12}")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _LONGEST_OWN_NAME = 75  # room for the ending of the dead-letter queue
 _PREFIX = "igneous-"  # of the queues of runs: policies may grant what begins so
@@ -38,7 +40,8 @@ class Address:
         options = {"region": self.region, "endpoint": self.endpoint}
         if self.account:
             china = ".cn" if str(self.region).startswith("cn-") else ""
-            place = f"https://sqs.{self.region}.amazonaws.com{china}/{self.account}/{self.name}"
+            host = options.pop("endpoint") or f"https://sqs.{self.region}.amazonaws.com{china}"
+            place = f"{host}/{self.account}/{self.name}"
         else:
             place = f"sqs://{self.name}"
             options["create"] = None if self.create else "false"
@@ -47,10 +50,11 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `sqs://NAME` or `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME`, with options.
+        """Read `sqs://NAME` or a queue's full URL, `https://HOST/ACCOUNT/NAME`, with options.
 
         Options are `?region=`, `endpoint=` and, for a queue that is somebody else's,
-        `create=false`, which a full URL implies. Raises InvalidParameter.
+        `create=false`, which a full URL implies. A host that is not the usual one of a region, as
+        that of a VPC or of FIPS, is the endpoint. Raises InvalidParameter.
         """
         parts = urlsplit(text)
         options = _options(text, parts)
@@ -58,19 +62,20 @@ class Address:
         if parts.scheme == "sqs" and not parts.path:
             create = options.get("create") != "false"
             return cls(_checked_name(text, parts.netloc, create), region, endpoint, create)
-        host = _QUEUE_HOST.fullmatch(parts.netloc)
         account, _, name = parts.path.strip("/").partition("/")
-        if parts.scheme == "https" and host and re.fullmatch(r"\d{12}", account):
-            if options.get("create") == "true":
-                raise InvalidParameter(f"{text!r} names an existing queue: leave out create=true")
-            name = _checked_name(text, name, create=False)
-            if parts.netloc.startswith("sqs-fips."):  # who names it may be bound to use it
-                endpoint = endpoint or f"https://{parts.netloc}"
-            return cls(name, region or host[1], endpoint, create=False, account=account)
-        raise InvalidParameter(
-            f"{text!r} names no SQS queue: write sqs://NAME or "
-            "https://sqs.REGION.amazonaws.com/ACCOUNT/NAME"
-        )
+        if parts.scheme not in ("http", "https") or not _ACCOUNT.fullmatch(account):
+            raise InvalidParameter(
+                f"{text.partition('?')[0]!r} names no SQS queue: write sqs://NAME or "
+                "https://sqs.REGION.amazonaws.com/ACCOUNT/NAME"
+            )
+        if options.get("create") == "true":
+            raise InvalidParameter(f"{text!r} names an existing queue: leave out create=true")
+        if found := _REGION_IN_HOST.search(parts.netloc):
+            region = region or found[1]
+        if not _USUAL_HOST.fullmatch(parts.netloc):
+            endpoint = endpoint or _checked_endpoint(text, f"{parts.scheme}://{parts.netloc}")
+        name = _checked_name(text, name, create=False)
+        return cls(name, region, endpoint, create=False, account=account)
 
 
 def _options(text: str, parts: SplitResult) -> dict[str, str]:
@@ -81,15 +86,21 @@ def _options(text: str, parts: SplitResult) -> dict[str, str]:
             f"{text.partition('?')[0]}: unknown option {', '.join(unknown)}; there are {known}. "
             "Credentials never stand in an address"
         )
-    endpoint = urlsplit(options.get("endpoint", "https://host"))
-    if endpoint.scheme not in ("http", "https") or not endpoint.hostname or endpoint.username:
-        raise InvalidParameter(
-            f"{text.partition('?')[0]}: the endpoint must be http://HOST:PORT or https://HOST, "
-            "without credentials"
-        )
+    if "endpoint" in options:
+        _checked_endpoint(text.partition("?")[0], options["endpoint"])
     if options.get("create", "true") not in ("true", "false") or options.get("region") == "":
         raise InvalidParameter(f"{text!r}: write create=true or create=false, and region=NAME")
     return options
+
+
+def _checked_endpoint(text: str, endpoint: str) -> str:
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+        named = text.rpartition("@")[2]  # what comes before may be a secret
+        raise InvalidParameter(
+            f"{named}: the endpoint must be http://HOST:PORT or https://HOST, without credentials"
+        )
+    return endpoint
 
 
 def _checked_name(text: str, name: str, create: bool) -> str:

@@ -86,8 +86,12 @@ def connection(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             "https://sqs.us-east-2.amazonaws.com/123456789012/shared",
-            "https://sqs.us-east-2.amazonaws.com/123456789012/shared?region=us-east-2"
-            "&endpoint=http://127.0.0.1:9324",
+            "http://127.0.0.1:9324/123456789012/shared?region=us-east-2",
+            False,
+        ),
+        (
+            "http://sqs.example.org:9324/000000000000/shared",
+            "http://sqs.example.org:9324/000000000000/shared?region=eu-west-1",
             False,
         ),
         ("sqlite:///data/queue.db", "sqlite:///data/queue.db", False),

@@ -10,6 +10,7 @@ those that `airflow.yaml` names. In the end it is printed which of its rights no
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -167,4 +168,5 @@ def main(programs: Path, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which ends the servers as well
     sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

@@ -38,6 +38,20 @@ from igneous_airflow.run import run_folder_name
                 account="123456789012",
             ),
         ),
+        (
+            "https://vpce-0a1-2b3.sqs.eu-west-1.vpce.amazonaws.com/123456789012/q",
+            Address(
+                "q",
+                "eu-west-1",
+                "https://vpce-0a1-2b3.sqs.eu-west-1.vpce.amazonaws.com",
+                create=False,
+                account="123456789012",
+            ),
+        ),
+        (
+            "http://127.0.0.1:9324/000000000000/q?region=a",
+            Address("q", "a", "http://127.0.0.1:9324", create=False, account="000000000000"),
+        ),
     ],
 )
 def test_an_address_says_where_the_queue_is(text: str, address: Address) -> None:
@@ -61,7 +75,8 @@ def test_an_address_says_where_the_queue_is(text: str, address: Address) -> None
         ("sqs://q?aws_secret_access_key=abc", "Credentials never stand"),
         ("sqs://q?endpoint=127.0.0.1:80", "http://HOST:PORT"),
         ("sqs://q?endpoint=http://me:secret@host", "without credentials"),
-        ("https://example.com/123456789012/q", "names no SQS queue"),
+        ("https://example.com/queues/q", "names no SQS queue"),
+        ("https://me:secret@example.com/123456789012/q", "without credentials"),
         ("https://sqs.eu-west-1.amazonaws.com/q", "names no SQS queue"),
         ("https://sqs.eu-west-1.amazonaws.com/123456789012/q?create=true", "leave out"),
     ],
@@ -69,7 +84,7 @@ def test_an_address_says_where_the_queue_is(text: str, address: Address) -> None
 def test_an_address_that_names_no_queue_is_refused_with_the_way_out(url: str, reason: str) -> None:
     with pytest.raises(InvalidParameter, match=reason) as caught:
         open_queue(url)
-    if "?aws_" in url or "endpoint=http://me" in url:
+    if "?aws_" in url or "://me:" in url:
         assert "abc" not in str(caught.value)
         assert "secret@" not in str(caught.value)
 
