@@ -256,10 +256,11 @@ class Run(BaseModel):
     def resume(self) -> int:
         """Send what is missing when nobody could be working on it; return how many tasks.
 
-        Does nothing while the queue holds a message for every missing task.
+        Does nothing while the queue holds a message for every missing task. Those that were given
+        up have none, whatever others have in the queue.
         """
         progress = self.progress()
-        if progress.waiting + progress.leased >= progress.left:
+        if not progress.dead and progress.waiting + progress.leased >= progress.left:
             return 0
         return self.enqueue()
 
@@ -298,7 +299,7 @@ class Run(BaseModel):
         # the queue first: a task that is settled in between counts as done, not as lost
         counts = counts or self._count()
         done = self.done()
-        dead = self.ledger.given_up(done)
+        dead = given_up = self.ledger.given_up(done)
         if self.own_queue:  # it may have buried what no worker lived to record
             dead = max(dead, min(counts.dead, self.planned - done.count))
         return Progress(
@@ -311,7 +312,7 @@ class Run(BaseModel):
             dead=dead,
             failed_attempts=self.ledger.failed_attempts(),
             shared=not self.own_queue,
-            exact=counts.exact,
+            exact=counts.exact or done.count + given_up >= self.planned,
         )
 
     def _count(self) -> Counts:
