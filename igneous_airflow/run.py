@@ -64,6 +64,7 @@ class Run(BaseModel):
     cells: int
     batch: int = Field(default=1, ge=1, description="cells per task")
     memory: int = Field(default=0, description="bytes of memory for the voxels of one task")
+    scratch: int = Field(default=0, description="bytes in the temporary folder of each machine")
     by: str
     origin: dict[str, str] = Field(default={}, description="what launched it, in its own words")
     created: float = Field(description="seconds since the epoch")
@@ -148,6 +149,7 @@ class Run(BaseModel):
             cells=cells,
             batch=batch or _batch(cells),
             memory=plan.memory,
+            scratch=plan.scratch,
             by=by,
             origin=origin or {},
             created=time.time(),
