@@ -9,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
+
 PROXY = runpy.run_path(str(Path(__file__).parents[1] / "storage" / "faulty_proxy.py"))
 Fault = PROXY["Fault"]
+FOR_EVER = 1_000_000
 
 
 def refusal(code: str, status: int = 400) -> dict[str, Any]:
@@ -35,26 +38,32 @@ def half_of_the_entries_fail(times: int) -> Any:
     return Fault(part="SendMessageBatch", times=times, ask=keep_others, tell=tell)
 
 
-def counters(times: int, **numbers: int) -> Any:
-    """Counters that say so, whatever there is: `visible` and `held` messages."""
-    values = {
-        "ApproximateNumberOfMessages": numbers.get("visible", 0),
-        "ApproximateNumberOfMessagesNotVisible": numbers.get("held", 0),
-    }
+def counters(held: int) -> Any:
+    """Counters that tell of no waiting message, and of so many that workers hold, for ever."""
+    waiting = "ApproximateNumberOfMessages"
+    lies = {waiting: "0", f"{waiting}NotVisible": str(held)}
 
     def lie(answer: dict[str, Any]) -> dict[str, Any]:
-        told = answer.get("Attributes", {})
-        lies = {name: str(number) for name, number in values.items() if name in told}
-        return answer | {"Attributes": told | lies}
+        told = answer["Attributes"]
+        return {"Attributes": {name: lies.get(name, told[name]) for name in told}}
 
     change = _changing(lie)
-    return Fault(part="GetQueueAttributes", times=times, tell=lambda _, answer: change(answer))
+    return Fault(part="GetQueueAttributes", times=FOR_EVER, tell=lambda _, told: change(told))
 
 
 def leases_end_early(seconds: int, times: int, **fault: Any) -> Any:
     """Leases end sooner than was asked for, without a word to those who hold them."""
     ask = _changing(lambda request: request | {"VisibilityTimeout": seconds})
     return Fault(part="ReceiveMessage", times=times, ask=ask, **fault)
+
+
+def lose_messages(endpoint: str, count: int) -> None:
+    """Delete waiting messages, behind everybody's back."""
+    client = boto3.client("sqs", endpoint_url=endpoint)
+    queue = {"QueueUrl": client.get_queue_url(QueueName="igneous")["QueueUrl"]}
+    for _ in range(count):
+        (message,) = client.receive_message(**queue)["Messages"]
+        client.delete_message(**queue, ReceiptHandle=message["ReceiptHandle"])
 
 
 def _changing(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[bytes], bytes]:

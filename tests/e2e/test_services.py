@@ -6,8 +6,6 @@ import os
 import re
 import runpy
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,24 +14,26 @@ from typing import Any
 import boto3
 import pytest
 from dag_runs import (
-    DAG,
+    as_ci,
     assert_same_chunks,
     end_of,
+    is_deferred,
     keys_of,
     logs,
-    states,
     stored,
     trigger,
     workers_of,
 )
 from sqs_faults import (
     BROKEN,
+    FOR_EVER,
     PROXY,
     THROTTLED,
     Fault,
     counters,
     half_of_the_entries_fail,
     leases_end_early,
+    lose_messages,
 )
 
 from igneous_airflow.geometry.bbox import Vec3
@@ -46,7 +46,6 @@ from igneous_airflow.worker.loop import Worker, WorkerOptions
 HERE = Path(__file__).parent
 SERVICES = runpy.run_path(str(HERE / "services.py"))
 KUBERNETES = runpy.run_path(str(HERE.parent / "operators" / "kubernetes" / "conftest.py"))
-FOR_EVER = 1_000_000
 
 
 @pytest.fixture(scope="module")
@@ -196,20 +195,20 @@ def test_a_dag_run_leaves_the_same_chunks_whatever_bucket_and_queue_do_to_it(
         half_of_the_entries_fail(times=2),
     ]
     trigger(stack, "faults", layer=layer, num_mips=2, workers=0)
-    stack.wait_for("scheduler", lambda: in_state(stack, "faults", "drained", "deferred"))
+    stack.wait_for("scheduler", lambda: is_deferred(stack, "faults", "drained"))
     assert_all_struck(s3, sqs)
 
-    empty = counters(times=FOR_EVER)
+    empty = counters(held=0)
     sqs += [empty]
     s3 += [Fault("GET", "%2Fdone", cut="answer")]
-    lose_messages(stack, 12)
+    lose_messages(stack.url("sqs"), 12)
     sqs += [Fault(part="SendMessageBatch", again=1, times=2)]
     stack.wait_for("triggerer", lambda: "Messages were lost: sent 32" in logs(stack, "faults"))
     assert empty.times < FOR_EVER
     sqs.remove(empty)
     assert_all_struck(s3, sqs)
 
-    held = counters(times=FOR_EVER, held=7)
+    held = counters(held=7)
     for fault in (
         {"status": 500},
         {"status": 503, "code": "SlowDown", "times": 3},
@@ -271,38 +270,6 @@ def test_a_dag_run_without_the_right_to_write_fails_soon_and_goes_on_once_it_is_
     code, said = as_ci(stack, "denied", layer=layer, num_mips=2, workers=0)
     assert code == 0, said
     assert_same_chunks(layer, embedded)
-
-
-def as_ci(stack: Any, run: str, **conf: Any) -> tuple[int, str]:
-    """Start a DAG run as a CI job does, or go on with it; its exit code, and what it says."""
-    command = [sys.executable, "-m", "igneous_airflow", "trigger", DAG, "--run-id", run, "--resume"]
-    account = {
-        "AIRFLOW_URL": stack.url("airflow"),
-        "AIRFLOW_USER": "admin",
-        "AIRFLOW_PASSWORD": stack.secrets["AIRFLOW_ADMIN_PASSWORD"],
-    }
-    done = subprocess.run(
-        [*command, *(f"{name}={value}" for name, value in conf.items())],
-        env=os.environ | account,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout
-
-
-def in_state(stack: Any, run: str, step: str, state: str) -> bool:
-    return states(stack, run).get(f"downsample.{step}") == state
-
-
-def lose_messages(stack: Any, count: int) -> None:
-    """Delete waiting messages, behind everybody's back."""
-    client = boto3.client("sqs", endpoint_url=stack.url("sqs"))
-    queue = {"QueueUrl": client.get_queue_url(QueueName="igneous")["QueueUrl"]}
-    for _ in range(count):
-        (message,) = client.receive_message(**queue)["Messages"]
-        client.delete_message(**queue, ReceiptHandle=message["ReceiptHandle"])
 
 
 def assert_all_struck(*lists: list[Any]) -> None:

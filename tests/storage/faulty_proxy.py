@@ -22,9 +22,9 @@ class Fault:
     What is compared is a request's path with, for SQS, the operation after it. The answer is late
     by `delay` seconds. With a `status` the request is not let through: it is answered with the
     `body`, or with S3's words for the `code` of an error. With `cut` the connection ends in the
-    middle of the request's body ("request"), or of the answer's ("answer"). `ask` changes the body
-    that is let through, `again` as often as that more than once; `tell` changes the answer's, by
-    the body that was asked with.
+    middle of the request's body ("request"), or of the answer's ("answer"; where that is empty, no
+    answer comes). `ask` changes the body that is let through, `again` times more than once; `tell`
+    makes the answer's body, of that of the request and of the real answer.
     """
 
     method: str = ""
@@ -133,14 +133,15 @@ class _Handler(BaseHTTPRequestHandler):
         for _ in range(1 + fault.again):
             response, content = self._ask_server(path, fault.ask(body))
         content = fault.tell(body, content)
-        empty = self.command == "HEAD"  # whose answer has the length that another one would have
-        length = int(response.getheader("Content-Length") or 0) if empty else len(content)
-        self._begin(response.status, response.getheaders(), length)
+        # the answer to HEAD has no body, yet the length of one
+        length = len(content) or int(response.getheader("Content-Length") or 0)
         if fault.cut == "answer":
-            content = content[: len(content) // 2]
             self.close_connection = True
-        if self.command != "HEAD":
-            self.wfile.write(content)
+            if not content:
+                return
+            content = content[: len(content) // 2]
+        self._begin(response.status, response.getheaders(), length)
+        self.wfile.write(content)
 
     def _ask_server(self, path: str, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
         own = self.headers.items()
