@@ -258,13 +258,13 @@ class Run(BaseModel):
     def resume(self) -> int:
         """Send what is missing when nobody could be working on it; return how many tasks.
 
-        Does nothing while the queue holds a message for every missing task. Those that were given
-        up have none, whatever others have in the queue.
+        Does nothing while the queue holds a message for every missing task; when all of them were
+        given up, its messages are those of others.
         """
         progress = self.progress()
-        if not progress.dead and progress.waiting + progress.leased >= progress.left:
-            return 0
-        return self.enqueue()
+        if progress.state is State.FAILED or progress.waiting + progress.leased < progress.left:
+            return self.enqueue()
+        return 0
 
     def redrive(self) -> int:
         """Send the run's tasks that were given up once more and return how many.
