@@ -37,9 +37,10 @@ env: ## make .env, with new secrets for docker compose
 	lines = open(".env.example").read().splitlines(); \
 	print("\n".join(l + random(l) if l.endswith("=") else l for l in lines))' > .env)
 
+# two files at once: they wait longer than they work
 e2e: install ## run DAGs over REST with the services of docker-compose.yml as processes
 	[ "$$(id -u)" != 0 ] || tests/e2e/install_services.sh
-	$(BIN)/python -m pytest -m services tests/e2e
+	$(BIN)/python -m pytest -m services -n 2 --dist loadfile --durations 10 tests/e2e
 
 # in the order of their folders, so that the longest files do not come last, one by one
 test: install ## run the whole test suite

@@ -44,7 +44,10 @@ class Progress(BaseModel):
     dead: int = Field(default=0, description="tasks that were given up")
     failed_attempts: int = 0
     shared: bool = Field(default=False, description="whether other runs use the queue too")
-    exact: bool = Field(default=True, description="whether the queue counts exactly and at once")
+    exact: bool = Field(
+        default=True,
+        description="whether the queue counts exactly and at once, or the ledger needs no queue",
+    )
 
     @property
     def state(self) -> State:

@@ -64,6 +64,7 @@ class Run(BaseModel):
     cells: int
     batch: int = Field(default=1, ge=1, description="cells per task")
     memory: int = Field(default=0, description="bytes of memory for the voxels of one task")
+    scratch: int = Field(default=0, description="bytes in the temporary folder of each machine")
     by: str
     origin: dict[str, str] = Field(default={}, description="what launched it, in its own words")
     created: float = Field(description="seconds since the epoch")
@@ -148,6 +149,7 @@ class Run(BaseModel):
             cells=cells,
             batch=batch or _batch(cells),
             memory=plan.memory,
+            scratch=plan.scratch,
             by=by,
             origin=origin or {},
             created=time.time(),
@@ -248,12 +250,13 @@ class Run(BaseModel):
     def resume(self) -> int:
         """Send what is missing when nobody could be working on it; return how many tasks.
 
-        Does nothing while the queue holds a message for every missing task.
+        Does nothing while the queue holds a message for every missing task; when all of them were
+        given up, its messages are those of others.
         """
         progress = self.progress()
-        if progress.waiting + progress.leased >= progress.left:
-            return 0
-        return self.enqueue()
+        if progress.state is State.FAILED or progress.waiting + progress.leased < progress.left:
+            return self.enqueue()
+        return 0
 
     def redrive(self) -> int:
         """Send the run's tasks that were given up once more and return how many.
@@ -290,7 +293,7 @@ class Run(BaseModel):
         # the queue first: a task that is settled in between counts as done, not as lost
         counts = counts or self._count()
         done = self.done()
-        dead = self.ledger.given_up(done)
+        dead = given_up = self.ledger.given_up(done)
         if self.own_queue:  # it may have buried what no worker lived to record
             dead = max(dead, min(counts.dead, self.planned - done.count))
         return Progress(
@@ -303,7 +306,7 @@ class Run(BaseModel):
             dead=dead,
             failed_attempts=self.ledger.failed_attempts(),
             shared=not self.own_queue,
-            exact=counts.exact,
+            exact=counts.exact or done.count + given_up >= self.planned,
         )
 
     def _count(self) -> Counts:

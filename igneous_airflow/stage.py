@@ -37,6 +37,9 @@ class Plan(BaseModel):
     bytes_written: int = Field(default=0, description="uncompressed bytes to write")
     memory: int = Field(default=0, description="bytes of memory for the voxels of one task")
     memory_target: int = 0
+    scratch: int = Field(
+        default=0, description="bytes that each machine or pod puts into its temporary folder"
+    )
     outputs: tuple[str, ...] = Field(default=(), description="what will be made, a line each")
     notes: tuple[str, ...] = ()
     deletions: tuple[str, ...] = Field(default=(), description="what will be gone, a line each")

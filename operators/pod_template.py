@@ -23,6 +23,7 @@ _STOPPED = "143"  # what shells use for SIGTERM; Kubernetes takes 0 for the end 
 #: The name of the container that works, in every template.
 CONTAINER = "worker"
 
+_TMP = "/tmp"  # noqa: S108 - the temporary folder in the worker image
 _LOCAL = ("file", "sqlite")  # addresses that are a place on the machine
 _HAND_BACK_SECONDS = 10  # from the end of a task's grace until its pod would be killed
 _DEFAULT_PERIOD = 30  # seconds; Kubernetes' own
@@ -83,11 +84,24 @@ class PodTemplate:
         container["image"] = options.worker_image or settings.image
         container["args"] = self._arguments(run, options)
         container["resources"] = _resources(run, options, container.get("resources", {}))
+        self._make_room(manifest, run.scratch)
         if options.service_account:
             spec["serviceAccountName"] = options.service_account
         spec["nodeSelector"] = {**spec.get("nodeSelector", {}), **options.node_selector}
         spec["tolerations"] = [*spec.get("tolerations", []), *options.tolerations]
         return manifest
+
+    def _make_room(self, manifest: dict[str, Any], scratch: int) -> None:
+        """Let /tmp hold what the run puts there beside what the template allows."""
+        from kubernetes.utils.quantity import parse_quantity
+
+        mounts = self._container(manifest).get("volumeMounts", [])
+        names = [mount["name"] for mount in mounts if mount["mountPath"] == _TMP]
+        for volume in manifest["spec"].get("volumes", []):
+            room = volume.get("emptyDir") or {}
+            if scratch and volume["name"] in names and "sizeLimit" in room:
+                size = math.ceil((parse_quantity(room["sizeLimit"]) + scratch) / _MB)
+                room["sizeLimit"] = f"{size}M"
 
     def _arguments(self, run: Run, options: RunOptions) -> list[str]:
         period = self.manifest["spec"].get("terminationGracePeriodSeconds", _DEFAULT_PERIOD)

@@ -413,6 +413,18 @@ def test_resuming_sends_what_was_given_up(many, launch: LaunchRun):
     assert queued(run) == [0, 1, 2]
 
 
+def test_resuming_sends_what_was_given_up_whatever_others_have_in_a_shared_queue(
+    many, launch: LaunchRun, tmp_path: Path
+):
+    shared = f"sqlite://{tmp_path}/shared.db"
+    run = launch(many(count=1), queue=shared, own_queue=False)
+    run.enqueue()
+    fail_next(run, "broken")
+    open_queue(shared).send(["somebody else's"])
+    assert run.resume() == 1
+    assert run.progress().state is State.WAITING
+
+
 def test_resuming_a_finished_run_sends_nothing_and_makes_no_queue(
     many, launch: LaunchRun, tmp_path: Path
 ):

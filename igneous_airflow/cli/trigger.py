@@ -21,6 +21,7 @@ from igneous_airflow.errors import AccessDenied, InvalidParameter, RunFailed, St
 
 _ENDED = ("success", "failed")
 _FAILED = ("failed", "upstream_failed")
+_PROOFS = ("drained", "finish")  # steps of a stage that work is proved by
 _TIMEOUT = 60.0
 _PATIENCE = 300.0  # seconds that the server may be away, as for an upgrade
 _OURS = "igneous_airflow"  # in the names of loggers
@@ -132,8 +133,15 @@ class DagRun:
             )
 
     def resume(self) -> None:
-        """Clear what failed and all after it: only tasks without a receipt are done again."""
-        failed = {task["task_id"] for task in self._tasks() if task["state"] in _FAILED}
+        """Clear what failed and all after it: only tasks without a receipt are done again.
+
+        Where the proof failed, that begins with the workers: what is missing must be sent again.
+        """
+        tasks = self._tasks()
+        failed = {task["task_id"] for task in tasks if task["state"] in _FAILED}
+        steps = [task.rpartition(".") for task in failed]
+        workers = {f"{stage}.workers" for stage, _, step in steps if step in _PROOFS}
+        failed |= workers & {task["task_id"] for task in tasks}
         # what is after it has succeeded where it is a teardown, which kept the queue
         body = {
             "dry_run": False,

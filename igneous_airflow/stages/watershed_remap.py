@@ -11,6 +11,7 @@ from pydantic import Field
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.fields import FileUrl
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
+from igneous_airflow.stage import Plan
 from igneous_airflow.voxel_stages import Conversion, ReadsFiles, layer_source
 
 if TYPE_CHECKING:
@@ -41,6 +42,13 @@ class WatershedRemap(ReadsFiles, Conversion):
             "uint32 or uint64, are the destination's.",
         ),
     ]
+
+    def plan(self) -> Plan:
+        """The plan of a conversion, with the room that a copy of the map takes."""
+        plan = super().plan()
+        if plan.refusals:
+            return plan
+        return plan.model_copy(update={"scratch": self._map.copied_bytes})
 
     def _content(self) -> str:
         return self._map.version

@@ -69,6 +69,31 @@ def test_tasks_beyond_the_first_page_are_seen() -> None:
     assert list(run_of(answers).news()) == ["plan[249]: skipped"]
 
 
+def test_resuming_begins_with_the_workers_where_the_proof_failed() -> None:
+    """A cleared `drained` or `finish` alone would look at the same missing receipts again."""
+    cleared: list[list[str]] = []
+
+    class Failed(Answers):
+        def call(self, method: str, path: str, *body: Any, **options: Any) -> Any:
+            if path.endswith("/clearTaskInstances"):
+                cleared.append(body[0]["task_ids"])
+                return {}
+            return super().call(method, path, *body, **options)
+
+    for ended in ({"drained": "failed", "finish": "upstream_failed"}, {"finish": "failed"}):
+        states = dict.fromkeys(("plan", "workers", "drained", "finish"), "success") | ended
+        answers = Failed([], [])
+        answers.tasks = [
+            [{**TASK, "task_id": f"downsample.{step}", "state": states[step]} for step in states]
+            + [{**TASK, "task_id": "finish", "state": "failed"}]  # of somebody else
+        ]
+        run_of(answers).resume()
+        names = {name.rpartition(".")[2] for name in cleared[-1] if "." in name}
+        assert names == {"workers", *ended}
+        assert "finish" in cleared[-1]
+        assert ".workers" not in cleared[-1]
+
+
 class Refusal:
     """An API that refuses to start a DAG with two parameters."""
 

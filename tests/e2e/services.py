@@ -164,9 +164,12 @@ class Stack:
         self.health = {"s3": "/health", "sqs": "/health"}
         self.started: dict[str, subprocess.Popen[bytes]] = {}
         self.settings: dict[str, str] = {}  # of Airflow, besides those of the compose file
+        self.proxies: dict[str, Any] = {}  # in front of services, which all others see instead
         self._token = ""
 
     def url(self, service: str) -> str:
+        if service in self.proxies:
+            return str(self.proxies[service].endpoint)
         return f"http://127.0.0.1:{self.ports[service]}"
 
     def local(self, text: str) -> str:
@@ -235,6 +238,12 @@ class Stack:
     def start_workers(self) -> None:
         """Start the container of workers, which runs until it is stopped."""
         self._run("worker", ["igneous-airflow", "worker"])
+
+    def stop_workers(self) -> None:
+        """Stop that container, whose workers end what they are doing."""
+        worker = self.started["worker"]
+        worker.terminate()
+        worker.wait(_START_SECONDS)
 
     def log(self, service: str) -> str:
         return (self.folder / f"{service}.log").read_text(errors="replace")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import runpy
 import signal
 import time
@@ -12,23 +13,48 @@ from typing import Any
 
 import boto3
 import pytest
+from dag_runs import (
+    as_ci,
+    assert_same_chunks,
+    end_of,
+    is_deferred,
+    keys_of,
+    logs,
+    stored,
+    trigger,
+    workers_of,
+)
+from sqs_faults import (
+    BROKEN,
+    FOR_EVER,
+    PROXY,
+    THROTTLED,
+    Fault,
+    counters,
+    half_of_the_entries_fail,
+    leases_end_early,
+    lose_messages,
+)
 
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
-from igneous_airflow.storage.files import Folder, open_folder
+from igneous_airflow.storage.files import open_folder
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
 from igneous_airflow.worker.loop import Worker, WorkerOptions
 
 HERE = Path(__file__).parent
 SERVICES = runpy.run_path(str(HERE / "services.py"))
 KUBERNETES = runpy.run_path(str(HERE.parent / "operators" / "kubernetes" / "conftest.py"))
-DAG = "igneous_downsample"
 
 
 @pytest.fixture(scope="module")
-def unstarted() -> Any:
-    return SERVICES["Stack"]()
+def unstarted() -> Iterator[Any]:
+    """The services, with proxies in front of bucket and queue that may spoil requests."""
+    stack = SERVICES["Stack"]()
+    with PROXY["running"](stack.url("s3")) as s3, PROXY["running"](stack.url("sqs")) as sqs:
+        stack.proxies = {"s3": s3, "sqs": sqs}
+        yield stack
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +77,6 @@ def stack(unstarted: Any, cluster: Any) -> Iterator[Any]:
         for name, value in rights(stack).items():
             patch.setenv(name, value)
         yield stack
-
-
-def stored(folder: Folder, prefix: str) -> dict[str, bytes]:
-    """The bytes of every chunk of a mip, as stored."""
-    found = {}
-    for name in folder.names(prefix):
-        file = folder.read(f"{prefix}/{name}")
-        assert file is not None
-        found[name] = bytes(file.content) + file.compression.encode()
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -99,61 +115,6 @@ def layer(stack: Any, embedded: Path) -> str:
     for name in local.names(key):
         bucket.write(f"{key}/{name}", local.read(f"{key}/{name}"))
     return url
-
-
-def trigger(stack: Any, run: str, **conf: Any) -> None:
-    stack.wait_for("dag-processor", lambda: stack.has_dag(DAG))
-    body = {"dag_run_id": run, "logical_date": None, "conf": conf}
-    stack.call("POST", f"/api/v2/dags/{DAG}/dagRuns", body)
-
-
-def end_of(stack: Any, run: str) -> str:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        state = stack.call("GET", f"/api/v2/dags/{DAG}/dagRuns/{run}")["state"]
-        if state in ("success", "failed"):
-            return str(state)
-        time.sleep(1)
-    return "undecided"
-
-
-def logs(stack: Any, run: str) -> str:
-    """The logs of all tasks of a run."""
-    text = ""
-    tasks = stack.call("GET", f"/api/v2/dags/{DAG}/dagRuns/{run}/taskInstances")
-    for task in tasks["task_instances"]:
-        path = f"/api/v2/dags/{DAG}/dagRuns/{run}/taskInstances/{task['task_id']}"
-        for attempt in range(1, task["try_number"] + 1):
-            text += f"\n== {task['task_id']} {task['state']}\n"
-            path_of_log = f"{path}/logs/{attempt}?map_index={task['map_index']}"
-            text += stack.call("GET", path_of_log, accept="x-ndjson")
-    return text
-
-
-def assert_same_chunks(url: str, embedded: Path) -> None:
-    bucket, local = open_folder(url), open_folder(f"file://{embedded}")
-    keys = [scale["key"] for scale in json.loads(bytes(local.read("info").content))["scales"]]
-    assert len(keys) == 3
-    for key in keys:
-        expected = stored(local, key)
-        assert len(expected) >= 4
-        assert stored(bucket, key) == expected
-
-
-def workers_of(run: str) -> set[str]:
-    """Who wrote the receipts of a run."""
-    runs = open_folder("s3://igneous/runs")
-    found = set()
-    for page in (
-        boto3.client("s3")
-        .get_paginator("list_objects_v2")
-        .paginate(Bucket="igneous", Prefix="runs/")
-    ):
-        for entry in page.get("Contents", []):
-            if f"_{run}_" in entry["Key"] and "/done/" in entry["Key"]:
-                file = runs.read(entry["Key"].removeprefix("runs/"))
-                found.add(json.loads(bytes(file.content))["worker"].rpartition(":")[2])
-    return found
 
 
 @pytest.mark.services
@@ -208,6 +169,114 @@ def test_a_dag_run_by_pods_leaves_the_same_chunks_though_one_is_killed(
     cluster.wait_until_empty()
     assert len(cluster.pods_started()) >= 3
     assert "outcome=done" in logs(stack, "pods"), "the log of a pod is in that of its task"
+
+
+@pytest.mark.services
+@pytest.mark.timeout(900)
+def test_a_dag_run_leaves_the_same_chunks_whatever_bucket_and_queue_do_to_it(
+    stack: Any, layer: str, embedded: Path
+) -> None:
+    """Every fault passes. Messages are lost meanwhile, and others are delivered twice."""
+    s3, sqs = stack.proxies["s3"].faults, stack.proxies["sqs"].faults
+    stack.stop_workers()
+    place, (source, coarser, _) = layer.removeprefix("s3:/"), keys_of(embedded)
+
+    s3 += [
+        Fault("PUT", "/run.json", status=500),
+        Fault("GET", "/run.json", cut="answer"),
+        Fault("GET", f"{place}/info", status=503, code="SlowDown"),
+        Fault("PUT", f"{place}/info", cut="request"),
+    ]
+    sqs += [
+        Fault(part="GetQueueUrl", **BROKEN),
+        Fault(part="SendMessageBatch", **THROTTLED, times=2),
+        Fault(part="SendMessageBatch", **BROKEN),
+        Fault(part="SendMessageBatch", cut="answer"),
+        half_of_the_entries_fail(times=2),
+    ]
+    trigger(stack, "faults", layer=layer, num_mips=2, workers=0)
+    stack.wait_for("scheduler", lambda: is_deferred(stack, "faults", "drained"))
+    assert_all_struck(s3, sqs)
+
+    empty = counters(held=0)
+    sqs += [empty]
+    s3 += [Fault("GET", "%2Fdone", cut="answer")]
+    lose_messages(stack.url("sqs"), 12)
+    sqs += [Fault(part="SendMessageBatch", again=1, times=2)]
+    stack.wait_for("triggerer", lambda: "Messages were lost: sent 32" in logs(stack, "faults"))
+    assert empty.times < FOR_EVER
+    sqs.remove(empty)
+    assert_all_struck(s3, sqs)
+
+    held = counters(held=7)
+    for fault in (
+        {"status": 500},
+        {"status": 503, "code": "SlowDown", "times": 3},
+        {"delay": 5, "times": 2},
+        {"cut": "answer"},
+    ):
+        s3 += [Fault("GET", f"{place}/{source}/", **fault)]
+        s3 += [Fault("PUT", f"{place}/{coarser}/", **fault), Fault("PUT", "/done/", **fault)]
+    s3 += [
+        Fault("PUT", f"{place}/{coarser}/", cut="request", times=2),
+        Fault("PUT", "/done/", cut="request"),
+        Fault("HEAD", "/done/", status=503, code="SlowDown"),
+        Fault("PUT", f"{place}/provenance", status=503, code="SlowDown"),
+        Fault("PUT", "/summary.json", status=500),
+    ]
+    sqs += [
+        Fault(part="ReceiveMessage", **THROTTLED),
+        Fault(part="ReceiveMessage", **BROKEN),
+        leases_end_early(5, times=1, cut="answer"),
+        leases_end_early(1, times=4),
+        Fault(part="DeleteMessageBatch", **THROTTLED),
+        Fault(part="DeleteMessageBatch", **BROKEN),
+        Fault(part="GetQueueAttributes", **THROTTLED, times=2),
+        held,
+    ]
+    said = len(stack.log("worker"))
+    stack.start_workers()
+    assert end_of(stack, "faults") == "success", logs(stack, "faults")
+    assert held.times < FOR_EVER
+    sqs.remove(held)
+    assert_all_struck(s3, sqs)
+    assert_same_chunks(layer, embedded)
+    outcomes = re.findall(r"outcome=(\w+) run=\S*_faults_", stack.log("worker")[said:])
+    assert outcomes.count("done") >= 32
+    assert "repeated" in outcomes, "delivered twice"
+
+
+@pytest.mark.services
+@pytest.mark.timeout(900)
+def test_a_dag_run_without_the_right_to_write_fails_soon_and_goes_on_once_it_is_back(
+    stack: Any, layer: str, embedded: Path
+) -> None:
+    """First the whole layer may not be written to, as is found out at once; then a mip of it."""
+    denied = {"status": 403, "code": "AccessDenied", "times": FOR_EVER}
+    bucket, local = open_folder(layer), open_folder(f"file://{embedded}")
+    place, (_, coarser, coarsest) = layer.removeprefix("s3:/"), keys_of(embedded)
+    for part in (f"{place}/", f"{place}/{coarsest}/"):
+        fault = Fault("PUT", part, **denied)
+        stack.proxies["s3"].faults.append(fault)
+        began = time.monotonic()
+        code, said = as_ci(stack, "denied", layer=layer, num_mips=2, workers=0)
+        assert code == 1, said
+        assert "grant these credentials s3:PutObject and s3:PutObjectAcl on bucket igneous" in said
+        assert time.monotonic() - began < 120
+        assert fault.times < FOR_EVER
+        stack.proxies["s3"].faults.remove(fault)
+        assert stored(bucket, coarsest) == {}
+        assert stored(bucket, coarser).items() <= stored(local, coarser).items(), "whole or not"
+    code, said = as_ci(stack, "denied", layer=layer, num_mips=2, workers=0)
+    assert code == 0, said
+    assert_same_chunks(layer, embedded)
+
+
+def assert_all_struck(*lists: list[Any]) -> None:
+    """Every fault has happened as often as it should; forget them."""
+    for faults in lists:
+        assert [fault for fault in faults if fault.times] == []
+        faults.clear()
 
 
 @pytest.mark.services

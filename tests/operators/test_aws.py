@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
+from igneous_airflow.errors import AccessDenied
 from igneous_airflow.operators import aws, trigger
 from igneous_airflow.operators.chain import Chain, Step
+from igneous_airflow.operators.crew import NOBODY
 from igneous_airflow.operators.form import Form
 from igneous_airflow.operators.settings import load_run
 from igneous_airflow.operators.stage import (
@@ -24,6 +26,7 @@ from igneous_airflow.operators.stage import (
     PlanStage,
     RemoveQueue,
 )
+from igneous_airflow.operators.stage_workers import StageWorkers
 from igneous_airflow.operators.trigger import StageDrainedTrigger
 from igneous_airflow.operators.workers import LocalWorkers
 from igneous_airflow.progress import State
@@ -33,7 +36,8 @@ from igneous_airflow.queue.sqs_address import Address
 from igneous_airflow.queue.sqs_service import connect
 from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
-from igneous_airflow.worker.loop import Worker, WorkerOptions
+from igneous_airflow.task import Task
+from igneous_airflow.worker.loop import Worker, WorkerOptions, fail
 
 pytestmark = pytest.mark.airflow
 
@@ -343,6 +347,40 @@ async def test_tasks_given_up_are_found_in_the_dead_letters(run: Run) -> None:
         queue.bury(lease, "broken")
     assert await verdict(trigger_of(run)) == "failed"
     queue.delete()
+
+
+@pytest.mark.asyncio
+async def test_that_workers_gave_up_all_that_is_left_is_believed_at_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counters lag, the ledger does not."""
+    monkeypatch.setattr(trigger, "_LAG_SECONDS", 60)
+    run.enqueue()
+    queue = run.open_queue()
+    while lease := queue.lease(60):
+        fail(queue, lease, Task.decode(lease.body), AccessDenied("no"), WorkerOptions())
+    assert await asyncio.wait_for(verdict(trigger_of(run)), 20) == "failed"
+    queue.delete()
+
+
+def test_tasks_that_workers_elsewhere_gave_up_are_sent_again_when_workers_is_cleared(
+    run: Run,
+) -> None:
+    run.enqueue()
+    queue = run.open_queue()
+    nobody = StageWorkers(task_id="workers", run_url=run.url, worker=NOBODY)
+    lease = queue.lease(60)
+    assert lease is not None
+    nobody.execute({})
+    assert run.progress().leased == 1, "what waits, or is worked on, is left alone"
+    while lease:
+        fail(queue, lease, Task.decode(lease.body), AccessDenied("no"), WorkerOptions())
+        lease = queue.lease(60)
+    assert run.progress().state is State.FAILED
+    nobody.execute({})
+    run.prepare()
+    work(run)
+    finish(run)
 
 
 @pytest.mark.asyncio

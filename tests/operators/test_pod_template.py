@@ -15,7 +15,7 @@ from igneous_airflow.run import Run
 pytestmark = pytest.mark.airflow
 
 
-def run(memory: int = 0) -> Run:
+def run(memory: int = 0, scratch: int = 0) -> Run:
     return Run(
         id="a-run-1a2b3c4d",
         url="s3://bucket/runs/a-run-1a2b3c4d",
@@ -27,6 +27,7 @@ def run(memory: int = 0) -> Run:
         own_queue=True,
         cells=10,
         memory=memory,
+        scratch=scratch,
         by="me",
         created=0,
     )
@@ -95,6 +96,27 @@ def test_a_task_is_back_before_the_pod_would_be_killed(tmp_path: Path, period: i
     made = PodTemplate(tmp_path, manifest).fill_in(run(), RunOptions(), settings)
     killed = 30 if period is None else period
     assert 0 <= option(made, "--grace-seconds") <= max(killed - 10, 0)
+
+
+@pytest.mark.parametrize(("limit", "bytes_there"), [("1Gi", 1 << 30), ("500M", 500 * 10**6)])
+def test_tmp_has_room_for_what_a_run_copies_there(limit: str, bytes_there: int) -> None:
+    settings = PodSettings.read()
+    manifest = yaml.safe_load(settings.template.read_text())
+    tmp, secrets = manifest["spec"]["volumes"]
+    tmp["emptyDir"]["sizeLimit"] = limit
+    template = PodTemplate(settings.template, manifest)
+
+    def volumes(scratch: int) -> list[dict[str, Any]]:
+        made = template.fill_in(run(scratch=scratch), RunOptions(), settings)
+        return list(made["spec"]["volumes"])
+
+    assert volumes(0) == [tmp, secrets]
+    roomy, same = volumes(5 * 10**9)
+    assert same == secrets
+    size = int(roomy["emptyDir"]["sizeLimit"].removesuffix("M")) * 10**6
+    assert 0 <= size - bytes_there - 5 * 10**9 < 10**6
+    del tmp["emptyDir"]["sizeLimit"]
+    assert volumes(5 * 10**9) == [tmp, secrets], "no limit, as the template says"
 
 
 def test_memory_is_what_the_plan_needs_for_each_process() -> None:

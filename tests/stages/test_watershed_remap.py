@@ -146,6 +146,8 @@ def test_hdf5_counts_from_1_and_background_stays(tmp_path, block_of_its_own):
     wishes = {"map_path": f"{tmp_path}/map.h5", "max_mips": 0, "compress": "none"}
     stage = WatershedRemap(src=src, dest=f"{tmp_path}/dest", **wishes)
     assert f"copies the map, {values.nbytes:,} bytes," in "\n".join(stage.plan().notes)
+    run, plan = Run.launch(stage, url=f"file://{tmp_path}/run", queue="memory://unused", by="me")
+    assert run.scratch == plan.scratch == values.nbytes
     complete(stage)
     assert_mips(tmp_path / "dest", [values[labels]])
 
@@ -325,9 +327,11 @@ def test_a_destination_that_exists_keeps_its_chunks(tmp_path, remap):
 def test_a_map_that_gives_background_a_label_is_noted(remap):
     values = map_of(1000)
     values[0] = 123
-    notes = "\n".join(remap(labels_of(Vec3(16, 16, 8)), values).plan().notes)
+    stage = remap(labels_of(Vec3(16, 16, 8)), values)
+    notes = "\n".join(stage.plan().notes)
     assert "background, 0, into label 123" in notes
     assert "labels 0 to 1,000" in notes
+    assert stage.plan().scratch == 0
     assert "copies the map" not in notes  # it is mapped into memory where it lies
 
 

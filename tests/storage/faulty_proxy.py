@@ -6,7 +6,7 @@ Other files load this one by its path: tests are no package.
 import http.client
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,12 +17,15 @@ _OWN_HEADERS = frozenset({"transfer-encoding", "connection", "date", "server", "
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests of a method whose path has `part` in it.
+    """What happens to the next `times` requests of a method that have `part` in them.
 
-    The answer is late by `delay` seconds. With a `status` the request is not let through: it is
-    answered with the `body`, or with S3's words for the `code` of an error. With `cut` the
-    connection ends in the middle of the request's body ("request"), or of the answer's ("answer").
-    The `headers` take the place of those of the server's answer.
+    What is compared is a request's path with, for SQS, the operation after it. The answer is late
+    by `delay` seconds. With a `status` the request is not let through: it is answered with the
+    `body`, or with S3's words for the `code` of an error. With `cut` the connection ends in the
+    middle of the request's body ("request"), or of the answer's ("answer"; where that is empty, no
+    answer comes). `ask` changes the body that is let through, `again` times more than once; `tell`
+    makes the answer's body, of that of the request and of the real answer. The `headers` take the
+    place of those of the server's answer.
     """
 
     method: str = ""
@@ -33,10 +36,13 @@ class Fault:
     code: str = "InternalError"
     body: str = ""
     cut: str = ""
+    ask: Callable[[bytes], bytes] = lambda body: body
+    again: int = 0
+    tell: Callable[[bytes, bytes], bytes] = lambda _body, answer: answer
     headers: dict[str, str] = field(default_factory=dict)
 
-    def takes(self, method: str, path: str) -> bool:
-        return self.times > 0 and self.method in ("", method) and self.part in path
+    def takes(self, method: str, words: str) -> bool:
+        return self.times > 0 and self.method in ("", method) and self.part in words
 
 
 @dataclass
@@ -49,12 +55,12 @@ class Proxy:
     page: int = 0  # names that one answer lists at most, if set
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def note(self, method: str, path: str) -> Fault:
+    def note(self, method: str, words: str) -> Fault:
         """Count a request, and say what is to happen to it."""
         with self.lock:
-            self.requests.append(f"{method} {path}")
+            self.requests.append(f"{method} {words}")
             for fault in self.faults:
-                if fault.takes(method, path):
+                if fault.takes(method, words):
                     fault.times -= 1
                     return fault
         return Fault()
@@ -64,9 +70,7 @@ class Proxy:
 def running(behind: str) -> Iterator[Proxy]:
     """Run a proxy of the server `behind`, on a free port of this machine only."""
     handler = type("Handler", (_Handler,), {})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    server.handle_error = lambda *_: None  # clients end connections as they like
+    server = _Server(("127.0.0.1", 0), handler)
     proxy = Proxy(f"http://127.0.0.1:{server.server_port}")
     handler.proxy, handler.behind = proxy, urlsplit(behind).netloc
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -79,6 +83,14 @@ def running(behind: str) -> Iterator[Proxy]:
         thread.join()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # many workers connect at once
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing: clients end connections as they like."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     proxy: Proxy
@@ -88,7 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def answer(self) -> None:
-        fault = self.proxy.note(self.command, self.path)
+        operation = self.headers.get("X-Amz-Target", "")
+        fault = self.proxy.note(self.command, f"{self.path} {operation}".rstrip())
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         time.sleep(fault.delay)
         if fault.cut == "request":
@@ -119,21 +132,30 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path
         if self.proxy.page and "list-type" in path:
             path += f"&max-keys={self.proxy.page}"
-        server = http.client.HTTPConnection(self.behind, timeout=30)
-        try:
-            server.request(self.command, path, body, dict(self.headers.items()))
-            response = server.getresponse()
-            content = response.read()
-        finally:
-            server.close()
-        length = int(response.getheader("Content-Length") or len(content))
+        for _ in range(1 + fault.again):
+            response, content = self._ask_server(path, fault.ask(body))
+        content = fault.tell(body, content)
+        # the answer to HEAD has no body, yet the length of one
+        length = len(content) or int(response.getheader("Content-Length") or 0)
+        if fault.cut == "answer":
+            self.close_connection = True
+            if not content:
+                return
+            content = content[: len(content) // 2]
         kept = [pair for pair in response.getheaders() if pair[0].lower() not in fault.headers]
         self._begin(response.status, [*kept, *fault.headers.items()], length)
-        if fault.cut == "answer":
-            content = content[: len(content) // 2]
-            self.close_connection = True
-        if self.command != "HEAD":
-            self.wfile.write(content)
+        self.wfile.write(content)
+
+    def _ask_server(self, path: str, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+        own = self.headers.items()
+        headers = {name: value for name, value in own if name.lower() != "content-length"}
+        server = http.client.HTTPConnection(self.behind, timeout=30)
+        try:
+            server.request(self.command, path, body, headers)
+            response = server.getresponse()
+            return response, response.read()
+        finally:
+            server.close()
 
     def _begin(self, status: int, headers: list[tuple[str, str]], length: int) -> None:
         self.send_response(status)
