@@ -344,7 +344,7 @@ class Run(BaseModel):
     def _way_out(self) -> str:
         return (
             f"run `igneous-airflow resume {self.url.removeprefix('file://')}`, or, in Airflow, "
-            "clear the task `workers` with those after it. Tasks that are done are not repeated."
+            "clear the task `enqueue` with those after it. Tasks that are done are not repeated."
         )
 
     def final_failures(self, limit: int = 1000) -> list[Failure]:

@@ -14,7 +14,6 @@ from igneous_airflow.operators.params import RunOptions, read_params
 from igneous_airflow.operators.settings import load_run
 from igneous_airflow.operators.stage import RUN_URL, RunOperator, explained
 from igneous_airflow.operators.workers import LocalWorkers
-from igneous_airflow.progress import State
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -39,24 +38,13 @@ class StageWorkers(RunOperator):
     def execute(self, context: "Context") -> None:
         """Work, or defer until the workers in the cluster have ended."""
         if self.worker == NOBODY:
-            self._leave_to_others()
+            self.log.info("No worker is started: nothing is left to do, or it is left to others")
             return
         if self.worker == LOCAL:
             self._working = LocalWorkers(task_id=self.task_id, run_url=self.run_url)
         else:
             self._working = self._in_kubernetes(context)
         self._working.work(context)
-
-    def _leave_to_others(self) -> None:
-        """Start no worker; what was given up is sent again, since this task was cleared for that.
-
-        Messages that are lost are not looked for: `drained` knows how long counters lag.
-        """
-        self.log.info("No worker is started: nothing is left to do, or it is left to others")
-        with explained():
-            run = load_run(self.run_url)
-            if run.progress().state is State.FAILED:
-                self.log.info("Sent %s tasks that are not done yet", f"{run.enqueue():,}")
 
     def trigger_reentry(self, context: "Context", event: dict[str, Any]) -> None:
         """Go on after a deferral; KubernetesPodOperator defers with this method's name."""

@@ -1,7 +1,6 @@
 """The demonstration: a real Airflow DAG run on a sample dataset, on this machine alone."""
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from igneous_airflow.cli.addresses import folder_url, program, shown
 from igneous_airflow.cli.embedded import EmbeddedAirflow, stop
 from igneous_airflow.cli.picture import draw_picture
+from igneous_airflow.cli.runs import bar_of
 from igneous_airflow.cli.stages import make_stage
 from igneous_airflow.errors import RunFailed
 from igneous_airflow.geometry.bbox import Vec3
@@ -163,13 +163,7 @@ def _show_progress(records: set[Path], bars: "dict[Path, tqdm[Any]]") -> None:
         if record not in bars:
             for bar in bars.values():
                 bar.close()
-            bars[record] = tqdm(
-                total=run.planned,
-                unit="task",
-                desc=run.stage,
-                file=sys.stderr,
-                disable=None,  # where this is no terminal
-            )
+            bars[record] = bar_of(run)
         bars[record].update(run.done().count - bars[record].n)
 
 

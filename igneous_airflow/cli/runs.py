@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 import time
+from typing import Any
 
 import click
 from tqdm import tqdm
@@ -198,10 +199,21 @@ def _interrupted(run: Run, progress: Progress) -> str:
     )
 
 
+def bar_of(run: Run, *, done: int = 0) -> "tqdm[Any]":
+    """A bar of a run's tasks; where this is no terminal, it is told twice a minute."""
+    often = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(
+        total=run.planned,
+        initial=done,
+        unit="task",
+        desc=run.stage,
+        file=sys.stderr,
+        mininterval=often,
+    )
+
+
 def _work(run: Run, processes: int) -> int:
-    with tqdm(
-        total=run.planned, initial=run.done().count, unit="task", file=sys.stderr, disable=None
-    ) as bar:
+    with bar_of(run, done=run.done().count) as bar:
 
         def on_settled(event: Settled) -> None:
             if event.outcome == "done":

@@ -135,13 +135,13 @@ class DagRun:
     def resume(self) -> None:
         """Clear what failed and all after it: only tasks without a receipt are done again.
 
-        Where the proof failed, that begins with the workers: what is missing must be sent again.
+        Where the proof failed, that begins with `enqueue`, which sends what is missing.
         """
         tasks = self._tasks()
         failed = {task["task_id"] for task in tasks if task["state"] in _FAILED}
         steps = [task.rpartition(".") for task in failed]
-        workers = {f"{stage}.workers" for stage, _, step in steps if step in _PROOFS}
-        failed |= workers & {task["task_id"] for task in tasks}
+        senders = {f"{stage}.enqueue" for stage, _, step in steps if step in _PROOFS}
+        failed |= senders & {task["task_id"] for task in tasks}
         # what is after it has succeeded where it is a teardown, which kept the queue
         body = {
             "dry_run": False,

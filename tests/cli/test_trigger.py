@@ -69,7 +69,7 @@ def test_tasks_beyond_the_first_page_are_seen() -> None:
     assert list(run_of(answers).news()) == ["plan[249]: skipped"]
 
 
-def test_resuming_begins_with_the_workers_where_the_proof_failed() -> None:
+def test_resuming_begins_with_what_is_sent_where_the_proof_failed() -> None:
     """A cleared `drained` or `finish` alone would look at the same missing receipts again."""
     cleared: list[list[str]] = []
 
@@ -81,7 +81,7 @@ def test_resuming_begins_with_the_workers_where_the_proof_failed() -> None:
             return super().call(method, path, *body, **options)
 
     for ended in ({"drained": "failed", "finish": "upstream_failed"}, {"finish": "failed"}):
-        states = dict.fromkeys(("plan", "workers", "drained", "finish"), "success") | ended
+        states = dict.fromkeys(("plan", "enqueue", "drained", "finish"), "success") | ended
         answers = Failed([], [])
         answers.tasks = [
             [{**TASK, "task_id": f"downsample.{step}", "state": states[step]} for step in states]
@@ -89,9 +89,9 @@ def test_resuming_begins_with_the_workers_where_the_proof_failed() -> None:
         ]
         run_of(answers).resume()
         names = {name.rpartition(".")[2] for name in cleared[-1] if "." in name}
-        assert names == {"workers", *ended}
+        assert names == {"enqueue", *ended}
         assert "finish" in cleared[-1]
-        assert ".workers" not in cleared[-1]
+        assert ".enqueue" not in cleared[-1]
 
 
 class Refusal:

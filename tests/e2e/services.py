@@ -245,6 +245,13 @@ class Stack:
         worker.terminate()
         worker.wait(_START_SECONDS)
 
+    def restart(self, service: str) -> None:
+        """Kill a component of Airflow without a warning, and start it as its container would be."""
+        for process in self.processes(service):
+            os.kill(process, signal.SIGKILL)
+        self.started[service].wait()
+        self._run(service, ["airflow"])
+
     def log(self, service: str) -> str:
         return (self.folder / f"{service}.log").read_text(errors="replace")
 

@@ -176,7 +176,10 @@ def test_a_dag_run_by_pods_leaves_the_same_chunks_though_one_is_killed(
 def test_a_dag_run_leaves_the_same_chunks_whatever_bucket_and_queue_do_to_it(
     stack: Any, layer: str, embedded: Path
 ) -> None:
-    """Every fault passes. Messages are lost meanwhile, and others are delivered twice."""
+    """Every fault passes. Messages are lost meanwhile, and others are delivered twice.
+
+    The triggerer is killed while it watches, and another goes on.
+    """
     s3, sqs = stack.proxies["s3"].faults, stack.proxies["sqs"].faults
     stack.stop_workers()
     place, (source, coarser, _) = layer.removeprefix("s3:/"), keys_of(embedded)
@@ -198,6 +201,7 @@ def test_a_dag_run_leaves_the_same_chunks_whatever_bucket_and_queue_do_to_it(
     stack.wait_for("scheduler", lambda: is_deferred(stack, "faults", "drained"))
     assert_all_struck(s3, sqs)
 
+    stack.restart("triggerer")
     empty = counters(held=0)
     sqs += [empty]
     s3 += [Fault("GET", "%2Fdone", cut="answer")]

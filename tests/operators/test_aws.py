@@ -16,7 +16,6 @@ from airflow.sdk.exceptions import AirflowFailException
 from igneous_airflow.errors import AccessDenied
 from igneous_airflow.operators import aws, trigger
 from igneous_airflow.operators.chain import Chain, Step
-from igneous_airflow.operators.crew import NOBODY
 from igneous_airflow.operators.form import Form
 from igneous_airflow.operators.settings import load_run
 from igneous_airflow.operators.stage import (
@@ -26,7 +25,6 @@ from igneous_airflow.operators.stage import (
     PlanStage,
     RemoveQueue,
 )
-from igneous_airflow.operators.stage_workers import StageWorkers
 from igneous_airflow.operators.trigger import StageDrainedTrigger
 from igneous_airflow.operators.workers import LocalWorkers
 from igneous_airflow.progress import State
@@ -361,26 +359,6 @@ async def test_that_workers_gave_up_all_that_is_left_is_believed_at_once(
         fail(queue, lease, Task.decode(lease.body), AccessDenied("no"), WorkerOptions())
     assert await asyncio.wait_for(verdict(trigger_of(run)), 20) == "failed"
     queue.delete()
-
-
-def test_tasks_that_workers_elsewhere_gave_up_are_sent_again_when_workers_is_cleared(
-    run: Run,
-) -> None:
-    run.enqueue()
-    queue = run.open_queue()
-    nobody = StageWorkers(task_id="workers", run_url=run.url, worker=NOBODY)
-    lease = queue.lease(60)
-    assert lease is not None
-    nobody.execute({})
-    assert run.progress().leased == 1, "what waits, or is worked on, is left alone"
-    while lease:
-        fail(queue, lease, Task.decode(lease.body), AccessDenied("no"), WorkerOptions())
-        lease = queue.lease(60)
-    assert run.progress().state is State.FAILED
-    nobody.execute({})
-    run.prepare()
-    work(run)
-    finish(run)
 
 
 @pytest.mark.asyncio

@@ -144,7 +144,7 @@ def test_clearing_the_workers_does_again_what_was_lost_behind_our_back(
     words = str(caught.value)
     assert f"8_8_40/{chunk.name.removesuffix('.gz')}" in words
     assert "1 of 4: 1\n" in words
-    assert "clear the task `workers` with those after it" in words
+    assert "clear the task `enqueue` with those after it" in words
 
     kept = {p: p.stat().st_mtime_ns for p in (layer / "8_8_40").iterdir()}
     workers.execute({"params": {"workers": 1}})
