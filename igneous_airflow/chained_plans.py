@@ -2,30 +2,31 @@
 
 from collections.abc import Sequence
 
-from igneous_airflow.errors import IgneousError
+from igneous_airflow.errors import PermanentError
 from igneous_airflow.stage import Plan, Stage
 from igneous_airflow.storage.rehearsal import rehearsal
 
 
-def plan_all(stages: Sequence[Stage]) -> list[Plan]:
-    """Plan stages in their order, each as if the ones before it had prepared their layers.
+def plan_following(first: Stage, plan: Plan, following: Sequence[Stage]) -> list[Plan]:
+    """Plan the stages after one whose own plan is accepted, as if each had been prepared in turn.
 
-    Nothing is written: what they would write is kept in memory, and forgotten. Ends with the first
-    plan that is refused. Voxels, levels and meshes are not made, so what a later stage refuses for
-    want of them is left out.
+    `first` is as its run goes by it, `following` as asked for. Nothing is written: what `prepare`
+    would write is kept in memory, and forgotten. Ends with the first plan that is refused. Voxels,
+    levels and meshes are not made, so what a plan refuses for want of them (`Plan.awaited`) is left
+    out.
     """
     plans: list[Plan] = []
-    stage: Stage | None = None
+    earlier = first.model_copy()  # of its own, as it keeps what it finds
     with rehearsal():
-        for asked in stages:
-            if stage is not None:
-                stage.prepare()
+        for asked in following:
             try:
-                stage = asked.model_copy().resolved()  # what it keeps is not what is there
-                plan = stage.plan()
-            except IgneousError as error:
-                return [*plans, Plan(stage=asked.name, refusals=(str(error),))]
-            plans.append(plan.as_later_step() if plans else plan)
-            if plans[-1].refusals:
+                if not plan.unconfirmed:  # as when only the plan was asked for
+                    earlier.prepare()
+                earlier = asked.model_copy().resolved()
+                plan = earlier.plan().as_later_step()
+            except PermanentError as error:
+                plan = Plan(stage=asked.name, refusals=(str(error),))
+            plans.append(plan)
+            if plan.refusals:
                 break
     return plans

@@ -115,20 +115,25 @@ class Run(BaseModel):
         origin: dict[str, str] | None = None,
         batch: int | None = None,
         plan_only: bool = False,
+        once_planned: Callable[[Stage, Plan], None] = lambda _stage, _plan: None,
     ) -> tuple[Self, Plan]:
         """Plan a stage and record the run; or take up the unfinished run recorded at `url`.
 
         `batch` cells make a task; by default one, or more where there would be very many tasks.
         A run that has finished starts from the beginning. With `plan_only` the run is held, and
-        nothing need be confirmed. Raises PlanRefused with every reason when the stage cannot
-        start, and InvalidParameter when an unfinished run of other parameters is recorded there.
+        nothing need be confirmed. `once_planned` is called with the stage as it will run and its
+        plan, before anything is recorded; what it raises ends the launch. Raises PlanRefused with
+        every reason when the stage cannot start, and InvalidParameter when an unfinished run of
+        other parameters is recorded there.
         The layer is left as it is, though without `plan_only` an empty file is written into its
         folder and deleted, to see that the run may.
         """
         earlier = cls._find(url)
         if earlier is not None and not earlier.is_finished:
             earlier._require_same(stage)  # noqa: SLF001
-            plan = _startable(earlier.make_stage().plan(), plan_only=plan_only)
+            stage = earlier.make_stage()
+            plan = _startable(stage.plan(), plan_only=plan_only)
+            once_planned(stage, plan)
             return earlier, earlier._announced(plan)  # noqa: SLF001
         asked = stage.parameters()
         try:
@@ -136,6 +141,7 @@ class Run(BaseModel):
         except IgneousError as error:
             raise PlanRefused(stage.name, [str(error)]) from error
         plan = _startable(stage.plan(), plan_only=plan_only)
+        once_planned(stage, plan)
         cells = len(stage.cells())
         run = cls(
             id=url.rstrip("/").rpartition("/")[2],

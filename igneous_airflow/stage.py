@@ -45,7 +45,9 @@ class Plan(BaseModel):
     deletions: tuple[str, ...] = Field(default=(), description="what will be gone, a line each")
     refusals: tuple[str, ...] = Field(default=(), description="every reason not to start")
     awaited: tuple[str, ...] = Field(
-        default=(), description="those of the refusals that an earlier step of a chain takes away"
+        default=(),
+        exclude=True,
+        description="those of the refusals that an earlier step of a chain takes away",
     )
     unconfirmed: str = Field(default="", description="what must be confirmed before the start")
     writes_to: str = Field(default="", description="folder that is tried before a run is recorded")
@@ -192,11 +194,19 @@ class Stage(BaseModel, ABC):
 
     @abstractmethod
     def plan(self) -> Plan:
-        """Check and count; reads metadata, writes nothing, and refuses rather than raises."""
+        """Check and count; reads metadata, writes nothing, and refuses rather than raises.
+
+        What is refused only because a stage before it has not run yet, as for want of its meshes,
+        is in `awaited` too, or no chain of the two could begin.
+        """
 
     @abstractmethod
     def prepare(self) -> None:
-        """Write metadata that tasks rely on, before any of them; may run again."""
+        """Write metadata that tasks rely on, before any of them; may run again.
+
+        Chains are planned by it as well, with folders that keep in memory what is written: it must
+        write by `open_folder` alone, opened in the thread that it is called in.
+        """
 
     @abstractmethod
     def cells(self) -> Sequence[Any]:

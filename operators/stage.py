@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator, SkipMixin
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from igneous_airflow.chained_plans import plan_all
+from igneous_airflow.chained_plans import plan_following
 from igneous_airflow.errors import IgneousError, PlanRefused, RunFailed, TransientError
 from igneous_airflow.forecast import Forecast
 from igneous_airflow.operators.approval import approved, ask, foresee, why_to_approve
@@ -94,8 +94,7 @@ class PlanStage(BaseOperator, SkipMixin):
                 raise AirflowSkipException(stage.reason)
             options = read_params(RunOptions, context["params"])
             self._require_earlier(options)
-            later = self._plan_later(stages, options, values)
-            run, planned = self._launch(context, stage, options, values)
+            run, planned, later = self._launch(context, stages, options, values)
             plan = foresee(planned, run, options)
             run.write_plan(plan)
             self.log.info("%s", plan.describe())
@@ -138,37 +137,32 @@ class PlanStage(BaseOperator, SkipMixin):
         dag_run = context["dag_run"]
         return run_url(dag_run.dag_id, dag_run.run_id, self.group_id)
 
-    def _plan_later(
+    def _launch(
         self,
+        context: "Context",
         stages: Mapping[str, Stage | Skipped],
         options: RunOptions,
         values: Mapping[str, Any],
-    ) -> list[Plan]:
-        """The plans of the later steps, when this is the first; raises PlanRefused for any of all.
+    ) -> tuple[Run, Plan, list[Plan]]:
+        """Launch the run, or refuse in the words of the form.
 
-        A step that cannot work on what the steps before it will make is refused here, before they
-        have begun.
+        Returns its plan, and where it is the first step that runs, those of the later ones.
         """
-        running = [step for step in self.form.chain.steps if isinstance(stages[step.name], Stage)]
-        if running[0] is not self.step or len(running) == 1:
-            return []
-        plans = plan_all([stage for stage in stages.values() if isinstance(stage, Stage)])
-        for step, plan in zip(running, plans, strict=False):
-            try:
-                plan.require_possible() if options.plan_only else plan.require_accepted()
-            except PlanRefused as refused:
-                raise self._in_words(refused, step, values) from None
-        return plans[1:]
-
-    def _launch(
-        self, context: "Context", stage: Stage, options: RunOptions, values: Mapping[str, Any]
-    ) -> tuple[Run, Plan]:
-        """Launch the run, or refuse in the words of the form."""
         dag_run, url = context["dag_run"], self._run_url(context)
+        running = {name: stage for name, stage in stages.items() if isinstance(stage, Stage)}
+        is_first = next(iter(running)) == self.step.name
+        stage = running.pop(self.step.name)
         queue, own_queue = queue_url(url, options.queue)
         require_workable(options, stage, (url, queue))
+        later: list[Plan] = []
+
+        def plan_later(first: Stage, plan: Plan) -> None:
+            if is_first:
+                later.extend(plan_following(first, plan, list(running.values())))
+                self._require_possible(dict(zip(running, later, strict=False)), options, values)
+
         try:
-            return Run.launch(
+            run, plan = Run.launch(
                 stage,
                 url=url,
                 queue=queue,
@@ -181,14 +175,29 @@ class PlanStage(BaseOperator, SkipMixin):
                     "dag_run_id": dag_run.run_id,
                     "group_id": self.group_id,
                 },
+                once_planned=plan_later,
             )
         except PlanRefused as refused:
-            raise self._in_words(refused, self.step, values) from None
+            raise self._refusal(refused, self.step, values) from None
+        return run, plan, later
 
-    def _in_words(self, refused: PlanRefused, step: Step, values: Mapping[str, Any]) -> PlanRefused:
-        """The refusal of a step in the words of the form."""
+    def _require_possible(
+        self, later: Mapping[str, Plan], options: RunOptions, values: Mapping[str, Any]
+    ) -> None:
+        """Refuse at the start what a later step could not do on what the earlier ones will make."""
+        for step in self.form.chain.steps:
+            if plan := later.get(step.name):
+                try:
+                    plan.require_possible() if options.plan_only else plan.require_accepted()
+                except PlanRefused as refused:
+                    raise self._refusal(refused, step, values) from None
+
+    def _refusal(
+        self, refused: PlanRefused, step: Step, values: Mapping[str, Any]
+    ) -> AirflowFailException:
+        """The refusal of a step's plan in the words of the form."""
         reasons = [self.form.in_its_words(step, reason, values) for reason in refused.refusals]
-        return PlanRefused(refused.stage, reasons)
+        return AirflowFailException(str(PlanRefused(refused.stage, reasons)))
 
     def _end(self, context: "Context", result: dict[str, Any]) -> None:
         """Skip all that comes after; never returns."""

@@ -264,7 +264,7 @@ def test_a_run_that_is_not_recorded_is_named(tmp_path: Path):
 @pytest.mark.parametrize("record", ["", "[]", '{"id": "x"}', "\x00"])
 def test_a_record_that_is_broken_is_named(tmp_path: Path, record: str):
     (tmp_path / "run.json").write_text(record)
-    with pytest.raises(InvalidParameter, match="does not hold a Run"):
+    with pytest.raises(InvalidParameter, match="damaged, or of another version"):
         Run.load(f"file://{tmp_path}")
 
 

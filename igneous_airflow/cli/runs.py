@@ -200,7 +200,7 @@ def _interrupted(run: Run, progress: Progress) -> str:
 
 
 def bar_of(run: Run, *, done: int = 0) -> "tqdm[Any]":
-    """A bar of a run's tasks; where this is no terminal, it is told twice a minute."""
+    """A bar of a run's tasks; where this is no terminal, told twice a minute at most."""
     often = 0.1 if sys.stderr.isatty() else 30.0
     return tqdm(
         total=run.planned,
@@ -209,6 +209,7 @@ def bar_of(run: Run, *, done: int = 0) -> "tqdm[Any]":
         desc=run.stage,
         file=sys.stderr,
         mininterval=often,
+        maxinterval=10 * often,
     )
 
 

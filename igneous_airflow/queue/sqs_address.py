@@ -9,7 +9,10 @@ from igneous_airflow.errors import InvalidParameter
 
 _OPTIONS = frozenset({"region", "endpoint", "create"})
 _USUAL_HOST = re.compile(r"sqs\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?")
-_REGION_IN_HOST = re.compile(r"sqs(?:-fips)?\.([a-z0-9-]+)\.(?:vpce\.)?amazonaws\.com")
+_REGIONS_IN_HOSTS = (
+    re.compile(r"(?:^|\.)sqs(?:-fips)?\.([a-z0-9-]+)\.(?:(?:vpce\.)?amazonaws\.com|api\.aws)"),
+    re.compile(r"^([a-z0-9-]+)\.queue\.amazonaws\.com"),
+)
 _ACCOUNT = re.compile(r"[0-9]{12}")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _LONGEST_OWN_NAME = 75  # room for the ending of the dead-letter queue
@@ -40,7 +43,9 @@ class Address:
         options = {"region": self.region, "endpoint": self.endpoint}
         if self.account:
             china = ".cn" if str(self.region).startswith("cn-") else ""
-            host = options.pop("endpoint") or f"https://sqs.{self.region}.amazonaws.com{china}"
+            host = f"https://sqs.{self.region}.amazonaws.com{china}"
+            if self.endpoint and not urlsplit(self.endpoint).path:
+                host = options.pop("endpoint") or host
             place = f"{host}/{self.account}/{self.name}"
         else:
             place = f"sqs://{self.name}"
@@ -57,6 +62,12 @@ class Address:
         that of a VPC or of FIPS, is the endpoint. Raises InvalidParameter.
         """
         parts = urlsplit(text)
+        if "@" in parts.netloc:  # not shown: what comes before may be a secret
+            host = parts.netloc.rpartition("@")[2]
+            raise InvalidParameter(
+                f"{parts.scheme}://...@{host}: credentials never stand in an address; write it "
+                "without them"
+            )
         options = _options(text, parts)
         region, endpoint = options.get("region"), options.get("endpoint")
         if parts.scheme == "sqs" and not parts.path:
@@ -70,10 +81,12 @@ class Address:
             )
         if options.get("create") == "true":
             raise InvalidParameter(f"{text!r} names an existing queue: leave out create=true")
-        if found := _REGION_IN_HOST.search(parts.netloc):
-            region = region or found[1]
-        if not _USUAL_HOST.fullmatch(parts.netloc):
-            endpoint = endpoint or _checked_endpoint(text, f"{parts.scheme}://{parts.netloc}")
+        host = parts.netloc.lower()
+        for pattern in _REGIONS_IN_HOSTS:
+            if found := pattern.search(host):
+                region = region or found[1]
+        if not _USUAL_HOST.fullmatch(host):
+            endpoint = endpoint or f"{parts.scheme}://{host}"
         name = _checked_name(text, name, create=False)
         return cls(name, region, endpoint, create=False, account=account)
 
@@ -87,7 +100,7 @@ def _options(text: str, parts: SplitResult) -> dict[str, str]:
             "Credentials never stand in an address"
         )
     if "endpoint" in options:
-        _checked_endpoint(text.partition("?")[0], options["endpoint"])
+        options["endpoint"] = _checked_endpoint(text.partition("?")[0], options["endpoint"])
     if options.get("create", "true") not in ("true", "false") or options.get("region") == "":
         raise InvalidParameter(f"{text!r}: write create=true or create=false, and region=NAME")
     return options
@@ -95,12 +108,11 @@ def _options(text: str, parts: SplitResult) -> dict[str, str]:
 
 def _checked_endpoint(text: str, endpoint: str) -> str:
     parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-        named = text.rpartition("@")[2]  # what comes before may be a secret
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         raise InvalidParameter(
-            f"{named}: the endpoint must be http://HOST:PORT or https://HOST, without credentials"
+            f"{text}: the endpoint must be http://HOST:PORT or https://HOST, without credentials"
         )
-    return endpoint
+    return endpoint.rstrip("/")
 
 
 def _checked_name(text: str, name: str, create: bool) -> str:

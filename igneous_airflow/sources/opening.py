@@ -145,7 +145,6 @@ def open_source(found: Found, reading: Reading) -> FileSource:
     return ArraySource.of(array, reading.axes, name)
 
 
-@lru_cache(_SOURCES_KEPT)  # the plan of a chain asks, and then that of its first step
 def look_into(found: Found, reading: Reading) -> Findings:
     """Look into every file, and name what is wrong with which; may take its time.
 

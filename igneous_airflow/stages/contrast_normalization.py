@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from igneous_airflow.errors import IgneousError, InvalidParameter
+from igneous_airflow.errors import IgneousError, InvalidLevels, InvalidParameter
 from igneous_airflow.fields import WHAT, LevelsPath, section
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.stage import Plan
@@ -153,7 +153,7 @@ class ContrastNormalization(Conversion):
     def resolved(self) -> Self:
         """Replace mip -1 by the coarsest mip, and note the stretch of global scope.
 
-        Where levels are missing nothing is noted, and the plan says so.
+        Where levels are missing or damaged nothing is noted, and the plan says so.
         """
         stage = super().resolved()
         if stage.scope == "section" or stage.clip_values is not None:
@@ -162,9 +162,12 @@ class ContrastNormalization(Conversion):
         from igneous_airflow.storage.levels import grey_problems
 
         layer = Layer.open(stage.src)
-        if any(grey_problems(layer.info)) or any(self._levels_problems(layer)):
+        if any(grey_problems(layer.info)) or any(self._missing_levels(layer)):
             return stage
-        return stage.model_copy(update={"clip_values": self._global_values(layer)})
+        try:
+            return stage.model_copy(update={"clip_values": self._global_values(layer)})
+        except InvalidLevels:
+            return stage
 
     def plan(self) -> Plan:
         """Count tasks, voxels, bytes and memory, and name every reason to refuse.
@@ -269,6 +272,16 @@ class ContrastNormalization(Conversion):
 
     def _levels_problems(self, layer: "Layer") -> Iterator[str]:
         """Reasons why the levels do not serve the sections of the bounds."""
+        missing = list(self._missing_levels(layer))
+        yield from missing
+        if self.scope == "global" and self.clip_values is None and not missing:
+            try:
+                self._global_values(layer)
+            except InvalidLevels as error:
+                yield f"levels: {error}"
+
+    def _missing_levels(self, layer: "Layer") -> Iterator[str]:
+        """Sections of the bounds without levels, and levels that are none by their sizes."""
         if self.clip_values is not None:
             return
         bounds = None if self.bounds is None else BoundingBox.parse(self.bounds)

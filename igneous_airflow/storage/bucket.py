@@ -15,7 +15,7 @@ from igneous_airflow.errors import (
     UnreadableSource,
 )
 from igneous_airflow.storage.bucket_errors import explain
-from igneous_airflow.storage.bucket_listing import entries
+from igneous_airflow.storage.bucket_listing import entries, entry
 from igneous_airflow.storage.cloud_files_mended import mend_cloud_files
 from igneous_airflow.storage.files import FileEntry, StoredFile, content_version, plain_name
 
@@ -146,11 +146,8 @@ class BucketFolder:
             yield from entries(connection, f"{prefix}/" if prefix else "")
 
     def entry(self, name: str) -> FileEntry | None:
-        with self._errors("look for", name):
-            if not self.exists(name):
-                return None
-            head = self._files.head(name)
-        return FileEntry(name, int(head["Content-Length"]), head.get("ETag") or "")
+        with self._errors("look for", name), self._files._get_connection() as connection:  # noqa: SLF001
+            return entry(connection, name)
 
     def read_part(self, name: str, start: int, buffer: memoryview) -> None:
         place = f"{self._url}/{name}"

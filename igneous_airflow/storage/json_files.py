@@ -20,7 +20,7 @@ def read_json(folder: Folder, name: str, kind: type[Model]) -> Model | None:
         return kind.model_validate_json(bytes(decompress_bytes(stored)))
     except ValidationError as error:
         raise InvalidParameter(
-            f"{folder.url}/{name} does not hold a {kind.__name__}: {error}"
+            f"{folder.url}/{name} is damaged, or of another version: {error}"
         ) from error
 
 

@@ -4,9 +4,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, cast
 
 from igneous_airflow.storage.files import Folder, StoredFile
+
+_READS = frozenset(
+    {
+        "url", "stream", "version", "folders", "names_starting", "sizes", "entries", "entry",
+        "read_part", "check_writable",
+    }
+)  # fmt: skip
 
 
 @dataclass
@@ -14,7 +22,14 @@ class _Changes:
     """What was written and deleted, by addresses."""
 
     files: dict[str, StoredFile] = field(default_factory=dict)
-    deleted: set[str] = field(default_factory=set)  # files, and folders with all below them
+    deleted: set[str] = field(default_factory=set)  # files
+    deleted_folders: set[str] = field(default_factory=set)
+
+    def forget(self) -> None:
+        """Let folders that somebody keeps be as they are stored."""
+        self.files.clear()
+        self.deleted.clear()
+        self.deleted_folders.clear()
 
 
 _changes: ContextVar[_Changes | None] = ContextVar("changes", default=None)
@@ -24,13 +39,16 @@ _changes: ContextVar[_Changes | None] = ContextVar("changes", default=None)
 def rehearsal() -> Iterator[None]:
     """Let all folders opened in this block keep in memory what is written and deleted.
 
-    They show it to each other. It is forgotten in the end, and what is stored stays as it is.
+    They show it to each other. It is forgotten in the end, and what is stored stays as it is. Other
+    threads may use such folders, but what they open themselves is real.
     """
-    token = _changes.set(_Changes())
+    changes = _Changes()
+    token = _changes.set(changes)
     try:
         yield
     finally:
         _changes.reset(token)
+        changes.forget()
 
 
 def rehearsed(folder: Folder) -> Folder:
@@ -47,16 +65,19 @@ class _RehearsedFolder:
         self._changes = changes
 
     def __getattr__(self, name: str) -> Any:
+        if name not in _READS:
+            raise AttributeError(f"folders of a rehearsal have no {name}")
         return getattr(self._stored, name)
 
     def _address(self, name: str) -> str:
         return f"{self._stored.url}/{name}"
 
     def _is_deleted(self, name: str) -> bool:
-        address = self._address(name)
-        return any(
-            address == gone or address.startswith(f"{gone}/") for gone in self._changes.deleted
-        )
+        address, changes = self._address(name), self._changes
+        if address in changes.deleted:
+            return True
+        above = changes.deleted_folders and PurePosixPath(name).parents
+        return any(self._address(str(parent)) in changes.deleted_folders for parent in above)
 
     def read(self, name: str) -> StoredFile | None:
         held = self._changes.files.get(self._address(name))
@@ -72,11 +93,8 @@ class _RehearsedFolder:
     def names(self, prefix: str) -> Iterator[str]:
         inside = f"{prefix}/" if prefix else ""
         start = self._address(inside)
-        held = {
-            address.removeprefix(start)
-            for address in self._changes.files
-            if address.startswith(start) and "/" not in address.removeprefix(start)
-        }
+        below = (a.removeprefix(start) for a in self._changes.files if a.startswith(start))
+        held = {name for name in below if "/" not in name}
         yield from held
         for name in self._stored.names(prefix):
             if name not in held and not self._is_deleted(f"{inside}{name}"):
@@ -93,4 +111,7 @@ class _RehearsedFolder:
         start = self._address(f"{prefix}/")
         for address in [held for held in self._changes.files if held.startswith(start)]:
             del self._changes.files[address]
-        self._changes.deleted.add(self._address(prefix))
+        self._changes.deleted_folders.add(self._address(prefix))
+
+    def try_writing(self) -> None:
+        """Write nothing."""

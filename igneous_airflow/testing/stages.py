@@ -22,6 +22,7 @@ from igneous_airflow.errors import AuditFailed, InvalidMessage
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.stage import Audit, Stage
 from igneous_airflow.stages import registered_stages, stage_class
+from igneous_airflow.storage.rehearsal import rehearsal
 from igneous_airflow.task import Task, TaskEncoder
 from igneous_airflow.voxel_stages import WritesLayer
 
@@ -115,6 +116,16 @@ class StageTests:
             body["parameters"][name] = {"neither": ["here", "nor there"]}
             with pytest.raises(InvalidMessage, match=name):
                 Task.decode(json.dumps(body)).make_stage()
+
+    def test_preparing_in_a_rehearsal_writes_nothing(self, example: Stage, tmp_path: Path) -> None:
+        """As it is done when a chain is planned."""
+        before = snapshot(tmp_path)
+        with rehearsal():
+            stage = example.resolved()
+            plan = stage.plan()
+            stage.prepare()
+        assert snapshot(tmp_path) == before
+        assert plan == example.model_copy().resolved().plan()
 
     def test_a_plan_writes_nothing(self, example: Stage, tmp_path: Path) -> None:
         before = snapshot(tmp_path)

@@ -194,7 +194,7 @@ def test_a_record_that_is_broken_exits_1(cli, state: Path):
     (state / "run-2" / "run.json").write_text("{")
     answer = cli("status", "run-2")
     assert answer.code == 1
-    assert "does not hold a Run" in answer.err
+    assert "damaged, or of another version" in answer.err
 
 
 def test_resuming_sends_again_what_was_lost_and_finishes(cli, run: Run, state: Path, layer: Path):

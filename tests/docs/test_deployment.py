@@ -80,12 +80,13 @@ def test_roles_of_clouds_are_for_the_account_of_the_pods() -> None:
     assert f"svc.id.goog[{namespace}/{name}]" in guide.read_text()
 
 
-def test_the_role_for_airflow_is_for_the_accounts_that_may_start_pods() -> None:
+def test_the_role_for_airflow_is_for_who_starts_pods_and_who_shows_layers() -> None:
     manifests = (ROOT / "worker_image/manifests/airflow.yaml").read_text()
     _, binding = yaml.safe_load_all(manifests)
     accounts = [f"{each['namespace']}:{each['name']}" for each in binding["subjects"]]
     (trust,) = json.loads((POLICIES / "eks-trust-airflow.json").read_text())["Statement"]
     subjects = trust["Condition"]["StringEquals"]["OIDC:sub"]
+    accounts.append("airflow:airflow-api-server")
     assert subjects == [f"system:serviceaccount:{account}" for account in accounts]
 
 

@@ -1,6 +1,7 @@
 """The chains of this repository, run as whole DAG runs on tiny layers and read by cloud-volume."""
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,25 @@ def test_there_are_no_manifests_unless_every_mesh_task_is_done(
     assert states(done)["mesh_manifest"] == {"upstream_failed"}
     assert list(segmentation.glob("mesh_mip_0_err_40/*:0:*")), "other tasks have left fragments"
     assert labels_with_meshes(segmentation) == set()
+
+
+def test_a_run_that_began_with_the_coarsest_mip_goes_on_from_its_plan(
+    dags: dict[str, DAG], segmentation: Path
+) -> None:
+    """By then there is a coarser one, which cannot be pooled any more."""
+    chunk = segmentation / "8_8_40" / "21-37_-3-13_2-10"
+    content = chunk.read_bytes()
+    chunk.unlink()
+    now = datetime.now(UTC)
+
+    def run_dag() -> Any:
+        conf = {"layer": str(segmentation), "downsample_mip": -1, "mesh_mip": 0}
+        return dags["igneous_segmentation"].test(run_conf=conf, logical_date=now, run_after=now)
+
+    assert run_dag().state == "failed"
+    assert mips_of(segmentation) > 1
+    chunk.write_bytes(content)
+    assert run_dag().state == "success"
 
 
 def test_fragments_that_keep_manifests_from_being_made_are_named_before_anything_is_meshed(
