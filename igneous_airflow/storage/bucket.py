@@ -67,15 +67,14 @@ class BucketFolder:
             )
 
     def delete(self, name: str) -> None:
-        with self._errors("delete", name):
-            # not CloudFiles.delete, which says nothing of what the service refuses to delete
-            with self._files._get_connection() as connection:  # noqa: SLF001
-                connection.delete_file(name)
+        # not CloudFiles.delete, which says nothing of what the service refuses to delete
+        with self._connected("delete", name) as connection:
+            connection.delete_file(name)
             while self._in_memory and self._files.exists(name):
                 self._files.delete(name)
 
     def exists(self, name: str) -> bool:
-        with self._errors("look for", name), self._files._get_connection() as connection:  # noqa: SLF001
+        with self._connected("look for", name) as connection:
             return bool(connection.exists(name))
 
     def stream(self, name: str) -> io.BufferedReader | None:
@@ -142,11 +141,11 @@ class BucketFolder:
                     yield plain_name(name.rpartition("/")[2]), size
 
     def entries(self, prefix: str) -> Iterator[FileEntry]:
-        with self._errors("list", prefix), self._files._get_connection() as connection:  # noqa: SLF001
+        with self._connected("list", prefix) as connection:
             yield from entries(connection, f"{prefix}/" if prefix else "")
 
     def entry(self, name: str) -> FileEntry | None:
-        with self._errors("look for", name), self._files._get_connection() as connection:  # noqa: SLF001
+        with self._connected("look for", name) as connection:
             return entry(connection, name)
 
     def read_part(self, name: str, start: int, buffer: memoryview) -> None:
@@ -185,6 +184,12 @@ class BucketFolder:
         probe = f".probe.{uuid.uuid4().hex}"
         self.write(probe, StoredFile(b""))
         self.delete(probe)
+
+    @contextmanager
+    def _connected(self, action: str, name: str) -> Iterator[Any]:
+        """A connection of cloud-files' own, for what CloudFiles itself does in another way."""
+        with self._errors(action, name), self._files._get_connection() as connection:  # noqa: SLF001
+            yield connection
 
     @contextmanager
     def _errors(self, action: str, name: str) -> Iterator[None]:

@@ -23,9 +23,9 @@ def entries(connection: Any, folder: str) -> Iterator[FileEntry]:
     else:
         names = connection.list_files(folder, flat=True, size=True)
         listed = (FileEntry(name, size) for name, size in names)
-    for entry in listed:
-        if not entry.name.endswith("/"):  # a folder, or the file that stands for one
-            yield FileEntry(posixpath.basename(entry.name), entry.size, entry.state)
+    for file in listed:
+        if not file.name.endswith("/"):  # a folder, or the file that stands for one
+            yield FileEntry(posixpath.basename(file.name), file.size, file.state)
 
 
 def entry(connection: Any, name: str) -> FileEntry | None:

@@ -27,8 +27,8 @@ class StoredFile:
 class FileEntry:
     """A file as a listing shows it: its full name, bytes as stored, and a text that is its state.
 
-    The state is another one when the file was written again: on disk its time, in a bucket what the
-    service calls its content. It is empty where a listing does not tell.
+    The state is another one when the file was written again: on disk its time, in a bucket its ETag
+    or generation. It is empty where a listing does not tell.
     """
 
     name: str

@@ -133,8 +133,11 @@ def test_a_chain_of_which_nothing_is_to_run_is_refused(
         ),
         ({"run_delete": True, "scales": "../x"}, "scales: '../x' is not the key of a scale"),
         ({"no_mips": 3}, "no_mips: there is no such parameter; did you mean max_mips?"),
+        # by the layer that the first step would make
+        ({"downsample_bounds": "0-9_0-9_0-9"}, "  - downsample_bounds: 0-9_0-9_0-9"),
+        ({"run_delete": True}, "  - confirm: "),
     ],
-    ids=["downsample", "delete", "nobody"],
+    ids=["downsample", "delete", "nobody", "bounds", "unconfirmed"],
 )
 def test_a_wrong_value_of_a_late_step_is_refused_before_anything_is_written(
     copy: DAG,
@@ -149,32 +152,6 @@ def test_a_wrong_value_of_a_late_step_is_refused_before_anything_is_written(
     assert state(done, "transfer.plan") == "failed"
     assert states(done, "downsample") == states(done, "delete") == {"upstream_failed"}
     assert words in capsys.readouterr().out
-    assert not (tmp_path / "dest").exists()
-    assert runs(tmp_path) == {}
-
-
-@pytest.mark.parametrize(
-    ("late", "named"),
-    [
-        ({"downsample_bounds": "0-9_0-9_0-9"}, "downsample_bounds: 0-9_0-9_0-9"),
-        ({"run_delete": True}, "confirm: "),
-    ],
-    ids=["bounds", "unconfirmed"],
-)
-def test_what_a_late_step_refuses_is_refused_at_the_start_in_the_words_of_the_form(
-    copy: DAG,
-    make_layer: Make,
-    tmp_path: Path,
-    late: dict[str, object],
-    named: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """By the layer that an earlier step would make, which is not there."""
-    conf = {"src": str(make_layer()), "dest": f"{tmp_path}/dest"}
-    done = copy.test(run_conf={**conf, **late})
-    assert state(done, "transfer.plan") == "failed"
-    assert done.state == "failed"
-    assert f"  - {named}" in capsys.readouterr().out
     assert not (tmp_path / "dest").exists()
     assert runs(tmp_path) == {}
 

@@ -6,12 +6,9 @@ import pytest
 
 from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.storage.rehearsal import rehearsal
+from igneous_airflow.testing.stages import snapshot
 
 OLD, NEW = StoredFile(b"old"), StoredFile(b"new")
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.fixture
@@ -25,7 +22,7 @@ def layer(tmp_path: Path) -> str:
 def test_what_is_written_is_seen_by_all_folders_of_the_rehearsal_and_nowhere_else(
     layer: str, tmp_path: Path
 ) -> None:
-    before = files(tmp_path)
+    before = snapshot(tmp_path)
     with rehearsal():
         open_folder(layer).write("info", NEW)
         open_folder(layer).write("mesh/cells/3", NEW)
@@ -36,13 +33,13 @@ def test_what_is_written_is_seen_by_all_folders_of_the_rehearsal_and_nowhere_els
         assert mesh.exists("cells/3")
         assert sorted(mesh.names("cells")) == ["1", "2", "3"]
         assert sorted(open_folder(layer).names("")) == ["info"]
-        assert files(tmp_path) == before
+        assert snapshot(tmp_path) == before
     assert open_folder(layer).read("info") == OLD
-    assert files(tmp_path) == before
+    assert snapshot(tmp_path) == before
 
 
 def test_what_is_deleted_is_gone_for_the_rehearsal_only(layer: str, tmp_path: Path) -> None:
-    before = files(tmp_path)
+    before = snapshot(tmp_path)
     with rehearsal():
         open_folder(layer).write("mesh/cells/3", NEW)
         open_folder(layer).delete("mesh/cells/1")
@@ -57,7 +54,7 @@ def test_what_is_deleted_is_gone_for_the_rehearsal_only(layer: str, tmp_path: Pa
         assert list(mesh.names("cells")) == ["2"]
         mesh.delete("cells/2")
         assert mesh.read("cells/2") is None
-    assert files(tmp_path) == before
+    assert snapshot(tmp_path) == before
 
 
 def test_a_rehearsal_within_another_begins_with_what_is_stored(layer: str) -> None:
