@@ -131,6 +131,11 @@ class BuildSource:
         return True
 
     @property
+    def whole_bytes(self) -> int:
+        """Bytes of a file as it is decoded, where it goes on beyond the voxels: it never does."""
+        return 0
+
+    @property
     def voxel_bytes(self) -> int:
         """Bytes of a voxel in a file, with all channels."""
         return self.dtype.itemsize * self.channels
