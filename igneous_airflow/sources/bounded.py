@@ -5,6 +5,7 @@ A short stream may promise, or become, any number of bytes.
 
 import bz2
 import lzma
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -64,10 +65,7 @@ def _joined(make: Callable[[], _Decoder], content: Buffer, most: int, *, several
 
 
 def _zlib(window: int, content: Buffer, most: int) -> bytes:
-    from isal import isal_zlib
-
-    make = lambda: isal_zlib.decompressobj(window)  # noqa: E731 - as short as it can be
-    return _joined(make, content, most, several=window == _GZIP)
+    return _joined(lambda: zlib.decompressobj(window), content, most, several=window == _GZIP)
 
 
 def _bz2(content: Buffer, most: int) -> bytes:

@@ -27,7 +27,9 @@ def promised_pixels(content: bytes, compression: int) -> int | None:
             try:
                 return read(content)
             except (IndexError, ValueError) as error:
-                raise ValueError(f"the size of an embedded picture is not to be found: {error}") from error
+                raise ValueError(
+                    f"the size of an embedded picture is not to be found: {error}"
+                ) from error
     return None
 
 
@@ -39,7 +41,7 @@ def _jpeg(content: bytes) -> int:
         while content[at] == 0xFF:
             at += 1
         marker = content[at]
-        if 0xC0 <= marker <= 0xCF and marker not in _NO_SIZE or marker == 0xF7:
+        if (0xC0 <= marker <= 0xCF and marker not in _NO_SIZE) or marker == 0xF7:
             return _number(content, at + 4, 2) * _number(content, at + 6, 2)
         at += 1 + (0 if 0xD0 <= marker <= 0xD9 or marker == 1 else _number(content, at + 1, 2))
 
@@ -91,7 +93,9 @@ def _jxl(content: bytes) -> int:
 
     height = length()
     ratio = take(3)
-    numerator, denominator = ((1, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio]
+    numerator, denominator = ((1, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[
+        ratio
+    ]
     width = height * numerator // denominator if ratio else length()
     return height * width
 

@@ -67,7 +67,7 @@ class Hdf5File:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset whose values are in its own file, mostly in chunks; `path` is where, along no links.
+    """A dataset whose values are in its own file, mostly in chunks; no links lead to its `path`.
 
     Chunks are fetched and unpacked here, by many threads where they come from a bucket. HDF5 does
     that itself only where it is the only one that can (`codec` says so, or there is none).
@@ -163,16 +163,24 @@ class Dataset:
         return Findings()
 
 
-@dataclass(frozen=True)
 class Opener:
-    """Opens datasets, in the source's own file and in those that it names; `missing` fills holes."""
+    """Opens datasets in the source's own file and in those that it names; keeps none of them open.
 
-    missing: float | None
+    What is not there is `missing`; with None it is refused.
+    """
 
-    @cached_property
-    def at(self) -> Any:
-        """Open the dataset at a path of a file, `depth` files after the source itself."""
-        return lru_cache(_KEPT)(self._at)
+    def __init__(self, missing: float | None) -> None:
+        self.missing = missing
+        #: The datasets that were looked into: file, path, and how many others lead there.
+        self.looked: set[tuple[str, str, int]] = set()
+        self._known = lru_cache(_KEPT)(self._at)
+
+    def at(self, file: FileInParts, path: str | None, depth: int) -> VoxelArray:
+        """Open the dataset at a path of a file, or its only one, `depth` files after the source.
+
+        Raises UnreadableSource, and SourceNotFound or InvalidParameter for what is not there.
+        """
+        return self._known(file, path, depth)
 
     def _at(self, file: FileInParts, path: str | None, depth: int) -> VoxelArray:
         if depth > _DEEPEST:
@@ -191,8 +199,7 @@ class Opener:
         except Exception as error:
             raise UnreadableSource(f"{file.url} is no HDF5 that can be read: {error}") from error
         other = companion(file, found.file, f"the external link {found.at} of {file.url}")
-        array: VoxelArray = self.at(other, found.path, depth + 1)
-        return array
+        return self.at(other, found.path, depth + 1)
 
     def _described(self, source: Hdf5File, dataset: "h5py.Dataset", depth: int) -> VoxelArray:
         if hdf5.is_virtual(dataset):
@@ -204,7 +211,8 @@ class Opener:
                 raise ValueError(f"{dataset.name} has values of odd bits in another file")
             content = JoinedFiles.of(file, files)
             return raw_array(content, 0, replace(facts, reads_ahead=False), file.worthwhile)
-        begins = dataset.id.get_offset() if is_as_read and not dataset.file.userblock_size else None
+        is_moved = dataset.file.userblock_size > 0
+        begins = dataset.id.get_offset() if is_as_read and not is_moved else None
         if begins is not None:  # it lies in the file as it is
             return raw_array(file, begins, replace(facts, reads_ahead=False), file.worthwhile)
         codec = None if dataset.chunks is None else ChunkCodec.of(dataset)
@@ -218,8 +226,7 @@ def open_hdf5(file: FileInParts, name: str | None, missing: float | None = None)
     and InvalidParameter naming the datasets there are.
     """
     require("h5py", "HDF5")
-    array: VoxelArray = Opener(missing).at(_where_it_is(file), name, 0)
-    return array
+    return Opener(missing).at(_where_it_is(file), name, 0)
 
 
 def _where_it_is(file: FileInParts) -> FileInParts:

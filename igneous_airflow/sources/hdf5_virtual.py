@@ -4,14 +4,12 @@ HDF5 would open these files wherever they lie, and read zeros where one is missi
 opened as a file of the source's folder, and what is missing is named.
 """
 
-import re
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +20,7 @@ from igneous_airflow.errors import (
     SourceNotFound,
     UnreadableSource,
 )
+from igneous_airflow.sources.hdf5_mappings import SAME_FILE, Mapping, mappings
 from igneous_airflow.sources.protocol import (
     ALWAYS_BEARABLE,
     Array,
@@ -33,7 +32,7 @@ from igneous_airflow.sources.protocol import (
     named,
     worthwhile_block,
 )
-from igneous_airflow.sources.reach import companion, companion_name
+from igneous_airflow.sources.reach import companion
 from igneous_airflow.storage import hdf5
 from igneous_airflow.storage.overlap import Overlap
 from igneous_airflow.storage.parts import FileInParts
@@ -41,96 +40,23 @@ from igneous_airflow.storage.parts import FileInParts
 if TYPE_CHECKING:
     import h5py
 
-_SAME_FILE = "."
-_SIGNS = re.compile("%[%b]")
 _AT_ONCE = 16  # files that are looked into at the same time
-
-
-class Axis(NamedTuple):
-    """Positions on an axis: `count` blocks of `block` positions, one every `stride` from `start`."""
-
-    start: int
-    stride: int
-    count: int
-    block: int
-
-    @property
-    def length(self) -> int:
-        """How many positions there are."""
-        return self.count * self.block
-
-    @property
-    def last(self) -> int:
-        """The last one."""
-        return self.start + (self.count - 1) * self.stride + self.block - 1
-
-    def before(self, position: int) -> int:
-        """How many of them come before a position."""
-        block, within = divmod(position - self.start, self.stride)
-        return min(max(block * self.block + min(within, self.block), 0), self.length)
-
-    def runs(self, low: int, high: int) -> Iterator[tuple[int, slice]]:
-        """The positions number `low` to `high`, as slices, each with the number that it begins at."""
-        if self.stride == self.block or self.count == 1:
-            yield low, slice(self.start + low, self.start + high)
-            return
-        while low < high:
-            block, within = divmod(low, self.block)
-            length = min(self.block - within, high - low)
-            begin = self.start + block * self.stride + within
-            yield low, slice(begin, begin + length)
-            low += length
-
-    def positions(self, low: int, high: int) -> NDArray[np.int64]:
-        """The positions number `low` to `high`."""
-        numbers = np.arange(low, high)
-        return self.start + numbers // self.block * self.stride + numbers % self.block
-
-
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """A part of the array that is taken from a dataset: which positions here and there, by axis.
-
-    None takes all of the dataset, whatever its shape is.
-    """
-
-    file: str
-    path: str
-    into: tuple[Axis, ...]
-    taken: tuple[Axis, ...] | None
-
-    def taken_of(self, shape: Sequence[int]) -> tuple[Axis, ...]:
-        """The positions in a dataset of some shape."""
-        return _all_of(shape) if self.taken is None else self.taken
-
-    def pairs(self, shape: Sequence[int]) -> list[tuple[int, int]]:
-        """Axes of the array with those of a dataset that they are taken from.
-
-        Raises ValueError where they do not belong to each other one by one.
-        """
-        axes = [
-            [(i, axis.length) for i, axis in enumerate(side) if axis.length > 1]
-            for side in (self.into, self.taken_of(shape))
-        ]
-        here, there = axes
-        if [length for _, length in here] != [length for _, length in there]:
-            sizes = ["x".join(str(length) for _, length in side) for side in axes]
-            raise ValueError(f"it makes {sizes[0]} voxels of the {sizes[1]} of {self}")
-        return [(i, j) for (i, _), (j, _) in zip(here, there, strict=True)]
-
-    def __str__(self) -> str:
-        return f"{self.path} in {self.file}"
+_NAMED_AT_MOST = 10
 
 
 class Opener(Protocol):
     """Opens datasets; with `missing`, what is not there is that value."""
 
     @property
-    def missing(self) -> float | None: ...
+    def missing(self) -> float | None:
+        """What missing datasets hold; None when they are refused."""
 
     @property
-    def at(self) -> Any:
-        """Called with a file, a path, and how many files lead to it."""
+    def looked(self) -> set[tuple[str, str, int]]:
+        """The datasets that were looked into: file, path, and how many others lead there."""
+
+    def at(self, file: FileInParts, path: str | None, depth: int) -> VoxelArray:
+        """Open the dataset at a path of a file, to which `depth` others lead."""
 
 
 @dataclass(frozen=True)
@@ -205,20 +131,27 @@ class VirtualArray:
                 raise
             return None
 
+    @property
+    def _name(self) -> str:
+        return f"the virtual dataset {self.path} of {self.file.url}"
+
+    def _file_of(self, mapping: Mapping) -> FileInParts:
+        if mapping.file == SAME_FILE:
+            return self.file
+        return companion(self.file, mapping.file, self._name)
+
     def source(self, mapping: Mapping) -> VoxelArray:
         """The dataset that a mapping takes voxels from.
 
         Raises SourceNotFound or InvalidParameter when it is not there, or has too few voxels, and
         UnreadableSource when it lies outside of the folder or cannot be taken.
         """
-        by = f"the virtual dataset {self.path} of {self.file.url}"
-        file = self.file if mapping.file == _SAME_FILE else companion(self.file, mapping.file, by)
-        array: VoxelArray = self.opener.at(file, mapping.path, self.depth + 1)
+        by = self._name
+        array = self.opener.at(self._file_of(mapping), mapping.path, self.depth + 1)
         shape, dtype = array.facts.shape, array.facts.dtype
-        needed = [axis.last + 1 for axis in mapping.taken_of(shape)]
-        if len(needed) != len(shape) or any(n > has for n, has in zip(needed, shape, strict=True)):
-            raise SourceNotFound(
-                f"{by} takes {'x'.join(map(str, needed))} voxels of {mapping}, which has "
+        if not mapping.fits(shape):
+            raise _TooSmall(
+                f"{by} takes {mapping.taken_text} of {mapping}, which has "
                 f"{'x'.join(map(str, shape))}"
             )
         try:
@@ -239,36 +172,53 @@ class VirtualArray:
     def look(self) -> Findings:
         """Name the datasets that are missing, and those that cannot be taken."""
         unique = {(mapping.file, mapping.path): mapping for mapping in self.mappings}
-        missing, broken = [], []
         with Overlap(_AT_ONCE) as overlap:
-            for mapping, found in overlap.map(self._problem, unique.values()):
-                if isinstance(found, UnreadableSource):
-                    broken.append(str(found))
-                elif found is not None:
-                    missing.append(f"{mapping} ({found})" if "takes" in str(found) else f"{mapping}")
-        return self._findings(len(unique), missing, broken)
-
-    def _problem(self, mapping: Mapping) -> IgneousError | None:
-        try:
-            source = self.source(mapping)
-        except (SourceNotFound, InvalidParameter, UnreadableSource) as error:
-            return error
-        problems = source.look().problems
-        return UnreadableSource("; ".join(problems)) if problems else None
-
-    def _findings(self, count: int, missing: list[str], broken: list[str]) -> Findings:
-        problems = list(dict.fromkeys(broken[:10]))
-        notes = []
-        if missing:
+            looked = [found for _, found in overlap.map(self._look_at, unique.values())]
+        problems = [problem for found in looked for problem in found.problems]
+        notes = [note for found in looked for note in found.notes]
+        if missing := [found.missing for found in looked if found.missing]:
             gone = (
-                f"{len(missing):,} of {counted(count, 'source')} of the virtual dataset {self.path} "
-                f"of {self.file.url} are missing: {named(missing, '; ')}"
+                f"{len(missing):,} of {counted(len(unique), 'source')} of {self._name} are "
+                f"missing: {named(missing, '; ')}"
             )
             if self.opener.missing is None:
                 problems.append(f"{gone}. Restore them, or set fill_missing to make background")
             else:
                 notes.append(f"{gone}; they become background")
-        return Findings(tuple(problems), tuple(notes))
+        first = dict.fromkeys(problems)
+        return Findings(tuple(first)[:_NAMED_AT_MOST], tuple(dict.fromkeys(notes)))
+
+    def _look_at(self, mapping: Mapping) -> "_Looked":
+        """Look at a source; into each dataset once, however often it is taken."""
+        try:
+            place = (self._file_of(mapping).entry.name, mapping.path, self.depth)
+            source = self.source(mapping)
+        except UnreadableSource as error:
+            return _Looked((str(error),))
+        except _TooSmall as error:
+            return _Looked(missing=f"{mapping} ({error})")
+        except InvalidParameter:
+            return _Looked(missing=f"{mapping} (the file has no such dataset of numbers)")
+        except SourceNotFound:
+            return _Looked(missing=str(mapping))
+        if place in self.opener.looked:
+            return _Looked()
+        self.opener.looked.add(place)
+        found = source.look()
+        return _Looked(found.problems, found.notes)
+
+
+class _TooSmall(SourceNotFound):
+    """A dataset that has fewer voxels than are taken of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What a look at a source has found; `missing` names it when it is not there."""
+
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    missing: str = ""
 
 
 def open_virtual(
@@ -280,9 +230,9 @@ def open_virtual(
     of virtual datasets that are not read.
     """
     path = dataset.name or ""
-    mappings = tuple(_mappings(file, dataset, path))
+    parts = tuple(mappings(file, dataset, path))
     shape, dtype = hdf5.shape_of(dataset), dataset.dtype
-    mapped = sum(prod(axis.length for axis in mapping.into) for mapping in mappings)
+    mapped = sum(prod(axis.length for axis in mapping.into) for mapping in parts)
     voxels = prod(shape)
     if mapped > 2 * voxels:
         raise ValueError(f"{path} takes {mapped:,} voxels for the {voxels:,} that it has")
@@ -295,7 +245,7 @@ def open_virtual(
         whole_bytes=sys.maxsize,  # until the first source is known
         notes=_unfilled(path, voxels - mapped, dataset.fillvalue),
     )
-    found = VirtualArray(facts, file, path, mappings, dataset.fillvalue, opener, depth)
+    found = VirtualArray(facts, file, path, parts, dataset.fillvalue, opener, depth)
     return replace(found, facts=_read_as_the_first(found))
 
 
@@ -321,58 +271,10 @@ def _read_as_the_first(array: VirtualArray) -> ArrayFacts:
     )
 
 
-def _mappings(file: FileInParts, dataset: "h5py.Dataset", path: str) -> Iterator[Mapping]:
-    """The parts of a virtual dataset; first of all, no file may lie outside of the folder."""
-    properties = dataset.id.get_create_plist()
-    numbers = range(properties.get_virtual_count())
-    names = [_file_name(properties.get_virtual_filename(i)) for i in numbers]
-    for name in dict.fromkeys(names):
-        if name != _SAME_FILE:
-            by = f"the virtual dataset {path} of {file.url}"
-            companion_name(file, name, by)
-    for i, name in zip(numbers, names, strict=True):
-        into = _selected(properties.get_virtual_vspace(i))
-        if into is None:
-            into = _all_of(hdf5.shape_of(dataset))
-        taken = _selected(properties.get_virtual_srcspace(i))
-        if all(axis.length for axis in into):
-            yield Mapping(name, _file_name(properties.get_virtual_dsetname(i)), into, taken)
-
-
-def _file_name(stored: str) -> str:
-    """A name without HDF5's way to write it; the first one where it stands for a series."""
-    return _SIGNS.sub(lambda sign: {"%%": "%", "%b": "0"}[sign[0]], stored)
-
-
-def _all_of(shape: Sequence[int]) -> tuple[Axis, ...]:
-    return tuple(Axis(0, max(length, 1), 1, length) for length in shape)
-
-
-def _selected(space: Any) -> tuple[Axis, ...] | None:
-    """What is selected of a space, by axis; None is all of it, whatever it is.
-
-    Raises ValueError where axes do not tell.
-    """
-    import h5py
-
-    kind = space.get_select_type()
-    if kind == h5py.h5s.SEL_ALL:
-        return None
-    if kind == h5py.h5s.SEL_NONE:
-        return tuple(Axis(0, 1, 0, 1) for _ in space.get_simple_extent_dims())
-    if kind != h5py.h5s.SEL_HYPERSLABS or not space.is_regular_hyperslab():
-        raise ValueError("it is a virtual dataset of odd parts, which are not read: copy its values")
-    axes = [Axis(*map(int, axis)) for axis in zip(*space.get_regular_hyperslab(), strict=True)]
-    if any(h5py.h5s.UNLIMITED in (axis.count, axis.block) for axis in axes):
-        raise ValueError(
-            "it is a virtual dataset that grows with its sources, which is not read: make one of a "
-            "fixed shape, or give the sources one by one"
-        )
-    return tuple(axes)
-
-
 def _unfilled(path: str, voxels: int, fill: Any) -> tuple[str, ...]:
     """A note on voxels that no source is named for."""
     if voxels <= 0:
         return ()
-    return (f"{voxels:,} voxels of the virtual dataset {path} come from no source: they are {fill}",)
+    return (
+        f"{voxels:,} voxels of the virtual dataset {path} come from no source: they are {fill}",
+    )

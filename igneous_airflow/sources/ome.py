@@ -18,21 +18,23 @@ def require_one_file(text: str, file: FileInParts) -> None:
 
     The files that it names are never opened. What is no XML says nothing.
     """
+    if "<!DOCTYPE" in text:  # whose entities may become any number of bytes
+        raise UnreadableSource(f"{file.url}: its OME metadata have a DOCTYPE, which none has")
     try:
-        root = ElementTree.fromstring(text)
+        root = ElementTree.fromstring(text)  # noqa: S314 - there are no entities
         others, planes = _other_files(root, file.entry.name), _planes(root)
     except (ElementTree.ParseError, ValueError, ArithmeticError):  # which tifffile passes over
         return
     if others:
         raise UnreadableSource(
-            f"{file.url} is one of several files of an OME-TIFF: its metadata say that planes lie in "
-            f"{named(others)}, which are not looked for. Give their folder as the source, or make "
-            "it a file of its own"
+            f"{file.url} is one of several files of an OME-TIFF: its metadata say that planes lie "
+            f"in {named(others)}, which are not opened. Give their folder as the source, or write "
+            "all planes into one file"
         )
     if planes > _MOST_PLANES:
         raise UnreadableSource(
-            f"{file.url}: its OME metadata promise {planes:,.0f} planes, and {_MOST_PLANES:,} are the "
-            "most that are read: they are damaged"
+            f"{file.url}: its OME metadata promise {planes:,.0f} planes, and {_MOST_PLANES:,} are "
+            "the most that are read: they are damaged"
         )
 
 

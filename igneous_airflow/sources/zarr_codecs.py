@@ -21,8 +21,11 @@ from igneous_airflow.sources.bounded import PROMISED, UNPACKED, promised, unpack
 
 #: Codecs that make about as many bytes as they get, or as many as a chunk has.
 _HARMLESS = frozenset(
-    "bytes transpose crc32c crc32 adler32 fletcher32 jenkins_lookup3 shuffle delta bitround quantize"
-    " fixedscaleoffset packbits astype".split()
+    {
+        *("bytes", "transpose"),
+        *("adler32", "crc32", "crc32c", "fletcher32", "jenkins_lookup3"),
+        *("astype", "bitround", "delta", "fixedscaleoffset", "packbits", "quantize", "shuffle"),
+    }
 )
 _KNOWN = _HARMLESS | UNPACKED | PROMISED | {"sharding_indexed"}
 _LARGEST_ITEM = 16  # bytes that filters may make of a value
@@ -94,7 +97,7 @@ def _most(size: int) -> int:
 
 @dataclass(frozen=True)
 class BoundedCodec(BytesBytesCodec):
-    """A compression of Zarr 3 that makes no more bytes than the chunk has, with the index of a shard."""
+    """A compression of Zarr 3 that makes no more bytes than a chunk has, or an indexed shard."""
 
     inner: BytesBytesCodec
     name: str
@@ -106,7 +109,7 @@ class BoundedCodec(BytesBytesCodec):
         values = prod(chunk_spec.shape)
         size = values * chunk_spec.dtype.to_native_dtype().itemsize
         most = _most(size + (values * _INDEX_ENTRY if self.has_index else 0))
-        content = memoryview(chunk_bytes.as_numpy_array())
+        content = chunk_bytes.as_numpy_array().data
         if self.name in PROMISED:
             _require_bounded(self.name, content, most)
             return await self.inner._decode_single(chunk_bytes, chunk_spec)  # noqa: SLF001
@@ -144,7 +147,7 @@ class BoundedCompressor(Numcodec):  # type: ignore[misc] # numcodecs has no type
 
     def decode(self, buf: Any, out: Any = None) -> Any:
         """Unpack a chunk; raises ValueError."""
-        content = memoryview(np.asarray(buf)).cast("B")
+        content = np.asarray(buf).data.cast("B")
         if self.codec_id in PROMISED:
             _require_bounded(self.codec_id, content, self._most)
             return self._inner.decode(buf, out)
@@ -157,4 +160,6 @@ class BoundedCompressor(Numcodec):  # type: ignore[misc] # numcodecs has no type
 
 def _require_bounded(name: str, content: memoryview, most: int) -> None:
     if (size := promised(name, content)) > most:
-        raise ValueError(f"its {name} stream promises {size:,} bytes, and a chunk has {most:,} at most")
+        raise ValueError(
+            f"its {name} stream promises {size:,} bytes, and a chunk has {most:,} at most"
+        )

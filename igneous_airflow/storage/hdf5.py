@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import h5py
@@ -33,7 +33,7 @@ class ExternalLink:
 
 @dataclass(slots=True)
 class Contents:
-    """What a file holds: datasets by their paths, and where its links lead, which are not followed."""
+    """What a file holds: datasets by their paths, and where its links lead, without following."""
 
     datasets: "dict[str, h5py.Dataset]" = field(default_factory=dict)
     links: dict[str, str | ExternalLink] = field(default_factory=dict)
@@ -201,4 +201,4 @@ def _place(node: Any) -> tuple[int, int]:
 
 
 def _text(name: bytes | str) -> str:
-    return name if isinstance(name, str) else cast("str", name.decode("utf-8", "surrogateescape"))
+    return name if isinstance(name, str) else name.decode("utf-8", "surrogateescape")

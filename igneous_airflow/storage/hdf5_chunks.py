@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _DEFLATE, _SHUFFLE, _FLETCHER32, _SZIP, _NBIT, _SCALE_OFFSET = range(1, 7)
 _LZF, _BLOSC, _LZ4, _BITSHUFFLE, _ZSTD = 32000, 32001, 32004, 32008, 32015
 _CHECKSUM = 4  # bytes
+_HEAD = 64  # bytes of a chunk that hold the header of any filter
 _MARGIN = 1 << 16  # bytes that filters may add to a chunk, besides an eighth of it
 _WORDS = 1 << 13  # that are summed at once: their weighted sum stays within 64 bits
 
@@ -39,7 +40,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class StoredChunk:
-    """A chunk at `corner` of a dataset: where its bytes lie in the file, and which steps it left out."""
+    """A chunk at `corner` of a dataset: where it lies in the file, and which steps it left out."""
 
     corner: tuple[int, ...]
     offset: int
@@ -49,7 +50,7 @@ class StoredChunk:
 
 @dataclass(frozen=True)
 class ChunkCodec:
-    """How the chunks of a dataset were packed: `shape`, `dtype` in the file, and the steps in order."""
+    """How the chunks of a dataset were packed: their shape, the dtype, and the steps in order."""
 
     shape: tuple[int, ...]
     dtype: "np.dtype[Any]"
@@ -57,7 +58,7 @@ class ChunkCodec:
 
     @classmethod
     def of(cls, dataset: "h5py.Dataset") -> Self:
-        """The codec of a dataset in chunks; raises ValueError naming a step that cannot be undone."""
+        """The codec of a dataset in chunks; raises ValueError for a step that cannot be undone."""
         properties = dataset.id.get_create_plist()
         steps = [properties.get_filter(i) for i in range(properties.get_nfilters())]
         filters = tuple(
@@ -120,7 +121,7 @@ class ChunkCodec:
         return np.frombuffer(content, self.dtype).reshape(self.shape)
 
     def _require_bounded(self, step: Filter, content: Buffer) -> None:
-        promised = _PROMISES[step.code](bytes(content[:64]), step, len(content))
+        promised = _PROMISES[step.code](bytes(content[:_HEAD]), step)
         if not 0 <= promised <= self.most:
             raise ValueError(
                 f"a chunk packed by {step.name} would become {promised:,} bytes, not {self.bytes:,}"
@@ -189,13 +190,15 @@ def _lzf(content: Buffer, _step: Filter, most: int) -> Buffer:
     import imagecodecs
 
     try:
-        unpacked: bytes = imagecodecs.lzf_decode(bytes(content), header=False, out=most)
+        unpacked = bytes(imagecodecs.lzf_decode(bytes(content), header=False, out=most))
     except RuntimeError as error:
-        raise ValueError(f"a chunk packed by lzf is damaged, or longer than a chunk: {error}") from error
+        raise ValueError(
+            f"a chunk packed by lzf is damaged, or longer than a chunk: {error}"
+        ) from error
     return unpacked
 
 
-def _zstd_promise(head: bytes, _step: Filter, _size: int) -> int:
+def _zstd_promise(head: bytes, _step: Filter) -> int:
     import zstandard
 
     return zstandard.frame_content_size(head)
@@ -207,15 +210,15 @@ _UNDO: dict[int, Callable[[Buffer, Filter, int], Buffer]] = {
     _FLETCHER32: _checked,
     _LZF: _lzf,
 }
-#: How many bytes a filter will make: by the first bytes of a chunk, the parameters and the length.
-_PROMISES: dict[int, Callable[[bytes, Filter, int], int]] = {
-    _SZIP: lambda head, step, size: int.from_bytes(head[:4], "little"),
-    _NBIT: lambda head, step, size: step.values[2] * step.values[4],
-    _SCALE_OFFSET: lambda head, step, size: step.values[2] * step.values[4],
-    _BLOSC: lambda head, step, size: int.from_bytes(head[4:8], "little"),
-    _LZ4: lambda head, step, size: int.from_bytes(head[:8], "big"),
-    _BITSHUFFLE: lambda head, step, size: (
-        int.from_bytes(head[:8], "big") if any(step.values[4:5]) else size
+#: How many bytes HDF5 will make room for, by the first bytes of a chunk and the parameters.
+_PROMISES: dict[int, Callable[[bytes, Filter], int]] = {
+    _SZIP: lambda head, _: int.from_bytes(head[:4], "little"),
+    _NBIT: lambda _, step: step.values[2] * step.values[4],
+    _SCALE_OFFSET: lambda _, step: step.values[2] * step.values[4],
+    _BLOSC: lambda head, _: int.from_bytes(head[4:8], "little"),
+    _LZ4: lambda head, _: int.from_bytes(head[:8], "big"),
+    _BITSHUFFLE: lambda head, step: (
+        int.from_bytes(head[:8], "big") if any(step.values[4:5]) else len(head)
     ),
     _ZSTD: _zstd_promise,
 }

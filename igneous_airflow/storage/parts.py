@@ -54,7 +54,7 @@ class FileInParts:
             self.folder.read_part(self.entry.name, start, buffer)
 
     def _require(self, start: int, length: int) -> None:
-        """Raise UnreadableSource for bytes that the file does not have; needs no memory for them."""
+        """Raise UnreadableSource for bytes that the file does not have."""
         if start < 0 or length < 0 or start + length > self.size:
             raise UnreadableSource(
                 f"{self.url} is cut off: it has {self.size:,} bytes, but {start + length:,} by its "
