@@ -122,10 +122,10 @@ class _Pace:
 class Overview:
     """The runs that are recorded below a URL; may be asked by several threads."""
 
-    def __init__(self, state: str) -> None:
-        self._state = state.rstrip("/")
-        self._folder = open_folder(self._state)
-        self._width = overlap_width(self._state)
+    def __init__(self, runs: str) -> None:
+        self._url = runs.rstrip("/")
+        self._folder = open_folder(self._url)
+        self._width = overlap_width(self._url)
         seconds = _RECORDS_FRESH["on disk" if self._width == 1 else "in a bucket"]
         self._all: _Fresh[str, list[Run]] = _Fresh(seconds)
         self._rows: _Fresh[str, RunRow] = _Fresh(_FRESH)
@@ -166,7 +166,7 @@ class Overview:
         """The record of a run; raises RunNotFound for a name that is none."""
         found = next((run for run in self._runs() if run.id == name), None)
         if found is None and name in self._folder.folders(""):  # launched a moment ago
-            found = Run.load(f"{self._state}/{name}")
+            found = Run.load(f"{self._url}/{name}")
         if found is None:
             raise RunNotFound(f"no run of the name {name!r} is recorded")
         return found
@@ -212,7 +212,7 @@ class Overview:
     def _read_records(self) -> list[Run]:
         def load(name: str) -> Run | None:
             with suppress(IgneousError):  # no run, or one that is being made
-                return Run.load(f"{self._state}/{name}")
+                return Run.load(f"{self._url}/{name}")
             return None
 
         with Overlap(self._width) as overlap:

@@ -33,7 +33,7 @@ def get_provider_info() -> dict[str, Any]:
             "igneous": {
                 "description": "Work on Neuroglancer Precomputed volumes.",
                 "options": {
-                    "state": _option(
+                    "runs": _option(
                         "Folder in which runs keep their record, receipts and errors: a bucket "
                         "URL, or a folder that every Airflow component and worker sees.",
                         default="file://{AIRFLOW_HOME}/igneous",

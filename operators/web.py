@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from igneous_airflow.errors import IgneousError, RunNotFound
 from igneous_airflow.ledger import Failure
-from igneous_airflow.operators.settings import state_url
+from igneous_airflow.operators.settings import runs_url
 from igneous_airflow.overview import Filters, Overview, RunDetail, RunRow, layers_of
 from igneous_airflow.run import Run
 from igneous_airflow.viewer.app import viewer_app
@@ -33,7 +33,7 @@ _bearer = HTTPBearer(auto_error=False)
 
 @cache
 def _overview() -> Overview:
-    return Overview(state_url())
+    return Overview(runs_url())
 
 
 class LoggedIn:

@@ -22,41 +22,41 @@ _SAMPLE_SECONDS = 2.0
 _INTERRUPTED = 130  # what shells use for Ctrl-C
 
 
-def _state_url(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+def _runs_url(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
     return folder_url(value)
 
 
-def state_option() -> click.Option:
+def runs_option() -> click.Option:
     """The option that says where runs are recorded."""
     return click.Option(
-        ["--state"],
-        envvar="IGNEOUS_AIRFLOW_STATE",
+        ["--runs"],
+        envvar="IGNEOUS_AIRFLOW_RUNS",
         default="~/.igneous_airflow/runs",
         show_default=True,
-        callback=_state_url,
+        callback=_runs_url,
         help="Folder in which runs are recorded: a path or a bucket URL.",
     )
 
 
 def _add_run_argument(command: click.Command) -> click.Command:
-    command.params[:0] = [click.Argument(["run"], metavar="RUN"), state_option()]
+    command.params[:0] = [click.Argument(["run"], metavar="RUN"), runs_option()]
     return command
 
 
-def _load(run: str, state: str) -> Run:
-    """Load a run by its folder's URL or path, or by its name in the state folder."""
+def _load(run: str, runs: str) -> Run:
+    """Load a run by its folder's URL or path, or by its name in the runs folder."""
     named = "://" not in run and not os.path.isdir(os.path.expanduser(run))  # noqa: PTH111, PTH112
-    return Run.load(f"{state}/{run}" if named else folder_url(run))
+    return Run.load(f"{runs}/{run}" if named else folder_url(run))
 
 
 @_add_run_argument
 @click.command
-def status(run: str, state: str) -> None:
+def status(run: str, runs: str) -> None:
     """Show how far RUN is: planned, done, failed, waiting, rate, time left, and what to do next.
 
-    RUN is the run's folder, or its name in the state folder.
+    RUN is the run's folder, or its name in the runs folder.
     """
-    loaded = _load(run, state)
+    loaded = _load(run, runs)
     pace = Pace()
     earlier = progress = loaded.progress()
     words = pace.describe(progress)
@@ -126,9 +126,9 @@ def _next_step(run: Run, progress: Progress, judgement: State) -> str:
 @click.option(
     "--send-only", is_flag=True, help="Only send the tasks again, for workers that are elsewhere."
 )
-def resume(run: str, state: str, processes: int, send_only: bool) -> None:
+def resume(run: str, runs: str, processes: int, send_only: bool) -> None:
     """Go on with RUN on this machine: only tasks without a receipt are done again."""
-    loaded = _load(run, state)
+    loaded = _load(run, runs)
     if (summary := loaded.summary()) is not None:
         click.echo(summary.describe())
         return
@@ -143,12 +143,12 @@ def resume(run: str, state: str, processes: int, send_only: bool) -> None:
 
 @_add_run_argument
 @click.command
-def redrive(run: str, state: str) -> None:
+def redrive(run: str, runs: str) -> None:
     """Send the tasks of RUN that were given up, its dead letters, to the queue once more.
 
     For when their cause is mended while others are still worked on; `resume` waits for nobody.
     """
-    loaded = _load(run, state)
+    loaded = _load(run, runs)
     if not (sent := loaded.redrive()):
         click.echo(f"No task of {loaded.id} is among the dead letters.")
         return
@@ -160,9 +160,9 @@ def redrive(run: str, state: str) -> None:
 
 @_add_run_argument
 @click.command
-def finish(run: str, state: str) -> None:
+def finish(run: str, runs: str) -> None:
     """Prove that RUN is complete, and record its provenance."""
-    click.echo(_load(run, state).finish().describe())
+    click.echo(_load(run, runs).finish().describe())
 
 
 def work_on(run: Run, processes: int) -> None:

@@ -8,7 +8,7 @@ import click
 from pydantic import ValidationError
 
 from igneous_airflow.cli.addresses import embedded_queue, folder_url, program, queue_url, quoted
-from igneous_airflow.cli.runs import state_option, work_on
+from igneous_airflow.cli.runs import runs_option, work_on
 from igneous_airflow.fields import ADDRESS, FILES, LAYER
 from igneous_airflow.run import Run, new_run_name
 from igneous_airflow.stage import Stage, field_schemas, fields_of_kind, with_words
@@ -118,7 +118,7 @@ def _common_options() -> Iterator[click.Parameter]:
         metavar="CELLS",
         help="Cells of a task: 1, or more where there would be over 100,000 tasks.",
     )
-    yield state_option()
+    yield runs_option()
 
 
 def _callback(stage: type[Stage]) -> Callable[..., None]:
@@ -128,14 +128,14 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
         queue: str | None,
         processes: int,
         batch: int | None,
-        state: str,
+        runs: str,
         **values: Any,
     ) -> None:
         launched = make_stage(stage, values)
         if dry_run:
             click.echo(launched.resolved().plan().require_possible().describe())
             return
-        url = f"{state}/{new_run_name(stage.name)}"
+        url = f"{runs}/{new_run_name(stage.name)}"
         run, plan = Run.launch(
             launched,
             url=url,

@@ -205,7 +205,7 @@ def test_an_interrupted_command_says_how_to_go_on_and_does(
     with subprocess.Popen(
         [
             *(sys.executable, "-m", "igneous_airflow", "downsample", str(disturbed)),
-            *("--num-mips", "3", "--state", str(state), "--processes", "1"),
+            *("--num-mips", "3", "--runs", str(state), "--processes", "1"),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
