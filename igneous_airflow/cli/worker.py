@@ -10,7 +10,7 @@ from igneous_airflow.cli.addresses import folder_url, queue_url
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.worker.loop import Settled, WorkerOptions
-from igneous_airflow.worker.pool import WorkerPool
+from igneous_airflow.worker.pool import WorkerPool, killed_text
 
 _DEFAULTS = WorkerOptions()
 
@@ -80,7 +80,7 @@ def worker(
     """Work on the tasks of QUEUE, one line of log for each.
 
     SIGTERM lets the running tasks finish; a second one gives them back at once. The exit code is 1
-    when tasks were given up, else 0.
+    when tasks were given up, 3 when all went well but signals killed worker processes, else 0.
     """
     _require_queue(queue, until_done)
     options = WorkerOptions(
@@ -96,6 +96,8 @@ def worker(
     if alive_file is not None:
         pool.show_life(alive_file)
     code = pool.run()
+    if pool.killed_by:
+        click.echo(killed_text(pool.killed_by), err=True)
     sys.exit(code or (stopped_code if until_done and pool.stopped else 0))
 
 

@@ -229,7 +229,7 @@ def test_what_comes_to_lead_out_after_the_plan_is_refused_by_the_task(
     found = find_source(stage.source)
     write(data / "v.h5", str(outside / ("secret.json" if storage else "secret.h5")))
     ingest()  # copies the folder again where it is in a bucket
-    with pytest.raises(PermanentError, match="outside of|is no HDF5 that can be read"):
+    with pytest.raises(PermanentError, match=r"outside of|is no HDF5 that can be read"):
         read(open_source(found, Reading(axes="zyx", fill_missing=True)))
 
 
