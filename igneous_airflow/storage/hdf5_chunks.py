@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from igneous_airflow.errors import CorruptChunk
 from igneous_airflow.storage.codecs import inflate
 from igneous_airflow.storage.files import Buffer
 
@@ -143,7 +144,10 @@ def _require(step: Filter) -> None:
 
 
 def _inflate(content: Buffer, _step: Filter, most: int) -> Buffer:
-    return inflate(content, most)
+    try:
+        return inflate(content, most)
+    except CorruptChunk as error:  # of a file that the caller knows
+        raise ValueError(str(error)) from error
 
 
 def _unshuffle(content: Buffer, step: Filter, _most: int) -> Buffer:
