@@ -4,7 +4,6 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
@@ -17,16 +16,28 @@ from igneous_airflow.testing.layers import random_voxels, read_with_tensorstore
 
 SERVER = runpy.run_path(str(Path(__file__).parent.parent / "queue" / "sqs_server.py"))
 VOXELS = random_voxels(Vec3(128, 128, 64), "uint8")
-READ_AND_END = """
-import sys
-from igneous_airflow.sources.opening import Reading, find_source, open_source
-from igneous_airflow.storage.overlap import Overlap
-from igneous_airflow.worker.memory import spare_what_lasts
-source = open_source(find_source(sys.argv[1]), Reading(axes="zyx"))
-with Overlap(4) as overlap:
-    for _, voxels in source.parts(source.bounds, overlap):
-        print(int(voxels.astype(int).sum()))
-spare_what_lasts()  # as workers do after their first task; then nothing is thrown away at the end
+#: Starts processes as a pool of workers does, of which each does a task and ends; prints how.
+WORK_AND_END = """
+import multiprocessing, sys
+
+def work(source, dest):
+    from igneous_airflow.stages.ingest import Ingest
+    from igneous_airflow.worker.memory import spare_what_lasts
+    stage = Ingest(source=source, dest=dest, axes="zyx", resolution=(8, 8, 8), max_mips=0)
+    stage.prepare()
+    stage.run(stage.cells()[0])
+    spare_what_lasts()
+
+if __name__ == "__main__":
+    source, folder, count = sys.argv[1:]
+    context = multiprocessing.get_context("spawn")
+    for _ in range(0, int(count), 2):
+        pair = [context.Process(target=work, args=(source, f"{folder}/d{i}")) for i in range(2)]
+        for child in pair:
+            child.start()
+        for child in pair:
+            child.join()
+            print(child.exitcode)
 """
 
 
@@ -58,18 +69,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
 
 @pytest.mark.parametrize(("form", "count"), [("packed", 12), ("szip", 2), ("virtual", 2)])
 def test_processes_that_have_read_hdf5_from_a_bucket_end_well(
-    source, form: str, count: int
+    source, tmp_path: Path, form: str, count: int
 ) -> None:
     """HDF5 closes at the very end what is open then, when nothing can be read from a bucket."""
-
-    def end(_: int) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", READ_AND_END, source[form]]
-        return subprocess.run(command, capture_output=True, check=False, text=True, timeout=240)
-
-    with ThreadPoolExecutor(2) as threads:
-        ends = list(threads.map(end, range(count)))
-    assert [child.returncode for child in ends] == [0] * count, ends[0].stderr
-    assert {child.stdout.strip() for child in ends} == {str(VOXELS.astype(int).sum())}
+    program = tmp_path / "work_and_end.py"
+    program.write_text(WORK_AND_END)
+    command = [sys.executable, str(program), source[form], str(tmp_path), str(count)]
+    answer = subprocess.run(command, capture_output=True, check=True, text=True, timeout=280)
+    assert answer.stdout.split() == ["0"] * count, answer.stderr
 
 
 def test_an_ingest_from_a_bucket_ends_with_0_and_no_worker_is_killed(
