@@ -130,7 +130,7 @@ class Run(BaseModel):
         """
         earlier = cls._find(url)
         if earlier is not None and not earlier.is_finished:
-            earlier._require_same(stage)  # noqa: SLF001
+            earlier.require_same(stage)
             stage = earlier.make_stage()
             plan = _startable(stage.plan(), plan_only=plan_only)
             once_planned(stage, plan)
@@ -195,7 +195,8 @@ class Run(BaseModel):
     def _find(cls, url: str) -> Self | None:
         return read_json(open_folder(url.rstrip("/")), _RECORD, cls)
 
-    def _require_same(self, stage: Stage) -> None:
+    def require_same(self, stage: Stage) -> None:
+        """Raise InvalidParameter when the run was launched with other parameters than a stage's."""
         asked = stage.parameters()
         differing = [
             name
@@ -204,7 +205,7 @@ class Run(BaseModel):
         ]
         if differing:
             raise InvalidParameter(
-                f"the unfinished run {self.url} has other values for {', '.join(differing)}: start "
+                f"the recorded run {self.url} has other values for {', '.join(differing)}: start "
                 "a new run, or this one with the values it had"
             )
 

@@ -19,7 +19,7 @@ from igneous_airflow.storage.layer import Layer
 pytestmark = pytest.mark.airflow
 
 Make = Callable[..., Any]
-TASKS = ("plan", "queue", "enqueue", "workers", "drained", "finish", "remove_queue")
+TASKS = ("plan", "enqueue", "workers", "drained", "finish")
 
 
 @pytest.fixture
