@@ -4,7 +4,7 @@ They hand each other nothing but the run's URL. All may be cleared and run again
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -299,13 +299,17 @@ class FinishStage(RunOperator):
             summary = known or prove(run)
             self.log.info("%s", summary.describe())
             announce(run, self.outlets, context)
-            self._remove_queue(run)
+        self._remove_queue(run)
         return summary.model_dump(mode="json")
 
     def _remove_queue(self, run: Run) -> None:
-        """Remove a proved run's own queue; it may be gone already."""
-        if run.own_queue:
-            queue = run.open_queue()
-            queue.delete()
-            queue.close()
+        """Remove a proved run's own queue, which may be gone already; never fails the task."""
+        if not run.own_queue:
+            return
+        try:
+            with closing(run.open_queue()) as queue:
+                queue.delete()
+        except IgneousError as error:
+            self.log.warning("%s stays: %s", run.queue, error)
+        else:
             self.log.info("%s is removed", run.queue)

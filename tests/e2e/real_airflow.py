@@ -211,16 +211,40 @@ class RealAirflow:
         path = f"{place}/logs/{attempt}?map_index={index}"
         return str(self.call("GET", path, accept="x-ndjson"))
 
-    def clear(self, run: str, *tasks: str) -> None:
-        """Clear tasks and all that comes after them."""
+    def clear(self, run: str, *tasks: str, alone: bool = False) -> None:
+        """Clear tasks and all that comes after them, or them alone."""
         body = {
             "dry_run": False,
             "dag_run_id": run,
             "task_ids": [_full(task) for task in tasks],
-            "include_downstream": True,
+            "include_downstream": not alone,
             "only_failed": False,
         }
         self.call("POST", f"/api/v2/dags/{self.dag}/clearTaskInstances", body)
+
+    def mark(self, run: str, task: str, state: str) -> None:
+        """Set the state of a task by hand, of all its instances."""
+        path = f"/api/v2/dags/{self.dag}/dagRuns/{run}/taskInstances/{_full(task)}"
+        self.call("PATCH", path, {"new_state": state})
+
+    def set_state(self, run: str, state: str) -> None:
+        """Set the state of a DAG run by hand."""
+        self.call("PATCH", f"/api/v2/dags/{self.dag}/dagRuns/{run}", {"state": state})
+
+    def delete(self, run: str) -> None:
+        """Delete a DAG run."""
+        self.call("DELETE", f"/api/v2/dags/{self.dag}/dagRuns/{run}")
+
+    def task_states(self, run: str) -> dict[str, str | None]:
+        """The states of all tasks of a DAG run, by their ids; of a mapped one, of its last."""
+        path = f"/api/v2/dags/{self.dag}/dagRuns/{run}/taskInstances?limit=100"
+        tasks = self.call("GET", path)["task_instances"]
+        return {task["task_id"]: task["state"] for task in tasks}
+
+    def proved(self, run: str) -> set[str]:
+        """The steps of a DAG run whose run is proved, by the summaries in the run folders."""
+        summaries = self.runs.glob(f"{self.dag}_{run}_*/summary.json")
+        return {json.loads(path.read_bytes())["stage"] for path in summaries}
 
     def receipts(self, run: str) -> dict[Path, int]:
         """The receipts of a run, with the times when they were written."""
@@ -237,7 +261,7 @@ class RealAirflow:
 
 def _full(task: str) -> str:
     """The id of a task; of a chain it is given in full."""
-    return task if "." in task else f"downsample.{task}"
+    return task if "." in task or task == "proved" else f"downsample.{task}"
 
 
 def _command(folder: Path) -> bytes:
