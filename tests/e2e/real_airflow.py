@@ -146,9 +146,9 @@ class RealAirflow:
         except OSError:
             return False
 
-    def _status(self, method: str, path: str) -> int:
+    def _status(self, method: str, path: str, body: Conf | None = None) -> int:
         try:
-            self.call(method, path)
+            self.call(method, path, body)
         except urllib.error.HTTPError as error:
             return error.code
         return 200
@@ -225,7 +225,8 @@ class RealAirflow:
     def mark(self, run: str, task: str, state: str) -> None:
         """Set the state of a task by hand, of all its instances."""
         path = f"/api/v2/dags/{self.dag}/dagRuns/{run}/taskInstances/{_full(task)}"
-        self.call("PATCH", path, {"new_state": state})
+        # SQLite may be locked by the scheduler, which Airflow answers with 500
+        wait_until(lambda: self._status("PATCH", path, {"new_state": state}) != 500, seconds=60)
 
     def set_state(self, run: str, state: str) -> None:
         """Set the state of a DAG run by hand."""
@@ -257,6 +258,27 @@ class RealAirflow:
             for folder in Path("/proc").glob("[0-9]*")
             if f"_{run}_".encode() in (command := _command(folder)) and b"\0worker\0" in command
         ]
+
+
+def ci_job(airflow: RealAirflow, script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script as a CI job would, with the secrets in its environment."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "AIRFLOW_URL": airflow.base,
+        "AIRFLOW_USER": "admin",
+        "AIRFLOW_PASSWORD": "admin",
+        "no_proxy": "127.0.0.1",
+        **variables,
+    }
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
 
 
 def _full(task: str) -> str:
