@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 from rest import call_airflow
 
+from igneous_airflow.run import Run
+
 ROOT = Path(__file__).parents[2]
 DAG = "igneous_downsample"
 COMPONENTS = (
@@ -243,9 +245,10 @@ class RealAirflow:
         return {task["task_id"]: task["state"] for task in tasks}
 
     def proved(self, run: str) -> set[str]:
-        """The steps of a DAG run whose run is proved, by the summaries in the run folders."""
-        summaries = self.runs.glob(f"{self.dag}_{run}_*/summary.json")
-        return {json.loads(path.read_bytes())["stage"] for path in summaries}
+        """The stages of a DAG run whose run is proved, by the records in the run folders."""
+        folders = [path.parent for path in self.runs.glob(f"{self.dag}_{run}_*/run.json")]
+        loaded = (Run.load(f"file://{folder}") for folder in folders)
+        return {recorded.stage for recorded in loaded if recorded.is_finished}
 
     def receipts(self, run: str) -> dict[Path, int]:
         """The receipts of a run, with the times when they were written."""

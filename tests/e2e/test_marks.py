@@ -73,6 +73,13 @@ def pause(airflow: RealAirflow, paused: bool) -> None:
     airflow.call("PATCH", f"/api/v2/dags/{airflow.dag}", {"is_paused": paused})
 
 
+def work(airflow: RealAirflow, queue: Path) -> None:
+    """Work as a machine elsewhere does, until nothing is left."""
+    command = [sys.executable, "-m", "igneous_airflow", "worker", f"sqlite://{queue}"]
+    command += ["--runs", str(airflow.runs), "--until-done"]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+
+
 def tell(airflow: RealAirflow, runs: Iterable[str]) -> dict[str, str]:
     """Wait for the ends of DAG runs and print them as a table; returns how they ended."""
     ends = {run: airflow.end_of(run) for run in runs}
@@ -178,8 +185,7 @@ def test_a_dag_run_that_was_set_to_failed_is_not_green_before_it_is_proved(
     wait_for(airflow, runs)
     for run in runs:
         (queue,) = airflow.runs.glob(f"{DAG}_{run}_*/queue.db")
-        command = [sys.executable, "-m", "igneous_airflow", "worker", f"sqlite://{queue}"]
-        subprocess.run([*command, "--until-done"], check=True, capture_output=True, timeout=300)
+        work(airflow, queue)
     assert set(tell(airflow, runs).values()) == {"success"}
     assert all(made(layer) == undisturbed for layer in where.values())
 
@@ -313,7 +319,6 @@ def test_tasks_of_ones_own_after_a_stage_start_only_when_it_is_proved(
     for run in [*runs, "own-stopped"]:
         assert own.task_states(run)["tell"] in ("upstream_failed", "skipped")
     (queue,) = airflow.runs.glob("own_tasks_own-done_*/queue.db")
-    command = [sys.executable, "-m", "igneous_airflow", "worker", f"sqlite://{queue}"]
-    subprocess.run([*command, "--until-done"], check=True, capture_output=True, timeout=300)
+    work(airflow, queue)
     assert own.end_of("own-done") == "success"
     assert own.task_states("own-done")["tell"] == "success"

@@ -74,7 +74,8 @@ def planned(make_layer: Make, in_dag_run: Make) -> tuple[Instance, str]:
 
 
 def work(url: str) -> None:
-    Worker(load_run(url).open_queue(), WorkerOptions(until_done=True), lambda _: None).work()
+    run = load_run(url)
+    Worker(run.open_queue(), run.runs_folder, WorkerOptions(until_done=True), lambda _: None).work()
 
 
 def guard(form: Form = ONE, step: Step = MIPS, group_id: str = "downsample") -> RequireProved:
@@ -240,7 +241,7 @@ def test_a_wait_ends_without_a_proof_when_output_is_missing(
 ) -> None:
     ti, url = planned
     work(url)
-    layer = Path(load_run(url).parameters["layer"].removeprefix("file://"))
+    layer = Path(load_run(url).resolved["layer"].removeprefix("file://"))
     min((layer / "8_8_40").iterdir()).unlink()
     with pytest.raises(AirflowFailException, match="1 of 4: 0\n"):
         drained(url).execute(in_dag_run(ti))
