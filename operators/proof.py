@@ -6,7 +6,7 @@ Anyone may mark a task as a success. So whatever relies on a step asks for its r
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from igneous_airflow.errors import RunFailed
+from igneous_airflow.errors import RunFailed, RunNotFound
 from igneous_airflow.operators.metrics import report_done
 from igneous_airflow.operators.settings import load_run, run_url
 from igneous_airflow.progress import Summary
@@ -75,6 +75,16 @@ def states_of(context: "Context", task_ids: Iterable[str]) -> dict[str, str | No
     return states.get(dag_run.run_id, {})
 
 
-def will_all_run(context: "Context", task_ids: Iterable[str]) -> bool:
-    """Whether none of these tasks has ended: they run, or will run."""
-    return _ENDED.isdisjoint(states_of(context, task_ids).values())
+def run_to_keep(context: "Context", url: str, after: Iterable[str]) -> Run | None:
+    """The proved run at a URL that must not start from the beginning; None when there is none.
+
+    A DAG run that has proved it may start it again only when all the tasks `after` its plan run
+    again too: otherwise these would stay green beside a run that is not proved.
+    """
+    try:
+        run = load_run(url)
+    except RunNotFound:
+        return None
+    if not run.is_finished or _ENDED.isdisjoint(states_of(context, after).values()):
+        return None
+    return run

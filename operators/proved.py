@@ -66,20 +66,20 @@ class RequireProved(BaseOperator):
             plan_only = read_params(RunOptions, context["params"]).plan_only
             verdicts = {s.group_id: _judge(s, context, plan_only=plan_only) for s in self.guarded}
             context["ti"].xcom_push(key=STEPS, value=verdicts)
-            is_planned = any(verdict["state"] == PLANNED for verdict in verdicts.values())
-            _require_proved(verdicts, but=is_planned)
+            if not any(verdict["state"] == PLANNED for verdict in verdicts.values()):
+                _require_proved(verdicts)
         for group_id, verdict in verdicts.items():
             self.log.info("%s: %s", group_id, " ".join(filter(None, verdict.values())))
         return verdicts
 
 
-def _require_proved(verdicts: Verdicts, *, but: bool) -> None:
+def _require_proved(verdicts: Verdicts) -> None:
     unproved = [
         f"  - {group_id}: {verdict['why']}"
         for group_id, verdict in verdicts.items()
         if verdict["state"] == UNPROVED
     ]
-    if unproved and not but:
+    if unproved:
         raise AirflowFailException("\n".join(["Not every step was proved:", *unproved]))
 
 

@@ -12,7 +12,7 @@ from airflow.sdk import BaseOperator, SkipMixin
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from igneous_airflow.chained_plans import plan_following
-from igneous_airflow.errors import IgneousError, PlanRefused, RunFailed, RunNotFound, TransientError
+from igneous_airflow.errors import IgneousError, PlanRefused, RunFailed, TransientError
 from igneous_airflow.forecast import Forecast
 from igneous_airflow.operators.approval import approved, ask, foresee, why_to_approve
 from igneous_airflow.operators.assets import announce
@@ -26,7 +26,7 @@ from igneous_airflow.operators.proof import (
     has_current_proof,
     planned_run,
     prove,
-    will_all_run,
+    run_to_keep,
 )
 from igneous_airflow.operators.settings import load_run, queue_url, run_url
 from igneous_airflow.run import Run
@@ -124,9 +124,8 @@ class PlanStage(BaseOperator, SkipMixin):
                 run.cancel(by, f"{by} rejected its plan")
                 raise RunFailed(f"{by} rejected the plan: nothing was written to the layer")
             run.approve(by)
-            plan = Forecast.of(run)
         self.log.info("%s approved the plan", by)
-        return {RUN_URL: run.url, "plan": plan.model_dump(mode="json") if plan else None}
+        return _result(run)
 
     def _require_earlier(
         self, context: "Context", stages: Mapping[str, Stage | Skipped], options: RunOptions
@@ -145,12 +144,10 @@ class PlanStage(BaseOperator, SkipMixin):
             planned_run(context, earlier.name).require_finished()
 
     def _proved_before(self, context: "Context", stage: Stage) -> dict[str, Any] | None:
-        """What this task returned when the run was planned that is proved and to be left alone."""
-        try:
-            run = load_run(self._run_url(context))
-        except RunNotFound:
-            return None
-        if not run.is_finished or will_all_run(context, self.get_flat_relative_ids(upstream=False)):
+        """What this task returned of a run that is proved and stays so; None for any other."""
+        after = self.get_flat_relative_ids(upstream=False)
+        run = run_to_keep(context, self._run_url(context), after)
+        if run is None:
             return None
         run.require_same(stage)
         self.log.info(
@@ -158,8 +155,7 @@ class PlanStage(BaseOperator, SkipMixin):
             "beginning, clear all tasks of the DAG run",
             run.url,
         )
-        plan = Forecast.of(run)
-        return {RUN_URL: run.url, "plan": plan.model_dump(mode="json") if plan else None}
+        return _result(run)
 
     def _run_url(self, context: "Context") -> str:
         dag_run = context["dag_run"]
@@ -244,6 +240,12 @@ class PlanStage(BaseOperator, SkipMixin):
         """Hand on what `execute` would return if it came to its end."""
         for key, value in (*result.items(), ("return_value", result)):
             context["ti"].xcom_push(key=key, value=value)
+
+
+def _result(run: Run) -> dict[str, Any]:
+    """What PlanStage returns of a run that was planned before."""
+    plan = Forecast.of(run)
+    return {RUN_URL: run.url, "plan": plan.model_dump(mode="json") if plan else None}
 
 
 class RunOperator(BaseOperator):
