@@ -11,6 +11,7 @@ from cloudvolume import CloudVolume
 
 from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.run import Run
+from igneous_airflow.testing.stages import snapshot
 
 COMMAND = Path(sys.executable).with_name("igneous-airflow")
 
@@ -58,6 +59,25 @@ def test_the_unfinished_run_is_resumed_to_its_end(format1: Path) -> None:
     made, expected = (mip_1(format1 / "layers" / name) for name in ("image", "finished_image"))
     np.testing.assert_array_equal(made, expected)
     assert made.any()
+
+
+def test_the_messages_of_the_unfinished_run_are_dead_letters_and_nothing_is_written(
+    format1: Path,
+) -> None:
+    before = snapshot(format1 / "layers")
+    receipts = snapshot(format1 / "runs" / "unfinished" / "done")
+    queue = f"sqlite://{format1}/runs/unfinished/queue.db"
+    words = ["worker", queue, "--until-done", "--runs", f"{format1}/runs"]
+    answer = subprocess.run([COMMAND, *words], capture_output=True, text=True, check=False)
+    assert answer.returncode == 1
+    assert snapshot(format1 / "layers") == before
+    assert snapshot(format1 / "runs" / "unfinished" / "done") == receipts
+    opened = open_queue(queue)
+    letters = opened.dead_letters()
+    opened.close()
+    assert len(letters) == 11
+    assert sum("sent by an older version" in letter.reason for letter in letters) == 10
+    command("resume", f"{format1}/runs/unfinished")
 
 
 @pytest.mark.parametrize("name", ["finished", "mesh", "manifest"])
