@@ -31,7 +31,7 @@ from igneous_airflow.stage import Plan, Stage
 from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import open_folder
-from igneous_airflow.storage.json_files import read_json, write_json
+from igneous_airflow.storage.json_files import RECORD_BYTES, read_json, write_json
 from igneous_airflow.storage.overlap import overlap_width
 from igneous_airflow.task import LAUNCH_ID, Task, TaskEncoder
 
@@ -228,7 +228,7 @@ class Run(BaseModel):
     def stored_plan(self) -> bytes | None:
         """The plan that was noted, in JSON; None when there is none."""
         stored = open_folder(self.url).read(_PLAN)
-        return None if stored is None else bytes(decompress_bytes(stored))
+        return None if stored is None else bytes(decompress_bytes(stored, RECORD_BYTES))
 
     def prepare(self) -> None:
         """Write what the tasks rely on; may run again. Raises RunFailed for a run that is held."""

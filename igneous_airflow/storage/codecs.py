@@ -6,11 +6,13 @@ speed of everything: cloud-volume always gzips at libdeflate's level 9.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from struct import unpack
 from typing import TYPE_CHECKING, Any
 
 from igneous_airflow.errors import CorruptChunk, InvalidParameter
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.storage.files import Buffer, StoredFile
+from igneous_airflow.storage.streams import joined, pieces
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +37,8 @@ _COMPRESSIBLE = frozenset({"raw", "compressed_segmentation", "compresso", "crack
 _LIBDEFLATE_LEVEL = 6  # labels: a quarter of the time of level 9 for 2 to 16 % more bytes
 _LARGEST_PICTURE = 65_500  # pixels along an edge of a jpeg, which has x across and y * z down
 _BROTLI_HIGHEST = 11
+_HEADER_BYTES = 1 << 16  # of headers, remarks and color profiles in a chunk file
+_GZIP_MAGIC = b"\x1f\x8b\x08"  # how a stream begins
 _GZIP_WINDOW = 31  # zlib's number for a gzip stream of any window
 _LARGE_CHUNK = 1 << 17  # bytes
 _ISAL_LEVEL = 1  # grey values: a twelfth of the time of libdeflate for 0.1 % more bytes
@@ -91,6 +95,17 @@ def compression_for(compress: str, encoding: str) -> str:
     return "" if compress == "none" else compress
 
 
+def most_bytes(encoding: str, size: Vec3, voxel_bytes: int) -> int:
+    """The most bytes that a chunk file of `size` voxels has, before its compression.
+
+    Encoders work on blocks of 8 or more voxels, and noise makes files larger than the voxels.
+    """
+    if encoding == "raw":
+        return size.product * voxel_bytes
+    padded = Vec3(*(-(-edge // 8) * 8 for edge in size))
+    return 2 * padded.product * voxel_bytes + _HEADER_BYTES
+
+
 def compress_bytes(
     content: Buffer, compression: str, *, grey: bool, level: int | None = None
 ) -> StoredFile:
@@ -119,38 +134,91 @@ def compress_bytes(
     )
 
 
-def decompress_bytes(file: StoredFile) -> Buffer:
-    """Undo a file's compression; raises CorruptChunk when its bytes are damaged."""
+def decompress_bytes(file: StoredFile, most: int) -> Buffer:
+    """Undo a file's compression; the content may have `most` bytes.
+
+    Raises CorruptChunk when it has more, without taking memory for them, or when the bytes are
+    damaged.
+    """
     if file.compression == "":
-        return file.content
+        return _bounded(file.content, "file", most)
     with _named_if_damaged(file):
-        if file.compression == "gzip":
-            import deflate
+        content = _only_gzip_stream(file.content, most) if file.compression == "gzip" else None
+        if content is None:
+            content = joined(pieces(file.content, file.compression), most)
+    return _bounded(content, f"{file.compression} stream", most)
 
-            return deflate.gzip_decompress(file.content)
-        from cloudfiles import compression as cloud_compression
 
-        return bytes(cloud_compression.decompress(file.content, file.compression))
+def _bounded(content: Buffer, what: str, most: int) -> Buffer:
+    if len(content) > most:
+        raise _too_long(what, f"at least {len(content):,}", most)
+    return content
+
+
+def _too_long(what: str, size: str, most: int) -> CorruptChunk:
+    return CorruptChunk(
+        f"the {what} holds {size} bytes, but at most {most:,} are expected: restore the file, or "
+        "write it again"
+    )
+
+
+def _only_gzip_stream(content: Buffer, most: int) -> Buffer | None:
+    """Undo gzip at full speed, by libdeflate; None where that cannot be trusted.
+
+    libdeflate reads only the first stream of several, and takes as much memory as the last 4 bytes
+    say. Raises CorruptChunk when these say more than `most`.
+    """
+    import deflate
+
+    checksum, size = unpack("<II", bytes(content[-8:]).rjust(8, b"\0"))
+    if size > most:
+        raise _too_long("gzip stream", f"{size:,}", most)
+    if size == 0 or _may_hold_others(content, size, most):
+        return None
+    try:
+        undone: Buffer = deflate.gzip_decompress(content, size)
+    except deflate.DeflateError:
+        return None
+    # the last stream is the first one, or has the same bytes
+    return undone if len(undone) == size and deflate.crc32(undone) == checksum else None
+
+
+def _may_hold_others(content: Buffer, size: int, most: int) -> bool:
+    """Whether streams of `size` bytes each may follow each other in a gzip file.
+
+    The search takes a twelfth of the time of decompression, so noise of the expected size, in one
+    stream as a rule, is spared it: what follows its first stream is not missed then.
+    """
+    is_noise = size >> 1 < len(content) <= size + (size >> 10)
+    if is_noise and 2 * size > most:
+        return False
+    return bytes(content).rfind(bytes(content[-4:]) + _GZIP_MAGIC) >= 0
 
 
 def decompress_first(file: StoredFile, count: int) -> Buffer:
     """The first bytes of a file without its compression, fewer where it has no more.
 
-    The rest of a gzip stream is neither decoded nor checked. Raises CorruptChunk when the bytes are
-    damaged.
+    The rest is neither decoded nor checked. Raises CorruptChunk when the bytes are damaged.
     """
-    if file.compression != "gzip":
-        return memoryview(decompress_bytes(file))[:count]
-    from isal import isal_zlib
-
+    if file.compression == "":
+        return memoryview(file.content)[:count]
     with _named_if_damaged(file):
-        return isal_zlib.decompressobj(_GZIP_WINDOW).decompress(file.content, count)
+        if file.compression == "gzip":
+            from isal import isal_zlib
+
+            decoder = isal_zlib.decompressobj(_GZIP_WINDOW)
+            content: Buffer = decoder.decompress(file.content, count)
+            if len(content) == count:
+                return content
+        return memoryview(joined(pieces(file.content, file.compression), count - 1))[:count]
 
 
 @contextmanager
 def _named_if_damaged(file: StoredFile) -> Iterator[None]:
     try:
         yield
+    except CorruptChunk:
+        raise
     except Exception as error:
         raise CorruptChunk(f"the {file.compression} stream is damaged: {error}") from error
 

@@ -21,6 +21,7 @@ from igneous_airflow.storage.files import open_folder
 
 SEGMENTS = 1 << 16  # of a volume, 0 included, which is background
 _LARGEST = (1 << 64) - 1
+_MOST = 1 << 28  # bytes of a file: 256 MiB, or some million volumes
 _FARTHEST = 1 << 62
 
 _Parsed = TypeVar("_Parsed")
@@ -105,7 +106,7 @@ def _read(url: str, parse: Callable[[dict[str, Any]], _Parsed]) -> tuple[_Parsed
     if stored is None:
         raise InvalidParameter(f"{url} is not there, or no file")
     try:
-        content = bytes(decompress_bytes(stored))
+        content = bytes(decompress_bytes(stored, _MOST))
         found = json.loads(content, object_pairs_hook=_without_repeats)
         if not isinstance(found, dict):
             raise InvalidParameter("it is no object with entries")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _BINS = {"uint8": 1 << 8, "uint16": 1 << 16}
 _RANGES_NAMED = 10
+_COUNT_BYTES = 40  # of a count, its comma and its spaces
+_OTHER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ class LevelsFolder:
                 f"{self.place}/{z} is missing: run luminance_levels on that section"
             )
         try:
-            levels = _parsed(bytes(decompress_bytes(stored)))
+            levels = _parsed(
+                bytes(decompress_bytes(stored, self.bins * _COUNT_BYTES + _OTHER_BYTES))
+            )
         except (CorruptChunk, ValueError, TypeError, KeyError, OverflowError) as error:
             raise InvalidLevels(
                 f"{self.place}/{z} cannot be read ({error}): run luminance_levels on that section "

@@ -231,8 +231,9 @@ def test_compressions_read_back_what_was_written(compression, grey, level):
     content = bytes(range(256)) * 20
     stored = compress_bytes(content, compression, grey=grey, level=level)
     assert stored.compression == compression
-    assert bytes(decompress_bytes(stored)) == content
-    assert bytes(decompress_bytes(compress_bytes(b"", compression, grey=grey, level=level))) == b""
+    assert bytes(decompress_bytes(stored, len(content))) == content
+    empty = compress_bytes(b"", compression, grey=grey, level=level)
+    assert bytes(decompress_bytes(empty, 0)) == b""
 
 
 @pytest.mark.parametrize("compression", ["", "gzip", "br", "zstd"])
@@ -249,7 +250,7 @@ def test_a_damaged_compressed_chunk_is_refused(compression):
     content = bytes(compress_bytes(bytes(range(256)) * 20, compression, grey=False).content)
     for damaged in (b"", b"junk", content[: len(content) // 2], content[:-1]):
         with pytest.raises(CorruptChunk, match=compression):
-            decompress_bytes(StoredFile(damaged, compression))
+            decompress_bytes(StoredFile(damaged, compression), len(content) * 100)
 
 
 def test_auto_compresses_what_a_compressor_still_makes_smaller():
