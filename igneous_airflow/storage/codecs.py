@@ -187,7 +187,7 @@ def _only_gzip_stream(content: Buffer, most: int) -> Buffer | None:
 
 def _holds_streams_of(size: int, content: Buffer) -> bool:
     """Whether a stream of gzip may follow one that says that it is of this size."""
-    return size.to_bytes(4, "little") + _GZIP_MAGIC in bytes(content)
+    return bytes(content).rfind(size.to_bytes(4, "little") + _GZIP_MAGIC) >= 0
 
 
 def decompress_first(file: StoredFile, count: int) -> Buffer:
