@@ -19,6 +19,7 @@ from igneous_airflow.storage.codecs import encoding_problem
 from igneous_airflow.storage.files import Folder, open_folder
 from igneous_airflow.storage.info import Info, Scale, read_info, resolution_key
 from igneous_airflow.storage.layer import Layer
+from igneous_airflow.storage.tuning import TUNING_KEYS
 
 _NOWHERE = Vec3(0, 0, 0)
 _OF_THE_FORMAT = frozenset({"@type", "data_type", "num_channels", "type", "scales"})
@@ -201,7 +202,7 @@ def _new_entry(
     )
     wishes = request.wishes if mip == request.mip else ScaleWishes()
     scale = _as_wished(scale, wishes, request.kind)
-    stale = {"sharding", "compressed_segmentation_block_size", "jpeg_quality"}
+    stale = {"sharding", "compressed_segmentation_block_size", *TUNING_KEYS}
     entry = {key: v for key, v in source.data["scales"][mip].items() if key not in stale}
     return entry | scale.entry()
 
@@ -213,11 +214,7 @@ def _as_wished(scale: Scale, wishes: ScaleWishes, kind: VoxelKind | None) -> Sca
         block = chunk_size.minimum(scale.size)
         cannot = encoding_problem(scale.encoding, kind.data_type, kind.channels, block)
         encoding = "raw" if cannot else None
-    # through `downsampled` by nothing, which knows what belongs to an encoding
-    made = scale.downsampled(
-        Vec3.full(1), chunk_size=chunk_size, encoding=encoding or scale.encoding
-    )
-    return replace(made, key=scale.key)
+    return scale.stored_as(encoding, wishes.encoding_level, chunk_size)
 
 
 def _stays_inside(key: str) -> bool:

@@ -12,6 +12,7 @@ from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.mips import PyramidGeometry, levels_that_fit, truncated
 from igneous_airflow.storage.codecs import encoding_problem
 from igneous_airflow.storage.info import Info, Scale
+from igneous_airflow.storage.tuning import described, is_lossy, level_of, level_problem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +77,7 @@ class ScaleWishes:
 
     chunk_size: Vec3 | None = None
     encoding: str | None = None
+    encoding_level: int | None = None
     default_chunk_size: Vec3 | None = None  # of scales that are not there; None: the source's
 
 
@@ -84,17 +86,19 @@ def coarser_scales(
 ) -> tuple[tuple[Scale, ...], list[str]]:
     """The next `count` scales, and every conflict with scales that exist.
 
-    An existing scale keeps its chunk size and encoding. Wishing for others is a conflict, since
-    the files that are there would be orphaned or garbled.
+    An existing scale keeps its chunk size, encoding and level. Wishing for others is a conflict,
+    since the files that are there would be orphaned or garbled.
     """
     scales: list[Scale] = []
     conflicts: list[str] = []
+    if wishes.encoding_level is not None:
+        problem = level_problem(wishes.encoding or source.encoding, wishes.encoding_level)
+        conflicts += [problem] if problem else []
+    wanted = source.stored_as(
+        wishes.encoding, wishes.encoding_level, wishes.chunk_size or wishes.default_chunk_size
+    )
     for _ in range(count):
-        wanted = (scales[-1] if scales else source).downsampled(
-            factor,
-            chunk_size=wishes.chunk_size or wishes.default_chunk_size or source.chunk_size,
-            encoding=wishes.encoding or source.encoding,
-        )
+        wanted = wanted.downsampled(factor)
         present = info.scale_at(wanted.resolution)
         if present is not None:
             conflicts += scale_conflicts(present, wanted, wishes)
@@ -124,6 +128,9 @@ def scale_conflicts(present: Scale, wanted: Scale, wishes: ScaleWishes) -> Itera
         yield f"chunk_size: {wishes.chunk_size}, but {name} has {present.chunk_size}: {way_out}"
     if wishes.encoding not in (None, present.encoding):
         yield f"encoding: {wishes.encoding}, but {name} has {present.encoding}: {way_out}"
+    elif wishes.encoding_level not in (None, level := level_of(present.encoding, present.tuning)):
+        has = "no level" if level is None else described(present.encoding, present.tuning)
+        yield f"encoding_level: {wishes.encoding_level}, but {name} has {has}: {way_out}"
 
 
 def layer_problems(info: Info, pyramid: Pyramid) -> Iterator[str]:
@@ -158,6 +165,23 @@ def encoding_problems(info: Info, scales: Iterable[Scale]) -> Iterator[str]:
         for scale in scales
     ]
     yield from filter(None, dict.fromkeys(problems))
+
+
+def loss_notes(source: Scale | None, written: Iterable[Scale]) -> Iterator[str]:
+    """Where encodings change voxels; `source` is the scale that is decoded, where there is one."""
+    is_lossy_already = source is not None and is_lossy(source.encoding, source.tuning)
+    if source is not None and is_lossy_already:
+        encoding = described(source.encoding, source.tuning)
+        yield f"{source.key} is stored as lossy {encoding}: its compression artifacts carry over"
+    lossy = [scale for scale in written if is_lossy(scale.encoding, scale.tuning)]
+    for encoding in dict.fromkeys(described(scale.encoding, scale.tuning) for scale in lossy):
+        if is_lossy_already:
+            yield f"voxels are encoded again, as {encoding}, which is lossy: more detail is lost"
+        else:
+            yield (
+                f"voxels are encoded as {encoding}, which is lossy: detail is lost; png, or jxl "
+                "with an encoding_level of 100, keeps every voxel"
+            )
 
 
 def background_problems(dtype: "np.dtype[Any]", value: float) -> Iterator[str]:

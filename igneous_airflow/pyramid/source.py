@@ -124,8 +124,8 @@ class LayerSource:
         return (
             self.change is None
             and self.channel is None
-            and (here.chunk_size, here.encoding, here.block_size)
-            == (scale.chunk_size, scale.encoding, scale.block_size)
+            and (here.chunk_size, here.encoding, here.block_size, here.tuning)
+            == (scale.chunk_size, scale.encoding, scale.block_size, scale.tuning)
             and here.chunks.is_aligned(self.at_source(region))
             and scale.chunks.is_aligned(region)
         )

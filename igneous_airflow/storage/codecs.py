@@ -13,6 +13,7 @@ from igneous_airflow.errors import CorruptChunk, InvalidParameter
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.storage.files import Buffer, StoredFile
 from igneous_airflow.storage.streams import joined, pieces
+from igneous_airflow.storage.tuning import Tuning, encoder_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -236,7 +237,7 @@ def encode(
     encoding: str,
     *,
     block_size: Vec3 | None = None,
-    quality: int | None = None,
+    tuning: Tuning = (),
 ) -> Buffer:
     """Encode an (x, y, z, channel) array; raises InvalidParameter when the encoding cannot.
 
@@ -255,7 +256,7 @@ def encode(
                 np.require(array, requirements="W"),  # compresso refuses read-only memory
                 encoding,
                 block_size=tuple(block_size) if block_size else None,
-                compression_params={} if quality is None else {"level": quality},
+                compression_params=encoder_options(encoding, tuning),
             )
         )
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:

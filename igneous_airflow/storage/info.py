@@ -5,7 +5,7 @@ Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precom
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import inf, prod
 from posixpath import normpath
@@ -17,6 +17,13 @@ from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.commit import commit
 from igneous_airflow.storage.files import Buffer, Folder, StoredFile
+from igneous_airflow.storage.tuning import (
+    Tuning,
+    level_problem,
+    read_tuning,
+    tuning_entry,
+    with_level,
+)
 
 _NAME = "info"
 INFO_BYTES = 1 << 23  # 8 MiB, which no info file of volumes or meshes comes near
@@ -43,7 +50,7 @@ class Scale:
     chunk_size: Vec3
     encoding: str
     block_size: Vec3 | None = None  # of compressed_segmentation
-    quality: int | None = None  # of jpeg
+    tuning: Tuning = ()  # how well and how hard the encoding works
     sharded: bool = False
 
     @classmethod
@@ -61,7 +68,7 @@ class Scale:
                 chunk_size=Vec3.of(entry["chunk_sizes"][0]),
                 encoding=encoding,
                 block_size=_block_size(encoding, block),
-                quality=entry.get("jpeg_quality"),
+                tuning=read_tuning(encoding, entry),
                 sharded=bool(entry.get("sharding")),
             )
         except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
@@ -90,22 +97,37 @@ class Scale:
         }
         if self.block_size is not None:
             entry["compressed_segmentation_block_size"] = list(self.block_size)
-        if self.quality is not None:
-            entry["jpeg_quality"] = self.quality
-        return entry
+        return entry | tuning_entry(self.tuning)
 
-    def downsampled(self, factor: Vec3, *, chunk_size: Vec3, encoding: str) -> "Scale":
-        """The next coarser scale: size rounded up, offset rounded down."""
+    def downsampled(self, factor: Vec3) -> "Scale":
+        """The next coarser scale, stored alike: size rounded up, offset rounded down."""
         rx, ry, rz = (r * f for r, f in zip(self.resolution, factor, strict=True))
-        return Scale(
+        return replace(
+            self,
             key=resolution_key((rx, ry, rz)),
             resolution=(rx, ry, rz),
             size=self.size.ceil_div(factor),
             voxel_offset=self.voxel_offset // factor,
-            chunk_size=chunk_size,
+            sharded=False,
+        )
+
+    def stored_as(
+        self, encoding: str | None = None, level: int | None = None, chunk_size: Vec3 | None = None
+    ) -> "Scale":
+        """The same voxels in other chunks; None keeps what this scale has.
+
+        An encoding keeps its quality or level, and a level that it cannot have is left out.
+        """
+        encoding = encoding or self.encoding
+        tuning = self.tuning if encoding == self.encoding else ()
+        if level is not None and level_problem(encoding, level) is None:
+            tuning = with_level(encoding, tuning, level)
+        return replace(
+            self,
+            chunk_size=chunk_size or self.chunk_size,
             encoding=encoding,
-            block_size=_block_size(encoding, list(self.block_size) if self.block_size else None),
-            quality=self.quality if encoding == "jpeg" else None,
+            block_size=_block_size(encoding, self.block_size),
+            tuning=tuning,
         )
 
     def ratio_to(self, finer: "Scale") -> Vec3 | None:
@@ -136,7 +158,7 @@ class Scale:
         )
 
 
-def _block_size(encoding: str, given: Sequence[int] | None) -> Vec3 | None:
+def _block_size(encoding: str, given: Sequence[int] | Vec3 | None) -> Vec3 | None:
     if encoding != "compressed_segmentation":
         return None
     return Vec3.of(given) if given else _CSEG_BLOCK

@@ -201,7 +201,7 @@ class Layer:
                 f"chunk {box}: voxels are {voxels.dtype} {voxels.shape}, the layer holds "
                 f"{self.dtype} {(*box.size, self.info.channels)}"
             )
-        content = encode(voxels, scale.encoding, block_size=scale.block_size, quality=scale.quality)
+        content = encode(voxels, scale.encoding, block_size=scale.block_size, tuning=scale.tuning)
         stored = compress_bytes(
             content,
             compression_for(compress, scale.encoding),

@@ -79,7 +79,7 @@ def test_a_plan_tells_when_fewer_mips_are_made(url):
     assert any("7 of 20 mips" in note for note in plan.notes)
 
 
-def test_a_plan_tells_that_losses_go_on(tmp_path):
+def test_a_plan_tells_that_compression_artifacts_carry_over(tmp_path):
     url = write_layer(tmp_path, random_voxels(SIZE), LayerSpec(encoding="jpeg"))
     assert any("lossy jpeg" in note for note in Downsample(layer=url).plan().notes)
 

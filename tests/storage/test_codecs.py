@@ -94,7 +94,9 @@ def test_jpeg_is_close(channels):
 
 def test_the_quality_of_jpeg_is_honoured():
     array = random_voxels(Vec3(64, 64, 4))
-    small, large = (len(encode(array, "jpeg", quality=quality)) for quality in (20, 95))
+    small, large = (
+        len(encode(array, "jpeg", tuning=(("jpeg_quality", quality),))) for quality in (20, 95)
+    )
     assert small < large / 2
 
 

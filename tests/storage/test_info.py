@@ -66,7 +66,7 @@ def folder(request, tmp_path):
 def coarser(scale, levels):
     scales = []
     for _ in range(levels):
-        scale = scale.downsampled(PLANE, chunk_size=scale.chunk_size, encoding=scale.encoding)
+        scale = scale.downsampled(PLANE)
         scales.append(scale)
     return scales
 
@@ -123,7 +123,7 @@ def test_an_entry_is_read_back_as_written():
     assert Scale.parse(full).entry() == full
     jpeg = {**SCALE, "encoding": "jpeg", "jpeg_quality": 70}
     assert Scale.parse(jpeg).entry() == jpeg
-    assert coarser(Scale.parse(jpeg), 1)[0].quality == 70
+    assert coarser(Scale.parse(jpeg), 1)[0].tuning == (("jpeg_quality", 70),)
 
 
 def test_adding_scales_keeps_foreign_keys_and_the_scales_of_others(folder):
