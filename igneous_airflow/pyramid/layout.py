@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from posixpath import normpath
 from typing import TYPE_CHECKING, Any
 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
@@ -115,8 +114,6 @@ def scale_conflicts(present: Scale, wanted: Scale, wishes: ScaleWishes) -> Itera
     """Reasons why an existing scale cannot take what is wanted of it."""
     name = f"the existing scale {present.key}"
     way_out = "delete that mip first, or leave the parameter empty to keep what is there"
-    if normpath(present.key).startswith(".."):
-        yield f"{name} lies outside of the layer; its files are not written to"
     if present.sharded:
         yield f"{name} is sharded; only unsharded mips can be written"
     if (present.size, present.voxel_offset) != (wanted.size, wanted.voxel_offset):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from math import inf, prod
+from math import prod
 from posixpath import normpath
 from typing import Any
 
@@ -17,6 +17,8 @@ from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.commit import commit
 from igneous_airflow.storage.files import Buffer, Folder, StoredFile
+from igneous_airflow.storage.info_names import check_folders, check_key
+from igneous_airflow.storage.strict_json import parse_json, shown
 from igneous_airflow.storage.tuning import (
     Tuning,
     level_problem,
@@ -32,6 +34,9 @@ _DATA_TYPES = frozenset(
     + [f"float{bits}" for bits in (16, 32, 64)]  # 16 and 64 as cloud-volume writes them
 )
 _CSEG_BLOCK = Vec3(8, 8, 8)
+_FARTHEST = 1 << 53  # JavaScript counts no further, so that no viewer shows more
+_FINEST, _COARSEST = 1e-9, 1e18  # nm of a voxel: beyond all microscopes and planets
+_MOST_CHANNELS = 1 << 16
 
 
 def resolution_key(resolution: Sequence[float]) -> str:
@@ -61,7 +66,7 @@ class Scale:
             rx, ry, rz = map(float, entry["resolution"])
             block = entry.get("compressed_segmentation_block_size")
             scale = cls(
-                key=str(entry["key"]),
+                key=check_key(entry["key"]),
                 resolution=(rx, ry, rz),
                 size=Vec3.of(entry["size"]),
                 voxel_offset=Vec3.of(entry.get("voxel_offset", (0, 0, 0))),
@@ -71,19 +76,29 @@ class Scale:
                 tuning=read_tuning(encoding, entry),
                 sharded=bool(entry.get("sharding")),
             )
+        except InvalidInfo:
+            raise
         except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
-            raise InvalidInfo(f"a scale of the info file is broken ({error!r}): {entry}") from error
-        if normpath(scale.key) == "." or scale.key.startswith("/"):
-            raise InvalidInfo(f"scale {scale.key!r}: its key is no folder inside the layer")
-        if min(scale.size) < 0 or min(scale.chunk_size) < 1:
-            raise InvalidInfo(
-                f"scale {scale.key}: size {scale.size}, chunk size {scale.chunk_size}"
-            )
-        if not all(0 < r < inf for r in scale.resolution):
-            raise InvalidInfo(f"scale {scale.key}: resolution {scale.resolution}")
-        if scale.block_size is not None and min(scale.block_size) < 1:
-            raise InvalidInfo(f"scale {scale.key}: block size {scale.block_size}")
+            raise InvalidInfo(f"a scale is broken ({error!r:.200}): {shown(entry)}") from error
+        if problem := scale._problem():
+            raise InvalidInfo(f"scale {scale.key}: {problem}: correct it in the info file")
         return scale
+
+    def _problem(self) -> str | None:
+        """What no scale can be; None where everything can be."""
+        corners = (*self.voxel_offset, *self.bounds.max)
+        if min(self.size) < 0 or min(self.chunk_size) < 1:
+            return f"size {self.size}, chunk size {self.chunk_size}"
+        if max(map(abs, (*corners, *self.chunk_size))) > _FARTHEST:
+            return (
+                f"size {self.size}, offset {self.voxel_offset}, chunk size {self.chunk_size}: a "
+                f"voxel's number is larger than {_FARTHEST}"
+            )
+        if not all(_FINEST <= r <= _COARSEST for r in self.resolution):
+            return f"resolution {self.resolution} is not between {_FINEST} and {_COARSEST} nm"
+        if self.block_size is not None and min(self.block_size) < 1:
+            return f"block size {self.block_size}"
+        return None
 
     def entry(self) -> dict[str, Any]:
         """The entry for `info["scales"]`; only for unsharded scales."""
@@ -174,7 +189,7 @@ class Info:
     def parse(cls, content: Buffer, place: str) -> "Info":
         """Read the file's bytes; raises InvalidInfo."""
         try:
-            data = json.loads(bytes(content))
+            data = parse_json(content)
         except ValueError as error:
             raise InvalidInfo(f"{place}/info is not JSON: {error}") from error
         missing = {"data_type", "num_channels", "type", "scales"} - set(
@@ -183,14 +198,20 @@ class Info:
         if missing:
             raise InvalidInfo(f"{place}/info lacks {', '.join(sorted(missing))}")
         if str(data["data_type"]).lower() not in _DATA_TYPES:
-            raise InvalidInfo(f"{place}/info: data_type {data['data_type']!r} is not one we know")
+            raise InvalidInfo(
+                f"{place}/info: data_type {shown(data['data_type'])} is not one we know"
+            )
         channels = data["num_channels"]
-        if not isinstance(channels, int) or channels < 1:
-            raise InvalidInfo(f"{place}/info: num_channels {channels!r} is not a positive integer")
+        if type(channels) is not int or not 1 <= channels <= _MOST_CHANNELS:
+            raise InvalidInfo(
+                f"{place}/info: num_channels {shown(channels)} is not between 1 and "
+                f"{_MOST_CHANNELS:,}"
+            )
         if not isinstance(data["scales"], list):
             raise InvalidInfo(f"{place}/info: scales is not a list")
         info = cls(data)
         try:
+            check_folders(data)
             _ = info.scales  # every scale must parse
         except InvalidInfo as error:
             raise InvalidInfo(f"{place}/info: {error}") from error

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from igneous_airflow.errors import CorruptChunk, InvalidLevels
+from igneous_airflow.errors import InvalidLevels
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.storage.info import Info
@@ -99,7 +99,7 @@ class LevelsFolder:
             levels = _parsed(
                 bytes(decompress_bytes(stored, self.bins * _COUNT_BYTES + _OTHER_BYTES))
             )
-        except (CorruptChunk, ValueError, TypeError, KeyError, OverflowError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise InvalidLevels(
                 f"{self.place}/{z} cannot be read ({error}): run luminance_levels on that section "
                 "again"

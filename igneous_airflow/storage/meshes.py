@@ -20,6 +20,7 @@ from igneous_airflow.storage.commit import commit
 from igneous_airflow.storage.files import Folder, StoredFile
 from igneous_airflow.storage.info import INFO_BYTES
 from igneous_airflow.storage.mesh_info import MeshInfo, read_object
+from igneous_airflow.storage.strict_json import parse_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -136,7 +137,7 @@ class MeshFolder:
         vertices, faces = np.empty((0, 3), np.float32), np.empty((0, 3), np.int64)
         name = f"{label}:0"
         try:
-            for name in json.loads(manifest)["fragments"]:
+            for name in parse_json(manifest)["fragments"]:
                 more_vertices, more_faces = decode_fragment(
                     self._read(name, _FRAGMENT_BYTES) or b""
                 )
@@ -177,7 +178,7 @@ class MeshFolder:
         if text is None:
             return None
         try:
-            data = json.loads(text)
+            data = parse_json(text)
             return Record(str(data["parameters"]), tuple(map(int, data["labels"])))
         except (ValueError, TypeError, KeyError) as error:
             raise InvalidInfo(

@@ -28,7 +28,7 @@ def read_provenance(folder: Folder) -> dict[str, Any]:
         return provenance
     try:
         provenance |= json.loads(bytes(decompress_bytes(stored, _MOST)))
-    except (CorruptChunk, ValueError, TypeError) as error:
+    except (CorruptChunk, ValueError, TypeError, RecursionError) as error:
         raise InvalidInfo(f"{folder.url}/provenance cannot be read: {error}") from error
     if not isinstance(provenance["processing"], list):
         raise InvalidInfo(f"{folder.url}/provenance: processing is not a list")
