@@ -12,6 +12,18 @@ from typing import TYPE_CHECKING, Any
 from igneous_airflow.errors import CorruptChunk, InvalidParameter
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.storage.files import Buffer, StoredFile
+from igneous_airflow.storage.float_chunks import (
+    as_kempressed,
+    decode_fpzip,
+    decode_kempressed,
+    decode_zfpc,
+)
+from igneous_airflow.storage.label_chunks import (
+    check_crackle,
+    checked_compresso,
+    checked_segmentation,
+)
+from igneous_airflow.storage.picture_chunks import check_jpeg, check_png, decode_jxl
 from igneous_airflow.storage.streams import joined, pieces
 from igneous_airflow.storage.tuning import Tuning, encoder_options
 
@@ -69,6 +81,8 @@ def _codec_problem(encoding: str, channels: int) -> str | None:
     from cloudvolume.chunks import NEEDS_INSTALL  # takes seconds to import
 
     missing = NEEDS_INSTALL.get("fpzip" if encoding == "kempressed" else encoding)
+    if missing and encoding in _FLOATS:
+        missing = "'igneous-airflow[floats]'"
     if missing:
         return f"encoding {encoding} needs a library that is not installed: pip install {missing}"
     return None
@@ -250,6 +264,8 @@ def encode(
     _require_codec(encoding, array.shape[3])
     from cloudvolume import chunks
 
+    if encoding == "kempressed":  # cloud-volume garbles single sections
+        array, encoding, tuning = as_kempressed(array), "fpzip", ()
     try:
         return bytes(
             chunks.encode(
@@ -284,20 +300,9 @@ def decode(
     try:
         if encoding == "raw":
             return np.frombuffer(content, dtype=dtype.newbyteorder("<")).reshape(shape, order="F")
-        from cloudvolume import chunks
-
-        content = bytes(content)  # some decoders take no other buffer
         if not content:  # cloud-volume would read zeros
             raise ValueError("the file is empty")
-        if encoding == "compressed_segmentation":
-            content = _checked_segmentation(content, Vec3.of(shape[:3]), dtype, block_size)
-        array = chunks.decode(
-            content,
-            encoding,
-            shape=shape,
-            dtype=dtype,
-            block_size=tuple(block_size) if block_size else None,
-        )
+        array = _decoded(bytes(content), encoding, shape, dtype, block_size)
         if not np.can_cast(array.dtype, dtype):
             raise ValueError(f"the file holds {array.dtype}")
         if encoding in _PICTURES and shape[3] > 1:  # cloud-volume takes pixels for planes
@@ -308,24 +313,36 @@ def decode(
         raise CorruptChunk(f"cannot decode as {encoding} {dtype} {shape}: {error}") from error
 
 
-def _checked_segmentation(
-    content: Buffer, size: Vec3, dtype: "np.dtype[Any]", block_size: Vec3 | None
-) -> bytes:
-    """Check the offsets in a compressed_segmentation chunk: its decoder reads wherever they point.
+def _decoded(
+    content: bytes,
+    encoding: str,
+    shape: tuple[int, int, int, int],
+    dtype: "np.dtype[Any]",
+    block_size: Vec3 | None,
+) -> "NDArray[Any]":
+    """Decode what was checked first, since decoders believe whatever they read."""
+    size = Vec3.of(shape[:3])
+    if encoding in _FLOATS:
+        return _FLOATS[encoding](content, shape, dtype)
+    if encoding == "jxl":
+        return decode_jxl(content, size.product).reshape(-1).reshape(shape, order="F")
+    if encoding == "jpeg":
+        check_jpeg(content, size.product)
+    elif encoding == "png":
+        check_png(content, size.product)
+    elif encoding == "compressed_segmentation":
+        content = checked_segmentation(content, size, dtype, block_size)
+    elif encoding == "compresso":
+        content = checked_compresso(content, size, dtype)
+    elif encoding == "crackle":
+        check_crackle(content, size, dtype)
+    from cloudvolume import chunks
 
-    The zeros added at the end keep indices into the last table of labels inside. Raises ValueError.
-    Format: https://github.com/google/neuroglancer/tree/master/src/sliceview/compressed_segmentation
-    """
-    import numpy as np
+    block = tuple(block_size) if block_size else None
+    array: NDArray[Any] = chunks.decode(
+        content, encoding, shape=shape, dtype=dtype, block_size=block
+    )
+    return array
 
-    block = block_size or Vec3.full(8)
-    blocks = size.ceil_div(block).product
-    words = np.frombuffer(content, "<u4", len(content) // 4)
-    start = int(words[0])
-    headers = words[start : start + 2 * blocks].reshape(blocks, 2).astype(np.int64)
-    bits, tables = headers[:, 0] >> 24, headers[:, 0] & 0xFFFFFF
-    values_end = np.where(bits > 0, headers[:, 1] + -(-block.product * bits // 32), 0)
-    ends = start + np.maximum(tables + dtype.itemsize // 4, values_end)
-    if bits.max() > 16 or ends.max() > len(words):
-        raise ValueError("it is cut off or damaged")
-    return bytes(content) + bytes(dtype.itemsize << int(bits.max()))
+
+_FLOATS = {"fpzip": decode_fpzip, "kempressed": decode_kempressed, "zfpc": decode_zfpc}

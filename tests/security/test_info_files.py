@@ -254,12 +254,20 @@ DEEP = StoredFile(b"[" * 200_000)
         ("provenance", read_provenance, InvalidInfo),
         ("mesh/info", lambda folder: MeshFolder(folder, "mesh").read_info(), InvalidInfo),
         ("mesh/7:0", lambda folder: MeshFolder(folder, "mesh").read_mesh(7), InvalidInfo),
-        ("mesh/cells/0-1_0-1_0-1", lambda folder: MeshFolder(folder, "mesh").read_record(CELL), InvalidInfo),
+        (
+            "mesh/cells/0-1_0-1_0-1",
+            lambda folder: MeshFolder(folder, "mesh").read_record(CELL),
+            InvalidInfo,
+        ),
         ("levels/0/3", lambda folder: LevelsFolder(folder.url, 0, "uint8").read(3), InvalidLevels),
         ("run.json", lambda folder: Run.load(folder.url), InvalidParameter),
-        ("volumes", lambda folder: Consensus.open(f"{folder.url}/volumes", "mem://x/y"), InvalidParameter),
+        (
+            "volumes",
+            lambda folder: Consensus.open(f"{folder.url}/volumes", "mem://x/y"),
+            InvalidParameter,
+        ),
     ],
-)  # fmt: skip
+)
 def test_other_files_of_many_brackets_are_refused_by_name(folder, name, read, error):
     folder.write(name, DEEP)
     with pytest.raises(error, match=name) as caught:
