@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.mips import PyramidGeometry, levels_that_fit, truncated
-from igneous_airflow.storage.codecs import encoding_problem
+from igneous_airflow.storage.codecs import encoding_problem, writing_problem
 from igneous_airflow.storage.info import Info, Scale
 from igneous_airflow.storage.tuning import described, is_lossy, level_of, level_problem
 
@@ -139,6 +139,7 @@ def layer_problems(info: Info, pyramid: Pyramid) -> Iterator[str]:
             f"voxels has one voxel on each axis pooled by {pyramid.factor}"
         )
     yield from encoding_problems(info, (pyramid.source, *pyramid.levels))
+    yield from writing_problems(pyramid.levels)
 
 
 def sharding_problems(scale: Scale) -> Iterator[str]:
@@ -161,6 +162,12 @@ def encoding_problems(info: Info, scales: Iterable[Scale]) -> Iterator[str]:
         )
         for scale in scales
     ]
+    yield from filter(None, dict.fromkeys(problems))
+
+
+def writing_problems(scales: Iterable[Scale]) -> Iterator[str]:
+    """Reasons why chunks of the scales are read, but not written."""
+    problems = [writing_problem(scale.encoding) for scale in scales]
     yield from filter(None, dict.fromkeys(problems))
 
 

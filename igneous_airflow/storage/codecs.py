@@ -13,7 +13,6 @@ from igneous_airflow.errors import CorruptChunk, InvalidParameter
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.storage.files import Buffer, StoredFile
 from igneous_airflow.storage.float_chunks import (
-    as_kempressed,
     decode_fpzip,
     decode_kempressed,
     decode_zfpc,
@@ -70,6 +69,17 @@ def encoding_problem(encoding: str, data_type: str, channels: int, chunk_size: V
     return _picture_problem(chunk_size) if encoding == "jpeg" else None
 
 
+def writing_problem(encoding: str) -> str | None:
+    """Say why chunks are not written in an encoding that can be read, or None when they are.
+
+    fpzip's encoder writes beyond its memory where noise makes a chunk longer than its voxels, and
+    cloud-volume garbles kempressed sections and reads all of zfpc as float32.
+    """
+    if encoding not in _FLOATS:
+        return None
+    return f"encoding {encoding} can be read, but not written: set encoding to raw"
+
+
 def _codec_problem(encoding: str, channels: int) -> str | None:
     """Say why chunks of so many channels can be neither written nor read here."""
     _, channel_counts = _LIMITS.get(encoding, (frozenset(), frozenset()))
@@ -110,13 +120,19 @@ def compression_for(compress: str, encoding: str) -> str:
     return "" if compress == "none" else compress
 
 
-def most_bytes(encoding: str, size: Vec3, voxel_bytes: int) -> int:
+def most_bytes(encoding: str, size: Vec3, voxel_bytes: int, block_size: Vec3 | None = None) -> int:
     """The most bytes that a chunk file of `size` voxels has, before its compression.
 
-    Encoders work on blocks of 8 or more voxels, and noise makes files larger than the voxels.
+    Noise makes files larger than its voxels: by up to a third in blocks of 8 on each axis (tried
+    for all encodings), so there is room for twice as much.
     """
     if encoding == "raw":
         return size.product * voxel_bytes
+    if encoding == "compressed_segmentation":
+        block = block_size or Vec3.full(8)
+        blocks = size.ceil_div(block).product
+        values = blocks * block.product * 4  # of 32 bits at most
+        return blocks * 8 + values + size.product * voxel_bytes + _HEADER_BYTES
     padded = Vec3(*(-(-edge // 8) * 8 for edge in size))
     return 2 * padded.product * voxel_bytes + _HEADER_BYTES
 
@@ -262,10 +278,10 @@ def encode(
     if encoding == "raw":
         return np.asfortranarray(array).reshape(-1, order="F").view(np.uint8).data
     _require_codec(encoding, array.shape[3])
+    if problem := writing_problem(encoding):
+        raise InvalidParameter(problem)
     from cloudvolume import chunks
 
-    if encoding == "kempressed":  # cloud-volume garbles single sections
-        array, encoding, tuning = as_kempressed(array), "fpzip", ()
     try:
         return bytes(
             chunks.encode(

@@ -49,13 +49,6 @@ def decode_kempressed(content: bytes, shape: _Shape, dtype: "np.dtype[Any]") -> 
     return voxels
 
 
-def as_kempressed(voxels: "NDArray[Any]") -> "NDArray[Any]":
-    """The array that fpzip encodes for kempressed, of an (x, y, z, channel) array."""
-    import numpy as np
-
-    return np.asfortranarray(voxels.swapaxes(2, 3) + voxels.dtype.type(2))
-
-
 def _fpzip_header(content: bytes) -> tuple[_Shape, int]:
     """The shape that the header says, and the bytes of a number."""
     numbers = _RangeDecoder(content)

@@ -37,6 +37,7 @@ _CSEG_BLOCK = Vec3(8, 8, 8)
 _FARTHEST = 1 << 53  # JavaScript counts no further, so that no viewer shows more
 _FINEST, _COARSEST = 1e-9, 1e18  # nm of a voxel: beyond all microscopes and planets
 _MOST_CHANNELS = 1 << 16
+_LARGEST_BLOCK = 1 << 21  # voxels, that is 128 on each axis
 
 
 def resolution_key(resolution: Sequence[float]) -> str:
@@ -96,8 +97,9 @@ class Scale:
             )
         if not all(_FINEST <= r <= _COARSEST for r in self.resolution):
             return f"resolution {self.resolution} is not between {_FINEST} and {_COARSEST} nm"
-        if self.block_size is not None and min(self.block_size) < 1:
-            return f"block size {self.block_size}"
+        block = self.block_size
+        if block is not None and (min(block) < 1 or block.product > _LARGEST_BLOCK):
+            return f"block size {block} is not of 1 to {_LARGEST_BLOCK:,} voxels"
         return None
 
     def entry(self) -> dict[str, Any]:

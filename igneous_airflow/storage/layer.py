@@ -242,7 +242,7 @@ class Layer:
 
     def _most_bytes(self, scale: Scale, box: BoundingBox) -> int:
         voxel_bytes = self.dtype.itemsize * self.info.channels
-        return most_bytes(scale.encoding, box.size, voxel_bytes)
+        return most_bytes(scale.encoding, box.size, voxel_bytes, scale.block_size)
 
     def _is_grey(self, scale: Scale) -> bool:
         return scale.encoding == "raw" and self.info.layer_type == "image"

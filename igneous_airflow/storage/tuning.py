@@ -6,7 +6,7 @@ fpzip_precision             bits that are kept; 0 keeps all of them
 The keys are those of cloud-volume, which hands them to its encoders.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +31,9 @@ _LEVELS = {
     "png": _Level("png_level", "level", 0, 9, 9),
     "fpzip": _Level("fpzip_precision", "precision", 0, 64, 0),
 }
-_JXL = ("jxl_effort", "jxl_decodingspeed")
 _ZFPC = ("zfpc_rate", "zfpc_precision", "zfpc_tolerance")  # one of them makes it lossy
 _ZFPC_DIMENSIONS = "zfpc_correlated_dims"
-_OTHERS = {"jxl": _JXL, "zfpc": (*_ZFPC, _ZFPC_DIMENSIONS)}
+_OTHERS = {"jxl": ("jxl_effort", "jxl_decodingspeed"), "zfpc": (*_ZFPC, _ZFPC_DIMENSIONS)}
 #: Every key of an info's scale that belongs to some encoding.
 TUNING_KEYS = frozenset(
     [level.key for level in _LEVELS.values()] + [key for keys in _OTHERS.values() for key in keys]
@@ -124,12 +123,5 @@ def described(encoding: str, tuning: Tuning) -> str:
 
 def encoder_options(encoding: str, tuning: Tuning) -> dict[str, Any]:
     """The tuning as cloud-volume's encoders take it; its own defaults where nothing is said."""
-    return dict(_options(encoding, tuning))
-
-
-def _options(encoding: str, tuning: Tuning) -> Iterator[tuple[str, Any]]:
-    for key, value in tuning:
-        if encoding == "zfpc":
-            yield key.removeprefix("zfpc_"), list(value) if isinstance(value, tuple) else value
-        else:
-            yield key if key in _JXL else "level", value
+    level = _LEVELS.get(encoding)
+    return {"level" if level and key == level.key else key: value for key, value in tuning}
