@@ -396,6 +396,18 @@ Encoding = Annotated[
         json_schema_extra=section(HOW),
     ),
 ]
+EncodingLevel = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        le=100,
+        title="Encoding level",
+        description="How well jpeg and jxl keep voxels, 1 to 100, where jxl keeps all of them at "
+        "100; or how hard png tries, 0 (fast) to 9 (small). Empty: as the mip that is read or that "
+        "exists has it, otherwise 85 and 9.",
+        json_schema_extra=section(HOW),
+    ),
+]
 Compress = Annotated[
     Literal["auto", "gzip", "br", "zstd", "none"],
     Field(

@@ -42,7 +42,7 @@ from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.durable import sync
 from igneous_airflow.storage.files import open_folder
 from igneous_airflow.storage.info import INFO
-from igneous_airflow.storage.json_files import read_json, write_json
+from igneous_airflow.storage.json_files import RECORD_BYTES, read_json, write_json
 from igneous_airflow.task import Task, TaskEncoder
 
 _ACTIONS: dict[LaunchState, Action] = {
@@ -358,7 +358,7 @@ class Run(RunRecord):
     def stored_plan(self) -> bytes | None:
         """The plan that was noted, in JSON; None when there is none."""
         stored = open_folder(self.url).read(_PLAN)
-        return None if stored is None else bytes(decompress_bytes(stored))
+        return None if stored is None else bytes(decompress_bytes(stored, RECORD_BYTES))
 
     def prepare(self) -> None:
         """Write what the tasks rely on; may run again.

@@ -4,7 +4,6 @@ Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precom
 `mip`, `chunk_size` and `spatial_index` are cloud-volume's, `parts` is ours.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from igneous_airflow.errors import InvalidInfo
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.storage.info import Scale
+from igneous_airflow.storage.strict_json import parse_json, shown
 
 SPATIAL_INDEX = ".spatial"  # how the names of its files end
 _TYPE = "neuroglancer_legacy_mesh"
@@ -94,11 +94,11 @@ class MeshInfo:
 def read_object(text: bytes, place: str) -> dict[str, Any]:
     """Read the file's JSON; raises InvalidInfo."""
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except ValueError as error:
         raise InvalidInfo(f"{place}/info is no info of meshes: {error}") from error
     if not isinstance(data, dict):
-        raise InvalidInfo(f"{place}/info is no info of meshes: it holds {data!r}")
+        raise InvalidInfo(f"{place}/info is no info of meshes: it holds {shown(data)}")
     return data
 
 

@@ -18,12 +18,16 @@ from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.storage.codecs import compress_bytes, decompress_bytes
 from igneous_airflow.storage.commit import commit
 from igneous_airflow.storage.files import Folder, StoredFile
+from igneous_airflow.storage.info import INFO_BYTES
 from igneous_airflow.storage.mesh_info import MeshInfo, read_object
+from igneous_airflow.storage.strict_json import parse_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _INFO, _RECORDS = "info", "cells"
+_LIST_BYTES = 1 << 28  # of a manifest or a record: some million cells or labels
+_FRAGMENT_BYTES = 1 << 30  # some ten million triangles, in a cell
 _OF_A_LABEL = re.compile(r"([1-9][0-9]*):0(?::(.+))?", re.DOTALL)
 
 
@@ -81,7 +85,7 @@ class MeshFolder:
 
         Raises InvalidInfo for meshes of another format.
         """
-        text = self._read(_INFO)
+        text = self._read(_INFO, INFO_BYTES)
         return None if text is None else MeshInfo.of(read_object(text, self.url), self.url)
 
     def add_part(self, wanted: MeshInfo, spatial_index: Mapping[str, Any] | None) -> None:
@@ -92,7 +96,7 @@ class MeshFolder:
         """
 
         def read() -> dict[str, Any]:
-            text = self._read(_INFO)
+            text = self._read(_INFO, INFO_BYTES)
             return {} if text is None else read_object(text, self.url)
 
         def change(data: dict[str, Any]) -> dict[str, Any]:
@@ -127,14 +131,16 @@ class MeshFolder:
         """
         import numpy as np
 
-        manifest = self._read(f"{label}:0")
+        manifest = self._read(f"{label}:0", _LIST_BYTES)
         if manifest is None:
             return None
         vertices, faces = np.empty((0, 3), np.float32), np.empty((0, 3), np.int64)
         name = f"{label}:0"
         try:
-            for name in json.loads(manifest)["fragments"]:
-                more_vertices, more_faces = decode_fragment(self._read(name) or b"")
+            for name in parse_json(manifest)["fragments"]:
+                more_vertices, more_faces = decode_fragment(
+                    self._read(name, _FRAGMENT_BYTES) or b""
+                )
                 faces = np.concatenate([faces, more_faces + len(vertices)])
                 vertices = np.concatenate([vertices, more_vertices])
         except (ValueError, TypeError, KeyError) as error:
@@ -168,11 +174,11 @@ class MeshFolder:
 
     def read_record(self, box: BoundingBox) -> Record | None:
         """Read what meshing a cell left; None when it has not been meshed. Raises InvalidInfo."""
-        text = self._read(f"{_RECORDS}/{box}")
+        text = self._read(f"{_RECORDS}/{box}", _LIST_BYTES)
         if text is None:
             return None
         try:
-            data = json.loads(text)
+            data = parse_json(text)
             return Record(str(data["parameters"]), tuple(map(int, data["labels"])))
         except (ValueError, TypeError, KeyError) as error:
             raise InvalidInfo(
@@ -200,12 +206,12 @@ class MeshFolder:
         for name in names:
             self.layer.delete(f"{self.directory}/{name}")
 
-    def _read(self, name: str) -> bytes | None:
+    def _read(self, name: str, most: int) -> bytes | None:
         stored = self.layer.read(f"{self.directory}/{name}")
         if stored is None:
             return None
         try:
-            return bytes(decompress_bytes(stored))
+            return bytes(decompress_bytes(stored, most))
         except CorruptChunk as error:
             raise InvalidInfo(f"{self.url}/{name} cannot be read: {error}") from error
 
