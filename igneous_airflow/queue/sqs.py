@@ -21,10 +21,10 @@ from threading import Thread
 from typing import Any
 
 from igneous_airflow.errors import IgneousError, InvalidParameter, LeaseLost, TransientError
-from igneous_airflow.queue.protocol import Counts, DeadLetter, Lease, MakeClient
+from igneous_airflow.queue.protocol import LONGEST_LEASE, Counts, DeadLetter, Lease, MakeClient
 from igneous_airflow.queue.sqs_address import Address
 from igneous_airflow.queue.sqs_cost import describe_cost
-from igneous_airflow.queue.sqs_leases import LONGEST_LEASE, LeaseBook
+from igneous_airflow.queue.sqs_leases import LeaseBook
 from igneous_airflow.queue.sqs_queues import (
     QueuePair,
     list_dead_letters,
