@@ -24,8 +24,8 @@ _FIRST_LAYOUT = 0x69676E31
 
 # A message is leased while it has a token and is not due; `seconds` is for how long it was leased
 # or put off when `due` was set. The index `schedule` gives the next message and counts all;
-# `leases` holds the few that have a token. Numbers are never used twice. `clock` has one row: `zero`
-# is the file's time at which the monotonic clock was at 0 when the machine started as `boot`.
+# `leases` holds the few that have a token. Numbers are never used twice. The row of `clock` tells
+# the file's time when the monotonic clock was at 0, for the start of the machine named `boot`.
 _SECONDS = "seconds REAL NOT NULL DEFAULT 0"
 _CLOCK = "CREATE TABLE IF NOT EXISTS clock (boot TEXT PRIMARY KEY, zero REAL NOT NULL)"
 _TABLES = f"""
