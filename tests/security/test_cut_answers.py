@@ -231,6 +231,24 @@ def test_entries_of_a_batch_that_an_answer_leaves_out_are_sent_again(
         use(name, Client(operation, answer), 0)
 
 
+def test_every_part_of_an_entry_that_failed_may_be_missing_or_wrong() -> None:
+    failed = {"Id": "0", "Code": "InternalError", "SenderFault": False, "Message": "later"}
+    for answer in spoiled({"Successful": [], "Failed": [failed]}):
+        client = Client("send_message_batch", answer, times=1)
+        assert use("send", client, 5) == 1
+        assert client.asked == 2 or answer == {**answer, "Successful": [{"Id": "0"}]}
+
+
+@pytest.mark.parametrize("cut", [{}, {"Attributes": {}}])
+def test_a_cut_answer_does_not_pass_for_a_queue_without_a_dead_letter_queue(cut: Any) -> None:
+    class Cut(Client):
+        def get_queue_attributes(self, AttributeNames: list[str], **_: Any) -> Any:  # noqa: N803
+            return cut if "RedrivePolicy" in AttributeNames else self.say("get_queue_attributes")
+
+    with pytest.raises(StorageUnavailable, match="QueueArn is missing"):
+        use("others' counts", Cut(), 0)
+
+
 def test_a_dead_letter_of_another_program_is_shown_as_it_is() -> None:
     client = Client()
     (message,) = client.answers["receive_message"]["Messages"]
