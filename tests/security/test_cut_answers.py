@@ -232,7 +232,7 @@ def test_entries_of_a_batch_that_an_answer_leaves_out_are_sent_again(
 
 
 def test_every_part_of_an_entry_that_failed_may_be_missing_or_wrong() -> None:
-    failed = {"Id": "0", "Code": "InternalError", "SenderFault": False, "Message": "later"}
+    failed = {"Id": "0", "Code": "Other", "SenderFault": False, "Message": "later"}
     for answer in spoiled({"Successful": [], "Failed": [failed]}):
         client = Client("send_message_batch", answer, times=1)
         assert use("send", client, 5) == 1
