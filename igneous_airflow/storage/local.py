@@ -13,9 +13,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from igneous_airflow.errors import (
     AccessDenied,
@@ -27,6 +26,7 @@ from igneous_airflow.errors import (
 )
 from igneous_airflow.storage.files import (
     SUFFIXES,
+    Buffer,
     FileEntry,
     Folder,
     StoredFile,
@@ -35,6 +35,7 @@ from igneous_airflow.storage.files import (
 )
 from igneous_airflow.storage.links import AnyLinks, Links
 
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 _PARTIAL = ".partial"
 _PARTIAL_NAME = re.compile(r"\..+\.([^.]+)-([0-9]{1,9})-[0-9a-f]+\.partial", re.DOTALL)
 _PARTIAL_LIFETIME = 24 * 3600.0  # seconds; for partial files of other machines
@@ -86,9 +87,7 @@ class LocalFolder:
                 ("zstd", ".zstd"),
             ):
                 try:
-                    # plain open: pathlib costs a tenth of the time of a small read
-                    stored = f"{path}{suffix}"
-                    with open(stored, "rb", buffering=0, opener=self._links.open) as stream:
+                    with self._links.open(f"{path}{suffix}", os.O_RDONLY) as stream:
                         return StoredFile(stream.read(), compression)
                 except (FileNotFoundError, IsADirectoryError):
                     continue
@@ -105,7 +104,7 @@ class LocalFolder:
             present = [variant for variant in self._variants(path) if self._links.is_there(variant)]
             try:
                 with self._create(folder, partial) as stream:
-                    stream.write(file.content)
+                    _write_all(stream, file.content)
                 os.replace(partial, final)  # noqa: PTH105
             except BaseException:
                 with suppress(FileNotFoundError):
@@ -116,12 +115,12 @@ class LocalFolder:
                     with suppress(FileNotFoundError):  # removed meanwhile
                         os.unlink(other)  # noqa: PTH108
 
-    def _create(self, folder: str, path: str) -> BinaryIO:
+    def _create(self, folder: str, path: str) -> FileIO:
         try:
-            return open(path, "wb", opener=self._links.open)
+            return self._links.open(path, _NEW)
         except FileNotFoundError:  # seldom, so that it costs nothing to ask afterwards
             os.makedirs(folder, exist_ok=True)  # noqa: PTH103
-            return open(path, "wb", opener=self._links.open)
+            return self._links.open(path, _NEW)
 
     @staticmethod
     def _variants(path: str) -> list[str]:
@@ -147,7 +146,7 @@ class LocalFolder:
         with disk_errors("read", path):
             self._links.check_way(path)
             try:
-                return open(path, "rb", opener=self._links.open)
+                return BufferedReader(self._links.open(path, os.O_RDONLY))
             except (FileNotFoundError, IsADirectoryError):
                 return None
 
@@ -204,7 +203,7 @@ class LocalFolder:
         with disk_errors("read", path):
             self._links.check_way(path)
             try:
-                stream = open(path, "rb", buffering=0, opener=self._links.open)  # noqa: SIM115
+                stream = self._links.open(path, os.O_RDONLY)
             except FileNotFoundError as error:
                 raise SourceNotFound(f"{path} is not there") from error
             with stream:
@@ -279,6 +278,14 @@ class LocalFolder:
         if not existing.is_dir():
             raise AccessDenied(f"cannot write below {existing}: it is not a folder")
         return existing
+
+
+def _write_all(stream: FileIO, content: Buffer) -> None:
+    """Write everything: the system may take less at once, at most 2 GB."""
+    size = memoryview(content).nbytes
+    written = stream.write(content)
+    while written < size:
+        written += stream.write(memoryview(content).cast("B")[written:])
 
 
 def _owner() -> str:

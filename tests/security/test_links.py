@@ -3,9 +3,11 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from igneous_airflow.errors import AccessDenied, IgneousError
 from igneous_airflow.geometry.bbox import Vec3
@@ -17,6 +19,7 @@ from igneous_airflow.stages.luminance_levels import LuminanceLevels
 from igneous_airflow.stages.mesh import Mesh
 from igneous_airflow.stages.mesh_manifest import MeshManifest
 from igneous_airflow.stages.transfer import Transfer
+from igneous_airflow.storage import links
 from igneous_airflow.storage.files import StoredFile, open_folder, open_source_folder
 from igneous_airflow.storage.links import leads_outside
 from igneous_airflow.storage.local import LocalFolder
@@ -215,6 +218,22 @@ def test_a_partial_file_that_is_a_link_is_not_written_through(
     assert (tmp_path / "layer" / "chunk").read_bytes() == b"first"
 
 
+def test_a_folder_that_becomes_a_link_while_it_is_used_is_noticed_after_a_second(
+    tmp_path: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(links, "time", SimpleNamespace(monotonic=lambda: now))
+    scale = tmp_path / "layer" / "scale"
+    scale.mkdir(parents=True)
+    folder = LocalFolder(tmp_path / "layer")
+    assert folder.read("scale/shadow") is None
+    scale.rmdir()
+    scale.symlink_to(outside)
+    now += 1.01
+    with pytest.raises(AccessDenied, match="scale is a link"):
+        folder.read("scale/shadow")
+
+
 def test_files_of_sources_may_be_links_to_anywhere(tmp_path: Path, outside: Path) -> None:
     (tmp_path / "stack").mkdir()
     (tmp_path / "stack" / "1.npy").symlink_to(outside / "shadow")
@@ -350,13 +369,11 @@ def test_a_proof_does_not_take_links_for_chunks(layer: Path, outside: Path) -> N
 
 
 def test_sections_that_are_links_are_ingested(tmp_path: Path) -> None:
-    import numpy as np
-
     (tmp_path / "archive").mkdir()
     (tmp_path / "stack").mkdir()
     for z in range(2):
-        np.save(tmp_path / "archive" / f"{z}.npy", np.full((8, 8), z + 1, np.uint8))
-        (tmp_path / "stack" / f"{z}.npy").symlink_to(tmp_path / "archive" / f"{z}.npy")
+        Image.new("L", (8, 8), z + 1).save(tmp_path / "archive" / f"{z}.png")
+        (tmp_path / "stack" / f"{z}.png").symlink_to(tmp_path / "archive" / f"{z}.png")
     stage = Ingest(
         source=f"{tmp_path}/stack",
         dest=f"{tmp_path}/dest",
