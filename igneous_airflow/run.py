@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
+from igneous_airflow.audit_log import Action, AuditEntry, write_entry
 from igneous_airflow.errors import (
     AuditFailed,
     CorruptChunk,
@@ -38,10 +39,17 @@ from igneous_airflow.run_record import (
 from igneous_airflow.stage import Plan, Stage
 from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.codecs import decompress_bytes
+from igneous_airflow.storage.durable import sync
 from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.info import INFO
 from igneous_airflow.storage.json_files import read_json, write_json
 from igneous_airflow.task import Task, TaskEncoder
 
+_ACTIONS: dict[LaunchState, Action] = {
+    LaunchState.APPROVED: "approved",
+    LaunchState.LAUNCHED: "launched",
+    LaunchState.CANCELLED: "cancelled",
+}
 _PLAN, _SUMMARY = "plan.json", "summary.json"
 _ERRORS_NAMED = 5
 _ERRORS_READ = 200  # to put those together that differ by numbers only
@@ -269,8 +277,34 @@ class Run(RunRecord):
             )
 
     def _changed(self, change: Callable[[RunRecord], RunRecord]) -> Self:
-        """This run once its state was changed."""
-        return self._with(change_record(open_folder(self.url), self.launch_id, change))
+        """This run once its state was changed; the audit log says who did it."""
+        record = change_record(open_folder(self.url), self.launch_id, change)
+        for step in record.changes:
+            if step not in self.changes and (action := self._audited(step.state)):
+                entry = AuditEntry(
+                    at=step.at,
+                    action=action,
+                    by=step.by,
+                    what=self._output(),
+                    run=self.id,
+                    launch=self.launch_id,
+                    stage=self.stage,
+                    why=step.why,
+                    triggered_by=self.triggered_by,
+                )
+                write_entry(self.runs_folder, entry)
+        return self._with(record)
+
+    def _output(self) -> str:
+        with suppress(InvalidParameter):  # of a stage that is not installed here
+            return self.make_stage().output
+        return ""
+
+    def _audited(self, state: LaunchState) -> Action | None:
+        """What a change to a state is called in the audit log; None when it is not written."""
+        if state is LaunchState.DONE:
+            return "deleted" if self.stage == "delete" else None
+        return _ACTIONS.get(state)
 
     def refreshed(self) -> Self:
         """This run as it is recorded now; raises RunFailed when it was launched again meanwhile."""
@@ -332,7 +366,9 @@ class Run(RunRecord):
         Raises RunFailed unless the run may begin.
         """
         self._begun()
-        self.make_stage().prepare()
+        stage = self.make_stage()
+        stage.prepare()
+        sync(stage.output, [INFO])
 
     def _begun(self) -> Self:
         """The run once workers may do its tasks; one that is done stays so."""

@@ -132,6 +132,11 @@ class Delete(Stage):
         ),
     ] = False
 
+    @property
+    def output(self) -> str:
+        """The layer."""
+        return self.layer
+
     def resolved(self) -> Self:
         """Note the keys of the scales that the mips are now; bounds of everything are none."""
         from igneous_airflow.storage.layer import Layer
@@ -203,7 +208,7 @@ class Delete(Stage):
         with Overlap(layer.overlap_width) as overlap:
             for chunk in scale.chunks.overlapping(cell.box):
                 overlap.submit(partial(layer.delete_chunk, scale, chunk))
-        return Work()
+        return Work(folders=(scale.key,))
 
     def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002
         """Check that the files are gone, remove the scales from the info, record what was done.

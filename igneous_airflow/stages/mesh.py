@@ -169,6 +169,11 @@ class Mesh(Stage):
     ] = None
     memory_target: MemoryTarget = 3_500_000_000
 
+    @property
+    def output(self) -> str:
+        """The layer."""
+        return self.layer
+
     def resolved(self) -> Self:
         """Replace mip -1, and note the directory and the shape, which `prepare` may change."""
         place = self._place()

@@ -68,6 +68,11 @@ class MeshManifest(Stage):
         ),
     ] = False
 
+    @property
+    def output(self) -> str:
+        """The layer."""
+        return self.layer
+
     def plan(self) -> Plan:
         """Count labels and fragments, and name every reason to refuse."""
         try:
