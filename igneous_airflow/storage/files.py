@@ -119,6 +119,20 @@ def open_folder(url: str) -> Folder:
     return rehearsed(BucketFolder(url))
 
 
+def open_source_folder(url: str) -> Folder:
+    """Open a folder to read voxels from that are in no layer yet.
+
+    On disk its files may be links to anywhere, as people gather sections. In a folder that
+    `open_folder` opens, a link that leads out of it is refused.
+    """
+    from igneous_airflow.storage.local import LocalFolder
+    from igneous_airflow.storage.rehearsal import rehearsed
+
+    if url.startswith("file://"):
+        return rehearsed(LocalFolder(Path(url.removeprefix("file://")), any_links=True))
+    return open_folder(url)
+
+
 def content_version(stream: BufferedReader) -> str:
     """The version of a file that only its content tells."""
     return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"

@@ -29,6 +29,8 @@ _INFO, _RECORDS = "info", "cells"
 _LIST_BYTES = 1 << 28  # of a manifest or a record: some million cells or labels
 _FRAGMENT_BYTES = 1 << 30  # some ten million triangles, in a cell
 _OF_A_LABEL = re.compile(r"([1-9][0-9]*):0(?::(.+))?", re.DOTALL)
+#: Names that a manifest may give: of files in the directory itself, wherever it is stored.
+_FRAGMENT = re.compile(r"(?!\.{1,2}$)[^/\\\x00-\x1f\x7f\ud800-\udfff]{1,1024}")
 
 
 def read_name(name: str) -> tuple[int, str]:
@@ -66,6 +68,17 @@ def decode_fragment(content: bytes) -> "tuple[NDArray[Any], NDArray[Any]]":
     if faces.max(initial=0) >= max(count, 1):
         raise ValueError(f"a face has vertex {faces.max()} of {count}")
     return vertices, faces.astype(np.int64)
+
+
+def _fragments(manifest: Any) -> list[str]:
+    """The names in a manifest; raises ValueError, TypeError and KeyError for a broken one."""
+    names = manifest["fragments"]
+    if not isinstance(names, list):
+        raise TypeError(f"its fragments are {names!r:.100}")
+    for name in names:
+        if not isinstance(name, str) or not _FRAGMENT.fullmatch(name):
+            raise ValueError(f"{name!r:.200} is not the name of a fragment beside it")
+    return names
 
 
 class MeshFolder:
@@ -127,7 +140,8 @@ class MeshFolder:
         """Read the fragments of a label, as its manifest names them, as one mesh.
 
         Vertices are (n, 3) in nm, faces (m, 3); vertices of neighbouring fragments are not joined.
-        None when there is no manifest. Raises InvalidInfo for a file that is missing or broken.
+        None when there is no manifest. Raises InvalidInfo for a file that is missing or broken, and
+        for a manifest that names files elsewhere.
         """
         import numpy as np
 
@@ -137,7 +151,7 @@ class MeshFolder:
         vertices, faces = np.empty((0, 3), np.float32), np.empty((0, 3), np.int64)
         name = f"{label}:0"
         try:
-            for name in parse_json(manifest)["fragments"]:
+            for name in _fragments(parse_json(manifest)):
                 more_vertices, more_faces = decode_fragment(
                     self._read(name, _FRAGMENT_BYTES) or b""
                 )

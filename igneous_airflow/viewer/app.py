@@ -21,7 +21,7 @@ from igneous_airflow.errors import AccessDenied, IgneousError, InvalidParameter,
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import Buffer, StoredFile, open_folder
 from igneous_airflow.storage.layer import Layer
-from igneous_airflow.storage.local import leads_outside
+from igneous_airflow.storage.links import leads_outside
 from igneous_airflow.viewer.state import BASE, Shown, viewer_state
 
 #: The layers of a view, by their names, for whoever asks; None where there is no such view.
