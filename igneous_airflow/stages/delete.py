@@ -1,6 +1,6 @@
 """Delete: the chunk files of some mips of a layer, and the mips themselves from its info."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import lcm
@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self, overload
 from pydantic import AfterValidator, Field
 
 from igneous_airflow.errors import AuditFailed, IgneousError, InvalidParameter
-from igneous_airflow.fields import WHAT, WHERE, Bounds, LayerUrl, Mip, section
+from igneous_airflow.fields import (
+    WHAT,
+    WHERE,
+    Bounds,
+    Confirm,
+    KeepDeleted,
+    LayerUrl,
+    Mip,
+    TrashEntry,
+    section,
+)
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.stage import Account, Audit, Plan, Stage, Work, human_bytes
@@ -18,6 +28,7 @@ from igneous_airflow.stage import Account, Audit, Plan, Stage, Work, human_bytes
 if TYPE_CHECKING:
     from igneous_airflow.storage.info import Scale
     from igneous_airflow.storage.layer import Layer
+    from igneous_airflow.storage.trash import Trash
 
 _CHUNKS_ON_EDGE = 16  # of the block that a task deletes
 _NAMED_AT_MOST = 10
@@ -79,10 +90,11 @@ def _keys_text(text: str | None) -> str | None:
 
 
 class Delete(Stage):
-    """Delete mips of a layer for good: their chunk files, and their entries in the info.
+    """Delete mips of a layer: their chunk files, and their entries in the info.
 
-    Meshes, skeletons, other mips and files that are no chunks stay. With bounds, only the chunks
-    inside go, and the info stays. Tasks are blocks of chunks.
+    On a disk they can be kept in the layer's trash. Meshes, skeletons, other mips and files that
+    are no chunks stay. With bounds, only the chunks inside go, and the info stays. Tasks are blocks
+    of chunks.
     """
 
     name: ClassVar[str] = "delete"
@@ -123,17 +135,24 @@ class Delete(Stage):
         ),
     ] = None
     confirm: Annotated[
-        bool,
+        Confirm,
         Field(
             title="Yes, delete",
-            description="Confirm that the files may go: nothing brings them back.",
+            description="Confirm that the files may go. Nothing brings them back, unless they are "
+            "kept in the trash.",
             json_schema_extra=section(WHAT, first=True, flag="--yes"),
         ),
     ] = False
+    keep_deleted: KeepDeleted = True
+    trash_entry: TrashEntry = None
 
     def resolved(self) -> Self:
-        """Note the keys of the scales that the mips are now; bounds of everything are none."""
+        """Note the keys of the scales that the mips are now, and where they will be kept.
+
+        Bounds of everything are none.
+        """
         from igneous_airflow.storage.layer import Layer
+        from igneous_airflow.storage.trash import new_entry_name
 
         scales = self._chosen(Layer.open(self.layer))
         everything = self.bounds == str(scales[0].bounds)
@@ -141,6 +160,7 @@ class Delete(Stage):
             update={
                 "scales": ",".join(scale.key for scale in scales),
                 "bounds": None if everything else self.bounds,
+                "trash_entry": self.trash_entry or new_entry_name(),
             }
         )
 
@@ -167,7 +187,8 @@ class Delete(Stage):
             files, stored = files + len(sizes), stored + sum(sizes)
         question = (
             f"confirm: {files:,} chunk files, {human_bytes(stored)}, of {self.layer} would be "
-            f"deleted for good ({', '.join(scale.key for scale in scales)}); confirm it to start"
+            f"{self._fate(layer)} ({', '.join(scale.key for scale in scales)}): set `confirm` to "
+            "start"
         )
         return Plan(
             stage=self.name,
@@ -180,8 +201,26 @@ class Delete(Stage):
         )
 
     def prepare(self) -> None:
-        """Write nothing: the info names the scales until their files are gone."""
+        """Say in the trash what will come; the info names the scales until their files are gone."""
+        from igneous_airflow.storage.layer import Layer
+        from igneous_airflow.storage.trash import Entry
+
         self._require_confirmed()
+        layer = Layer.open(self.layer)
+        trash = self._trash(layer)
+        if trash is None:
+            return
+        keys = [scale.key for scale in self._chosen(layer)]
+        part = "" if self.bounds is None else f", of {self.bounds}"
+        trash.begin(
+            Entry(
+                name=trash.name,
+                what=f"chunks of {', '.join(keys)}{part}",
+                stage=self.name,
+                folders=tuple(keys),
+                scales=() if self.bounds else layer.info.entries_of(keys),
+            )
+        )
 
     def cells(self) -> Sequence[Block]:
         """Blocks of chunks of every scale to delete."""
@@ -190,7 +229,7 @@ class Delete(Stage):
         return self._blocks(self._chosen(Layer.open(self.layer)))
 
     def run(self, cell: Block) -> Work:
-        """Delete the chunk files of a block, in whatever compression they are."""
+        """Delete or move the chunk files of a block, in whatever compression they are."""
         from igneous_airflow.storage.layer import Layer
         from igneous_airflow.storage.overlap import Overlap
 
@@ -199,9 +238,10 @@ class Delete(Stage):
         scale = next((s for s in layer.info.scales if s.key == cell.key), None)
         if scale is None:  # the run has finished already
             return Work()
+        remove = self._remover(layer)
         with Overlap(layer.overlap_width) as overlap:
             for chunk in scale.chunks.overlapping(cell.box):
-                overlap.submit(partial(layer.delete_chunk, scale, chunk))
+                overlap.submit(partial(remove, f"{scale.key}/{chunk}"))
         return Work()
 
     def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002
@@ -228,11 +268,40 @@ class Delete(Stage):
             )
         with Overlap(layer.overlap_width) as overlap:
             for stray in strays:
-                overlap.submit(partial(layer.folder.delete, str(stray)))
+                overlap.submit(partial(self._remover(layer), str(stray)))
         if self.bounds is None:
             remove_scales(layer.folder, keys)
-        record_processing(layer.folder, self.provenance(), by)
-        return Audit(outputs=dict.fromkeys(keys, 0))
+        record_processing(layer.folder, self.provenance(), by, written={})
+        return Audit(outputs=dict.fromkeys(keys, 0), moved=self._moved(layer, by))
+
+    def _trash(self, layer: "Layer") -> "Trash | None":
+        """Where the files are kept; None where they are not."""
+        from igneous_airflow.storage.trash import Trash
+
+        if not self.keep_deleted or self.trash_entry is None or not layer.folder.renames:
+            return None
+        return Trash(layer.folder, self.trash_entry)
+
+    def _remover(self, layer: "Layer") -> "Callable[[str], None]":
+        """What is done with a file of the layer."""
+        trash = self._trash(layer)
+        return layer.folder.delete if trash is None else trash.put
+
+    def _moved(self, layer: "Layer", by: str) -> str:
+        """Say in the trash that all is there, and return what that is; empty without a trash."""
+        trash = self._trash(layer)
+        entry = trash and trash.read()
+        if not trash or not entry:  # none, or restored or emptied since
+            return ""
+        trash.write(entry.model_copy(update={"by": by, "complete": True}))
+        sizes = [size for _, size in trash.files()]
+        return f"{len(sizes):,} files, {human_bytes(sum(sizes))}, as {trash.name}"
+
+    def _fate(self, layer: "Layer") -> str:
+        """What becomes of the files."""
+        if self.keep_deleted and layer.folder.renames:
+            return "moved to the layer's trash"
+        return "deleted for good"
 
     def _require_confirmed(self) -> None:
         if not self.confirm:
@@ -333,6 +402,10 @@ class Delete(Stage):
     def _notes(self, layer: "Layer", scales: "Sequence[Scale]") -> Iterator[str]:
         if self.scales is None and len(scales) < self.num_mips:
             yield f"{len(scales)} of {self.num_mips} mips are deleted: there are no more"
+        if self.keep_deleted and layer.folder.renames:
+            yield "the files are kept in the trash of the layer, where they take as much space"
+        elif self.keep_deleted:
+            yield "a bucket has no trash: what goes is gone for good, unless it keeps versions"
         if self.bounds is not None:
             yield "the info keeps these mips, since only a part of them is deleted"
             return

@@ -1,0 +1,133 @@
+"""Bringing back what is in the trash of a layer; used by the command `trash restore`.
+
+Each step may be done again, so that a restore that was stopped is done by starting it again: files
+that are back are not in the trash any more, and what the entry says of itself goes last.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+
+from igneous_airflow.errors import InvalidParameter, PlanRefused
+from igneous_airflow.storage.files import Folder
+from igneous_airflow.storage.info import put_back, read_info
+from igneous_airflow.storage.provenance import read_provenance, record_processing
+from igneous_airflow.storage.trash import Entry, Trash, new_entry_name, require_entry
+
+_NAMED_AT_MOST = 10
+_TASK = "RestoreTask"
+
+
+def restore(layer: Folder, name: str, by: str, *, replace: bool = False) -> int:
+    """Put an entry of the trash back where it was, and return how many files that were.
+
+    Files, then scales and the mesh folder's name in the info, then the provenance. What was written
+    in its place meanwhile is not replaced: raises PlanRefused naming it, unless `replace` says so.
+    Raises InvalidParameter when there is no such entry, InvalidInfo when other scales or meshes
+    have taken their places in the info.
+    """
+    trash, entry = require_entry(layer, name)
+    _require_room_in_info(layer, entry)
+    if not replace and (taken := list(islice(_taken(layer, trash, entry), _NAMED_AT_MOST + 1))):
+        others = " and others" if len(taken) > _NAMED_AT_MOST else ""
+        named = ", ".join(taken[:_NAMED_AT_MOST])
+        raise PlanRefused(
+            "restore",
+            [f"{named}{others} were written since: set --yes to replace them by what is restored"],
+        )
+    files = _put_files_back(layer, trash, entry)
+    put_back(layer, entry.scales, entry.mesh)
+    method = {"task": _TASK, "entry": name, "what": entry.what, "files": files}
+    record_processing(layer, _as_recorded(layer, method), by, written={})
+    trash.remove()
+    return files
+
+
+def was_restored(layer: Folder, name: str) -> bool:
+    """Whether an entry that is not there any more was brought back, as the provenance tells."""
+    return any(
+        isinstance(entry, dict)
+        and isinstance(method := entry.get("method"), dict)
+        and (method.get("task"), method.get("entry")) == (_TASK, name)
+        for entry in read_provenance(layer)["processing"]
+    )
+
+
+def _as_recorded(layer: Folder, method: dict[str, object]) -> dict[str, object]:
+    """The method, or the one that an attempt which was stopped has recorded already."""
+    latest = (read_provenance(layer)["processing"] or [None])[-1]
+    found = latest.get("method") if isinstance(latest, dict) else None
+    same = isinstance(found, dict) and all(
+        found.get(key) == method[key] for key in ("task", "entry")
+    )
+    return found if same and isinstance(found, dict) else method
+
+
+def _require_room_in_info(layer: Folder, entry: Entry) -> None:
+    """Raise InvalidInfo, before anything is moved, when the info cannot take back what it lost."""
+    info = read_info(layer).with_entries(entry.scales)
+    if entry.mesh is not None:
+        info.with_mesh_directory(entry.mesh)
+
+
+def _taken(layer: Folder, trash: Trash, entry: Entry) -> Iterator[str]:
+    """What is in the place of files of the trash: mesh folders and files, by their names."""
+    if entry.mesh is not None:
+        if _is_there(layer, trash.path_of(entry.mesh)) and _is_there(layer, entry.mesh):
+            yield f"the meshes in {entry.mesh}"
+        return
+    for name, _ in trash.files():
+        if layer.exists(_plain(name)):
+            yield name
+
+
+def _put_files_back(layer: Folder, trash: Trash, entry: Entry) -> int:
+    if entry.mesh is not None:
+        return _swap_meshes(layer, trash, entry.mesh)
+    moved = 0
+    for name, _ in trash.files():
+        plain = _plain(name)
+        layer.delete(plain)  # in whatever compression it was written since
+        moved += layer.rename(trash.path_of(name), name)
+    return moved
+
+
+def _swap_meshes(layer: Folder, trash: Trash, folder: str) -> int:
+    """Put a mesh folder back as a whole; the one that took its place goes to the trash instead."""
+    files = sum(1 for _ in trash.files())
+    if _is_there(layer, trash.path_of(folder)):
+        if _is_there(layer, folder):
+            other = Trash(layer, new_entry_name())
+            what = f"meshes of {folder}, replaced by those of {trash.name}"
+            other.begin(
+                Entry(
+                    name=other.name,
+                    what=what,
+                    stage="restore",
+                    folders=(folder,),
+                    mesh=folder,
+                    complete=True,
+                )
+            )
+            other.put_folder(folder)
+        layer.rename(trash.path_of(folder), folder)
+    return files
+
+
+def _is_there(layer: Folder, folder: str) -> bool:
+    """Whether a folder holds anything."""
+    return any(True for _ in layer.entries(folder)) or any(True for _ in layer.folders(folder))
+
+
+def _plain(name: str) -> str:
+    from igneous_airflow.storage.files import plain_name
+
+    return plain_name(name)
+
+
+def require_disk(layer: Folder) -> None:
+    """Raise InvalidParameter for a layer in a bucket, which has no trash."""
+    if not layer.renames:
+        raise InvalidParameter(
+            f"{layer.url} is in a bucket, which has no trash: what was deleted there is gone, "
+            "unless the bucket keeps versions, from which its own tools bring it back"
+        )
