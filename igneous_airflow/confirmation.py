@@ -54,7 +54,7 @@ def asking(
     if not replaced:
         return plan
     changes: dict[str, Any] = {"replaces": tuple(map(str, replaced))}
-    others = [item for item in replaced if not _is_own(stage, item.method)]
+    others = [item for item in replaced if not is_own(stage, item.method)]
     if others and not stage.parameters()["confirm"]:
         total = sum((item.found for item in others), Existing())
         listed = "; ".join(map(str, others))
@@ -66,8 +66,11 @@ def asking(
     return plan.model_copy(update=changes)
 
 
-def _is_own(stage: Stage, method: Mapping[str, Any]) -> bool:
-    """Whether a method is the stage's own; parameters that it lacks are those of older versions."""
+def is_own(stage: Stage, method: Mapping[str, Any]) -> bool:
+    """Whether a method is the stage's own, by its parameters.
+
+    Those that it lacks, being that of an older version, count as left at their defaults.
+    """
     fields = type(stage).model_json_schema()["properties"].items()
     defaults = {name: field["default"] for name, field in fields if "default" in field}
     return bool(method) and same_method({**defaults, **method}, stage.provenance())

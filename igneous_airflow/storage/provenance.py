@@ -38,10 +38,10 @@ def read_provenance(folder: Folder) -> dict[str, Any]:
     return provenance
 
 
-def made_by(folder: Folder, written: Mapping[str, BoundingBox]) -> dict[str, dict[str, Any]]:
+def made_by(folder: Folder, written: Mapping[str, BoundingBox | None]) -> dict[str, dict[str, Any]]:
     """The method of the latest run that wrote into a box of each of these folders, by its name.
 
-    Boxes are in voxels of the folder's scale. Empty for a folder of which no run is recorded, as
+    Boxes are in voxels of the folder's scale, None for all of it. Empty for a folder of which no run is recorded, as
     when other programs wrote it, or a run that has not finished. Entries that do not say what they
     wrote, of other programs and older versions, count as having written everything.
     """
@@ -56,7 +56,7 @@ def made_by(folder: Folder, written: Mapping[str, BoundingBox]) -> dict[str, dic
     return makers
 
 
-def _wrote(entry: Mapping[str, Any], name: str, box: BoundingBox) -> bool:
+def _wrote(entry: Mapping[str, Any], name: str, box: BoundingBox | None) -> bool:
     """Whether an entry says that it wrote into a box, or does not say what it wrote."""
     told = entry.get("written")
     if not isinstance(told, dict):
@@ -64,7 +64,7 @@ def _wrote(entry: Mapping[str, Any], name: str, box: BoundingBox) -> bool:
     if name not in told:
         return False
     try:
-        return bool(BoundingBox.parse(str(told[name])).intersection(box))
+        return box is None or bool(BoundingBox.parse(str(told[name])).intersection(box))
     except InvalidParameter:
         return True
 

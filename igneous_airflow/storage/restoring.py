@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from igneous_airflow.errors import InvalidParameter, PlanRefused
-from igneous_airflow.storage.files import Folder
+from igneous_airflow.storage.files import SUFFIXES, Folder, plain_name
 from igneous_airflow.storage.info import put_back, read_info
 from igneous_airflow.storage.provenance import read_provenance, record_processing
 from igneous_airflow.storage.trash import Entry, Trash, new_entry_name, require_entry
@@ -36,8 +36,7 @@ def restore(layer: Folder, name: str, by: str, *, replace: bool = False) -> int:
         )
     files = _put_files_back(layer, trash, entry)
     put_back(layer, entry.scales, entry.mesh)
-    method = {"task": _TASK, "entry": name, "what": entry.what, "files": files}
-    record_processing(layer, _as_recorded(layer, method), by, written={})
+    record_processing(layer, {"task": _TASK, "entry": name, "what": entry.what}, by, written={})
     trash.remove()
     return files
 
@@ -50,16 +49,6 @@ def was_restored(layer: Folder, name: str) -> bool:
         and (method.get("task"), method.get("entry")) == (_TASK, name)
         for entry in read_provenance(layer)["processing"]
     )
-
-
-def _as_recorded(layer: Folder, method: dict[str, object]) -> dict[str, object]:
-    """The method, or the one that an attempt which was stopped has recorded already."""
-    latest = (read_provenance(layer)["processing"] or [None])[-1]
-    found = latest.get("method") if isinstance(latest, dict) else None
-    same = isinstance(found, dict) and all(
-        found.get(key) == method[key] for key in ("task", "entry")
-    )
-    return found if same and isinstance(found, dict) else method
 
 
 def _require_room_in_info(layer: Folder, entry: Entry) -> None:
@@ -76,52 +65,55 @@ def _taken(layer: Folder, trash: Trash, entry: Entry) -> Iterator[str]:
             yield f"the meshes in {entry.mesh}"
         return
     for name, _ in trash.files():
-        if layer.exists(_plain(name)):
+        if layer.exists(plain_name(name)):
             yield name
 
 
 def _put_files_back(layer: Folder, trash: Trash, entry: Entry) -> int:
+    """Move the files back; those that took their places go to an entry of their own instead."""
     if entry.mesh is not None:
-        return _swap_meshes(layer, trash, entry.mesh)
-    moved = 0
-    for name, _ in trash.files():
-        plain = _plain(name)
-        layer.delete(plain)  # in whatever compression it was written since
-        moved += layer.rename(trash.path_of(name), name)
-    return moved
+        return _swap_meshes(layer, trash, entry, entry.mesh)
+    names = [name for name, _ in trash.files()]
+    coming, aside = set(names), Trash(layer, new_entry_name())
+    for name in names:
+        plain = plain_name(name)
+        if layer.exists(plain):
+            aside.begin(_replaced_by(trash, aside, entry))
+            for suffix in ("", *SUFFIXES.values()):
+                present = f"{plain}{suffix}"
+                if present == name or present not in coming:
+                    layer.rename(present, aside.path_of(present))
+        layer.rename(trash.path_of(name), name)
+    return len(names)
 
 
-def _swap_meshes(layer: Folder, trash: Trash, folder: str) -> int:
-    """Put a mesh folder back as a whole; the one that took its place goes to the trash instead."""
+def _swap_meshes(layer: Folder, trash: Trash, entry: Entry, folder: str) -> int:
+    """Put a mesh folder back as a whole; one that took its place goes to the trash instead."""
     files = sum(1 for _ in trash.files())
     if _is_there(layer, trash.path_of(folder)):
         if _is_there(layer, folder):
-            other = Trash(layer, new_entry_name())
-            what = f"meshes of {folder}, replaced by those of {trash.name}"
-            other.begin(
-                Entry(
-                    name=other.name,
-                    what=what,
-                    stage="restore",
-                    folders=(folder,),
-                    mesh=folder,
-                    complete=True,
-                )
-            )
-            other.put_folder(folder)
+            aside = Trash(layer, new_entry_name())
+            aside.begin(_replaced_by(trash, aside, entry))
+            aside.put_folder(folder)
         layer.rename(trash.path_of(folder), folder)
     return files
+
+
+def _replaced_by(trash: Trash, aside: Trash, entry: Entry) -> Entry:
+    """What an entry says of files that those of another one replace."""
+    return Entry(
+        name=aside.name,
+        what=f"what took the place of {trash.name}",
+        stage="restore",
+        folders=entry.folders,
+        mesh=entry.mesh,
+        complete=True,
+    )
 
 
 def _is_there(layer: Folder, folder: str) -> bool:
     """Whether a folder holds anything."""
     return any(True for _ in layer.entries(folder)) or any(True for _ in layer.folders(folder))
-
-
-def _plain(name: str) -> str:
-    from igneous_airflow.storage.files import plain_name
-
-    return plain_name(name)
 
 
 def require_disk(layer: Folder) -> None:
