@@ -17,6 +17,7 @@ from igneous_airflow.storage.provenance import made_by
 if TYPE_CHECKING:
     from igneous_airflow.storage.files import Folder
     from igneous_airflow.storage.info import Info, Scale
+    from igneous_airflow.storage.trash import Trash
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,14 @@ def asking_for_voxels(
         what = f"scale{'s' if len(there) > 1 else ''} {', '.join(makers)}"
     way_out = ", or resume the run that wrote them if it was interrupted"
     return asking(plan, stage, f"the voxels of {what} of {folder.url}", replaced, way_out)
+
+
+def in_trash(trash: "Trash | None") -> str:
+    """How much a run has moved to an entry of the trash, and its name; empty for nothing."""
+    if trash is None or trash.read() is None:
+        return ""
+    sizes = [size for _, size in trash.files()]
+    return f"{len(sizes):,} files, {human_bytes(sum(sizes))}, as {trash.name}"
 
 
 def _ranges(numbers: Sequence[int]) -> Iterator[str]:

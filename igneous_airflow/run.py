@@ -7,7 +7,7 @@ that knows the folder's URL can go on with it: plan, prepare, enqueue, watch, re
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Self
@@ -115,13 +115,14 @@ class Run(BaseModel):
         origin: dict[str, str] | None = None,
         batch: int | None = None,
         plan_only: bool = False,
+        trusted: Sequence[Mapping[str, Any]] = (),
         once_planned: Callable[[Stage, Plan], None] = lambda _stage, _plan: None,
     ) -> tuple[Self, Plan]:
         """Plan a stage and record the run; or take up the unfinished run recorded at `url`.
 
         `batch` cells make a task; by default one, or more where there would be very many tasks.
         A run that has finished starts from the beginning. With `plan_only` the run is held, and
-        nothing need be confirmed. `once_planned` is called with the stage as it will run and its
+        nothing need be confirmed. What runs of the `trusted` methods made may be replaced. `once_planned` is called with the stage as it will run and its
         plan, before anything is recorded; what it raises ends the launch. Raises PlanRefused with
         every reason when the stage cannot start, and InvalidParameter when an unfinished run of
         other parameters is recorded there.
@@ -132,7 +133,10 @@ class Run(BaseModel):
         if earlier is not None and not earlier.is_finished:
             earlier._require_same(stage)  # noqa: SLF001
             stage = earlier.make_stage()
-            plan = _startable(stage.plan(), plan_only=plan_only)
+            plan = stage.plan()
+            if not earlier.hold.why:  # it was confirmed when it began
+                plan = plan.require_accepted(resumed=True)
+            plan = _startable(plan, plan_only=plan_only, trusted=trusted)
             once_planned(stage, plan)
             return earlier, earlier._announced(plan)  # noqa: SLF001
         asked = stage.parameters()
@@ -140,7 +144,7 @@ class Run(BaseModel):
             stage = stage.resolved()
         except IgneousError as error:
             raise PlanRefused(stage.name, [str(error)]) from error
-        plan = _startable(stage.plan(), plan_only=plan_only)
+        plan = _startable(stage.plan(), plan_only=plan_only, trusted=trusted)
         once_planned(stage, plan)
         cells = len(stage.cells())
         run = cls(
@@ -196,7 +200,7 @@ class Run(BaseModel):
         return read_json(open_folder(url.rstrip("/")), _RECORD, cls)
 
     def _require_same(self, stage: Stage) -> None:
-        asked = stage.parameters()
+        asked = stage.identity()
         differing = [
             name
             for name, value in asked.items()
@@ -405,11 +409,11 @@ class Run(BaseModel):
         write_json(open_folder(self.url), name, entry)
 
 
-def _startable(plan: Plan, *, plan_only: bool) -> Plan:
+def _startable(plan: Plan, *, plan_only: bool, trusted: Sequence[Mapping[str, Any]]) -> Plan:
     """Return a plan that may start, with permission to write; raises PlanRefused."""
     if plan_only:
         return plan.require_possible()
-    plan = plan.require_accepted()
+    plan = plan.require_accepted(trusted=trusted)
     if plan.writes_to:
         try:
             open_folder(plan.writes_to).try_writing()

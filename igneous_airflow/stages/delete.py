@@ -289,13 +289,12 @@ class Delete(Stage):
 
     def _moved(self, layer: "Layer", by: str) -> str:
         """Say in the trash that all is there, and return what that is; empty without a trash."""
+        from igneous_airflow.confirmation import in_trash
+
         trash = self._trash(layer)
-        entry = trash and trash.read()
-        if not trash or not entry:  # none, or restored or emptied since
-            return ""
-        trash.write(entry.model_copy(update={"by": by, "complete": True}))
-        sizes = [size for _, size in trash.files()]
-        return f"{len(sizes):,} files, {human_bytes(sum(sizes))}, as {trash.name}"
+        if trash and (entry := trash.read()):  # none, when restored or emptied since
+            trash.write(entry.model_copy(update={"by": by, "complete": True}))
+        return in_trash(trash)
 
     def _fate(self, layer: "Layer") -> str:
         """What becomes of the files."""

@@ -266,6 +266,8 @@ class Mesh(Stage):
         Where all meshes are replaced, those that are there go to the trash first, if they are kept.
         """
         from igneous_airflow.meshes.audit import remove_other_records
+        from igneous_airflow.meshes.keeping import keys_of_moved, move_meshes
+        from igneous_airflow.meshes.replacing import find_old
         from igneous_airflow.storage.info import name_mesh_directory
         from igneous_airflow.storage.mesh_info import spatial_index_entry
         from igneous_airflow.storage.overlap import Overlap
@@ -273,7 +275,10 @@ class Mesh(Stage):
         place = self._place()
         has_index = self._has_index(place)
         index = spatial_index_entry(place.scale, place.info.cell) if has_index else None
-        start = self._keep_old(place)
+        trash = self._trash(place)
+        if trash and self._moves(place, find_old(place, self._scope())):
+            move_meshes(place, trash)
+        start = keys_of_moved(place, trash) if trash else {}
         place.folder.add_part(place.info, index, self._begun(place), start)
         if self._scope().is_everything:
             with Overlap(place.layer.overlap_width) as overlap:
@@ -298,79 +303,26 @@ class Mesh(Stage):
             return self.new_grid
         return self._scope().is_everything and place.is_whole and not is_own(self, old.method)
 
-    def _keep_old(self, place: "MeshPlace") -> dict[str, Any]:
-        """Move the directory to the trash if that is to be; what a new info takes over from it."""
-        from igneous_airflow.meshes.replacing import find_old
-        from igneous_airflow.storage.mesh_info import keys_of_others
-        from igneous_airflow.storage.meshes import MeshFolder
-        from igneous_airflow.storage.trash import Entry
-
-        trash, directory = self._trash(place), place.folder.directory
-        if trash is None:
-            return {}
-        if self._moves(place, find_old(place, self._scope())):
-            trash.begin(
-                Entry(
-                    name=trash.name,
-                    what=f"meshes in {directory}, replaced by those of {place.info}",
-                    stage=self.name,
-                    folders=(directory,),
-                    mesh=directory,
-                    complete=True,
-                )
-            )
-            trash.put_folder(directory)
-        moved = MeshFolder(place.layer.folder, trash.path_of(directory))
-        return keys_of_others(moved.read_keys())
-
     def cells(self) -> Sequence[BoundingBox]:
         """Blocks of the volume, on one grid whatever the bounds."""
         return self._place().cells
 
     def run(self, cell: BoundingBox) -> Work:
         """Write the fragment of every label in a block, then a record of which these are."""
-        from igneous_airflow.kernels.meshing import surfaces
-        from igneous_airflow.meshes.cutout import read_labels
-        from igneous_airflow.storage.meshes import Record, encode_fragment
-        from igneous_airflow.storage.overlap import Overlap
+        from igneous_airflow.meshes.cells import CellMesher
 
-        place, scope = self._place(), self._scope()
-        layer, scale, folder = place.layer, place.scale, place.folder
-        error = float(self.max_simplification_error) if self.simplification else None
-        boxes: dict[int, list[int]] = {}
-        sizes: list[int] = []
-
-        def write(mesh: "LabelMesh") -> None:
-            content = encode_fragment(mesh.vertices, mesh.faces)
-            sizes.append(folder.write_fragment(mesh.label, cell, content, self.compress))
-
-        with Overlap(layer.overlap_width) as overlap:
-            block, origin, dust = read_labels(layer, scale, cell, self._options(), overlap)
-            for mesh in surfaces(block, origin, error):
-                boxes[mesh.label] = mesh.box
-                overlap.submit(partial(write, mesh))
-        if self._has_index(place):
-            sizes.append(self._write_index(place, cell, boxes, dust))
-        kept = scope.kept(folder.readable_record(cell), dust)
-        folder.write_record(cell, Record(self._fingerprint(), tuple(boxes), dust, kept))
-        return Work(voxels=cell.voxels, chunks_written=len(boxes), bytes_written=sum(sizes))
-
-    def _write_index(
-        self,
-        place: "MeshPlace",
-        cell: BoundingBox,
-        boxes: dict[int, list[int]],
-        dust: Sequence[int],
-    ) -> int:
-        """Write the boxes of a cell's labels, with those of labels that stay as they are."""
-        from igneous_airflow.storage.mesh_info import spatial_index_name
-
-        scope, name = self._scope(), spatial_index_name(cell, place.scale)
-        if not scope.is_everything:
-            there = place.folder.read_spatial_index(name)
-            stay = {label: box for label, box in there.items() if not scope.replaces(label, dust)}
-            boxes = dict(sorted((stay | boxes).items()))
-        return place.folder.write_spatial_index(name, boxes, self.compress)
+        place = self._place()
+        mesher = CellMesher(
+            place,
+            self._options(),
+            self._scope(),
+            parameters=self._fingerprint(),
+            error=float(self.max_simplification_error) if self.simplification else None,
+            compress=self.compress,
+            has_index=self._has_index(place),
+        )
+        sizes, fragments = mesher.mesh(cell)
+        return Work(voxels=cell.voxels, chunks_written=fragments, bytes_written=sum(sizes))
 
     def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002
         """Check that every fragment exists, remove those that are replaced by none, record it.
@@ -378,6 +330,7 @@ class Mesh(Stage):
         The proof: each cell left a record of its labels, made with these parameters, and a listing
         of the directory has a fragment for each of them.
         """
+        from igneous_airflow.confirmation import in_trash
         from igneous_airflow.meshes.audit import audit_fragments, recorded_labels
         from igneous_airflow.storage.overlap import Overlap
         from igneous_airflow.storage.provenance import record_processing
@@ -391,17 +344,8 @@ class Mesh(Stage):
         folder.end_part(self._begun(place))
         written = {folder.directory: place.region}
         record_processing(place.layer.folder, self.provenance(), by, written=written)
-        return Audit(outputs={folder.directory: count}, files="fragments", moved=self._moved(place))
-
-    def _moved(self, place: "MeshPlace") -> str:
-        """What was moved to the trash by this run; empty for nothing."""
-        from igneous_airflow.stage import human_bytes
-
-        trash = self._trash(place)
-        if trash is None or trash.read() is None:
-            return ""
-        sizes = [size for _, size in trash.files()]
-        return f"{len(sizes):,} files, {human_bytes(sum(sizes))}, as {trash.name}"
+        moved = in_trash(self._trash(place))
+        return Audit(outputs={folder.directory: count}, files="fragments", moved=moved)
 
     def _scope(self) -> "Scope":
         """The labels whose meshes this run makes or replaces."""
