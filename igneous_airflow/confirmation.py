@@ -91,12 +91,20 @@ def asking_for_voxels(
         return plan
     makers = made_by(folder, {scale.key: box for scale, box, _ in there})
     replaced = [Replaced(scale.key, existing, makers[scale.key]) for scale, _, existing in there]
-    numbers = [info.scales.index(scale) for scale, _, _ in there if scale in info.scales]
-    what = f"mip{'s' if len(numbers) > 1 else ''} {', '.join(_ranges(sorted(numbers)))}"
-    if not numbers:  # left in the folders of scales that the info does not name any more
-        what = f"scale{'s' if len(there) > 1 else ''} {', '.join(makers)}"
-    way_out = ", or resume the run that wrote them if it was interrupted"
-    return asking(plan, stage, f"the voxels of {what} of {folder.url}", replaced, way_out)
+    foreign = [scale for scale, _, _ in there if not is_own(stage, makers[scale.key])]
+    interrupted = any(not makers[scale.key] for scale in foreign)
+    way_out = ", or resume the run that wrote them if it was interrupted" if interrupted else ""
+    return asking(
+        plan, stage, f"the voxels of {_named(info, foreign)} of {folder.url}", replaced, way_out
+    )
+
+
+def _named(info: "Info", scales: "Sequence[Scale]") -> str:
+    """Name scales by their mips, or by their keys where the info does not name them any more."""
+    numbers = sorted(info.scales.index(scale) for scale in scales if scale in info.scales)
+    if not numbers:
+        return f"scale{'s' if len(scales) > 1 else ''} {', '.join(scale.key for scale in scales)}"
+    return f"mip{'s' if len(numbers) > 1 else ''} {', '.join(_ranges(numbers))}"
 
 
 def in_trash(trash: "Trash | None") -> str:

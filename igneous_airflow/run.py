@@ -122,10 +122,11 @@ class Run(BaseModel):
 
         `batch` cells make a task; by default one, or more where there would be very many tasks.
         A run that has finished starts from the beginning. With `plan_only` the run is held, and
-        nothing need be confirmed. What runs of the `trusted` methods made may be replaced. `once_planned` is called with the stage as it will run and its
-        plan, before anything is recorded; what it raises ends the launch. Raises PlanRefused with
-        every reason when the stage cannot start, and InvalidParameter when an unfinished run of
-        other parameters is recorded there.
+        nothing need be confirmed. What runs of the `trusted` methods made may be replaced.
+        `once_planned` is called with the stage as it will run and its plan, before anything is
+        recorded; what it raises ends the launch. Raises PlanRefused with every reason when the
+        stage cannot start, and InvalidParameter when an unfinished run of other parameters is
+        recorded there.
         The layer is left as it is, though without `plan_only` an empty file is written into its
         folder and deleted, to see that the run may.
         """

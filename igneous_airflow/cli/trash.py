@@ -30,7 +30,9 @@ def _age(_context: click.Context, _parameter: click.Parameter, value: str | None
         return timedelta()
     match = _AGE.fullmatch(value)
     if match is None:
-        raise click.BadParameter(f"{value!r}: write a number of hours, days or weeks, as 12h or 30d")
+        raise click.BadParameter(
+            f"{value!r}: write a number of hours, days or weeks, as 12h or 30d"
+        )
     return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
 
 
@@ -56,7 +58,9 @@ def list_entries(layer: str, as_json: bool) -> None:
         click.echo("\n".join(_lines(row)))
     if rows:
         total = human_bytes(sum(row["bytes"] for row in rows))
-        click.echo(f"{total} in all. Bring one back: {program()} trash restore {quoted(layer)} ENTRY")
+        click.echo(
+            f"{total} in all. Bring one back: {program()} trash restore {quoted(layer)} ENTRY"
+        )
 
 
 def _row(entry: Trash) -> dict[str, Any]:
@@ -127,7 +131,9 @@ def empty(layer: str, older: timedelta, yes: bool) -> None:
         click.echo(f"There is nothing to delete in the trash of {shown(folder.url)}.")
         return
     if not yes:
-        raise PlanRefused("trash empty", [f"{words}, would be deleted for good: set --yes to start"])
+        raise PlanRefused(
+            "trash empty", [f"{words}, would be deleted for good: set --yes to start"]
+        )
     for entry in going:
         entry.remove()
     click.echo(f"Deleted {words}.")

@@ -29,8 +29,8 @@ class CellMesher:
     def mesh(self, cell: BoundingBox) -> tuple[list[int], int]:
         """Write the fragment of every label in a cell, then a record of which these are.
 
-        Fragments that are not the run's stay, and so does what index and record say of them. Returns
-        the stored bytes of the files, and the number of fragments.
+        Fragments that are not the run's stay, and so does what index and record say of them.
+        Returns the stored bytes of the files, and the number of fragments.
         """
         place, folder = self.place, self.place.folder
         boxes: dict[int, list[int]] = {}
@@ -41,9 +41,7 @@ class CellMesher:
             sizes.append(folder.write_fragment(mesh.label, cell, content, self.compress))
 
         with Overlap(place.layer.overlap_width) as overlap:
-            block, origin, dust = read_labels(
-                place.layer, place.scale, cell, self.options, overlap
-            )
+            block, origin, dust = read_labels(place.layer, place.scale, cell, self.options, overlap)
             for mesh in surfaces(block, origin, self.error):
                 boxes[mesh.label] = mesh.box
                 overlap.submit(partial(write, mesh))

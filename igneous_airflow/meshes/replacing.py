@@ -42,12 +42,12 @@ def find_old(place: MeshPlace, scope: Scope) -> OldMeshes | None:
     Raises InvalidInfo for a provenance that cannot be read.
     """
     other_grid = place.has_other_grid
-    goes = (lambda label, cell: bool(label)) if other_grid else _in_region(place, scope)
+    is_inside = _in_region(place, scope)
     fragments = manifests = size_of_all = seen = 0
     for name, size in _listed(place, scope):
         seen += 1
         label, cell = read_name(name)
-        if goes(label, cell):
+        if bool(label) if other_grid else is_inside(label, cell):
             fragments, manifests = fragments + bool(cell), manifests + (not cell)
             size_of_all += size
     found = Existing(fragments, size_of_all, more=seen > LOOKED_AT)

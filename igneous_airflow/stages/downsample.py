@@ -98,13 +98,13 @@ class Downsample(PyramidOptions):
 
     def plan(self) -> Plan:
         """Count tasks, voxels, bytes and memory, and name every reason to refuse."""
+        from igneous_airflow.confirmation import asking_for_voxels
         from igneous_airflow.pyramid.layout import (
             background_problems,
             bounds_problems,
             layer_problems,
             memory_problems,
         )
-        from igneous_airflow.confirmation import asking_for_voxels
         from igneous_airflow.storage.layer import Layer
 
         try:

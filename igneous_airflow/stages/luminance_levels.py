@@ -282,7 +282,10 @@ class _Image:
     def written(self) -> dict[str, BoundingBox]:
         """What gets histograms, which are of whole sections, wherever they were sampled."""
         low, high = self.scale.bounds.min, self.scale.bounds.max
-        low, high = Vec3(low.x, low.y, self.sections.start), Vec3(high.x, high.y, self.sections.stop)
+        low, high = (
+            Vec3(low.x, low.y, self.sections.start),
+            Vec3(high.x, high.y, self.sections.stop),
+        )
         return {self.name: BoundingBox(low, high)}
 
     @property

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import Field
 
@@ -34,7 +33,6 @@ from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
 from igneous_airflow.storage.methods import PERMISSIONS
 
 if TYPE_CHECKING:
-    from igneous_airflow.kernels.meshing import LabelMesh
     from igneous_airflow.meshes.cutout import MeshOptions
     from igneous_airflow.meshes.place import MeshPlace
     from igneous_airflow.meshes.replacing import OldMeshes
@@ -88,8 +86,7 @@ class Mesh(Stage):
         Field(
             title="Remap table",
             description="Give labels new names before anything else, as 17:1,42:1 to join 17 and "
-            "42; labels not in the table get no mesh, or keep what they have. Empty: they keep their "
-            "names.",
+            "42; labels not in the table get no mesh, or keep theirs. Empty: names stay.",
             json_schema_extra=section(WHAT),
         ),
     ] = None
@@ -297,7 +294,10 @@ class Mesh(Stage):
         """Whether the directory goes to the trash: its meshes are others', and all replaced."""
         from igneous_airflow.confirmation import is_own
 
-        if old is None or self._trash(place) is None or self._has_begun(place):
+        trash = self._trash(place)
+        if old is None or trash is None or self._has_begun(place):
+            return False
+        if trash.holds(place.folder.directory):  # moved by this run before
             return False
         if place.has_other_grid:
             return self.new_grid
@@ -341,9 +341,9 @@ class Mesh(Stage):
             records = recorded_labels(folder, cells, self._fingerprint(), overlap)
         has_index = self._has_index(place)
         count = audit_fragments(place, records, self._scope(), spatial_index=has_index)
-        folder.end_part(self._begun(place))
         written = {folder.directory: place.region}
         record_processing(place.layer.folder, self.provenance(), by, written=written)
+        folder.end_part(self._begun(place))  # last: until then these meshes are this run's
         moved = in_trash(self._trash(place))
         return Audit(outputs={folder.directory: count}, files="fragments", moved=moved)
 
@@ -403,7 +403,7 @@ class Mesh(Stage):
 
     def _fingerprint(self) -> str:
         """The parameters that fragments depend on, in short."""
-        parameters = self.model_dump(mode="json", exclude=_NOT_IN_FRAGMENTS)
+        parameters = self.model_dump(mode="json", exclude=set(_NOT_IN_FRAGMENTS))
         return sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:16]
 
     def _notes(self, place: "MeshPlace") -> Iterator[str]:

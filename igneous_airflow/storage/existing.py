@@ -25,9 +25,7 @@ class Existing:
     more: bool = False
 
     def __add__(self, other: "Existing") -> "Existing":
-        return Existing(
-            self.files + other.files, self.bytes + other.bytes, self.more or other.more
-        )
+        return Existing(self.files + other.files, self.bytes + other.bytes, self.more or other.more)
 
     def __bool__(self) -> bool:
         return self.files > 0

@@ -254,26 +254,27 @@ class Info:
     def with_entries(self, entries: Sequence[dict[str, Any]]) -> "Info":
         """Put back entries of scales that were removed, each before the first coarser one.
 
-        One that is there as it was stays. Raises InvalidInfo when another scale has taken its key
-        or its resolution.
+        One that was made again meanwhile comes to the same place. Raises InvalidInfo when another
+        scale has taken its key or its resolution.
         """
         data = [*self.data["scales"]]
-        for entry in entries:
-            scale = Scale.parse(entry)
+        for removed in entries:
+            entry, scale = removed, Scale.parse(removed)
             present = self.scale_at(scale.resolution) or self.scale_in(scale.key)
-            if present is None:
-                coarser = (
-                    place
-                    for place, other in enumerate(data)
-                    if prod(Scale.parse(other).resolution) > prod(scale.resolution)
-                )
-                data.insert(next(coarser, len(data)), entry)
-            elif present.key != scale.key or not present.stores_like(scale):
-                raise InvalidInfo(
-                    f"scale {scale.key} cannot come back: the layer has {present.key} now, of "
-                    f"resolution {present.resolution} nm in chunks of {present.chunk_size}, "
-                    f"{present.encoding}; delete that one first"
-                )
+            if present is not None:
+                if present.key != scale.key or not present.stores_like(scale):
+                    raise InvalidInfo(
+                        f"scale {scale.key} cannot come back: the layer has {present.key} now, of "
+                        f"resolution {present.resolution} nm in chunks of {present.chunk_size}, "
+                        f"{present.encoding}; delete that one first"
+                    )
+                entry = data.pop([other["key"] for other in data].index(present.key))
+            coarser = (
+                place
+                for place, other in enumerate(data)
+                if prod(Scale.parse(other).resolution) > prod(scale.resolution)
+            )
+            data.insert(next(coarser, len(data)), entry)
         return Info({**self.data, "scales": data})
 
     @property

@@ -17,9 +17,7 @@ from igneous_airflow.storage.info import Scale
 SPATIAL_INDEX = ".spatial"  # how the names of its files end
 _TYPE = "neuroglancer_legacy_mesh"
 _UNFINISHED, _OTHERS = "unfinished", "parts_of_others"
-_OWN = frozenset(
-    {"@type", "mip", "chunk_size", "parts", "spatial_index", _UNFINISHED, _OTHERS}
-)
+_OWN = frozenset({"@type", "mip", "chunk_size", "parts", "spatial_index", _UNFINISHED, _OTHERS})
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,10 @@ class Record:
             raise ValueError(f"it is of version {data['version']}: use a newer igneous_airflow")
         others = {str(key): _labels(labels) for key, labels in data.get("others", {}).items()}
         return cls(
-            str(data["parameters"]), _labels(data["labels"]), _labels(data.get("left_out", ())), others
+            str(data["parameters"]),
+            _labels(data["labels"]),
+            _labels(data.get("left_out", ())),
+            others,
         )
 
 

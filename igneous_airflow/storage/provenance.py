@@ -41,9 +41,10 @@ def read_provenance(folder: Folder) -> dict[str, Any]:
 def made_by(folder: Folder, written: Mapping[str, BoundingBox | None]) -> dict[str, dict[str, Any]]:
     """The method of the latest run that wrote into a box of each of these folders, by its name.
 
-    Boxes are in voxels of the folder's scale, None for all of it. Empty for a folder of which no run is recorded, as
-    when other programs wrote it, or a run that has not finished. Entries that do not say what they
-    wrote, of other programs and older versions, count as having written everything.
+    Boxes are in voxels of the folder's scale, None for all of it. Empty for a folder of which no
+    run is recorded, as when other programs wrote it, or a run that has not finished. Entries that
+    do not say what they wrote, of other programs and older versions, count as having written
+    everything.
     """
     processing = read_provenance(folder)["processing"]
     makers: dict[str, dict[str, Any]] = {name: {} for name in written}

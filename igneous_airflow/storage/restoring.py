@@ -11,7 +11,13 @@ from igneous_airflow.errors import InvalidParameter, PlanRefused
 from igneous_airflow.storage.files import SUFFIXES, Folder, plain_name
 from igneous_airflow.storage.info import put_back, read_info
 from igneous_airflow.storage.provenance import read_provenance, record_processing
-from igneous_airflow.storage.trash import Entry, Trash, new_entry_name, require_entry
+from igneous_airflow.storage.trash import (
+    Entry,
+    Trash,
+    holds_files,
+    new_entry_name,
+    require_entry,
+)
 
 _NAMED_AT_MOST = 10
 _TASK = "RestoreTask"
@@ -61,7 +67,7 @@ def _require_room_in_info(layer: Folder, entry: Entry) -> None:
 def _taken(layer: Folder, trash: Trash, entry: Entry) -> Iterator[str]:
     """What is in the place of files of the trash: mesh folders and files, by their names."""
     if entry.mesh is not None:
-        if _is_there(layer, trash.path_of(entry.mesh)) and _is_there(layer, entry.mesh):
+        if trash.holds(entry.mesh) and holds_files(layer, entry.mesh):
             yield f"the meshes in {entry.mesh}"
         return
     for name, _ in trash.files():
@@ -76,22 +82,28 @@ def _put_files_back(layer: Folder, trash: Trash, entry: Entry) -> int:
     names = [name for name, _ in trash.files()]
     coming, aside = set(names), Trash(layer, new_entry_name())
     for name in names:
-        plain = plain_name(name)
-        if layer.exists(plain):
-            aside.begin(_replaced_by(trash, aside, entry))
-            for suffix in ("", *SUFFIXES.values()):
-                present = f"{plain}{suffix}"
-                if present == name or present not in coming:
-                    layer.rename(present, aside.path_of(present))
+        for present in _in_its_place(layer, name):
+            if present == name or present not in coming:
+                aside.begin(_replaced_by(trash, aside, entry))
+                layer.rename(present, aside.path_of(present))
         layer.rename(trash.path_of(name), name)
     return len(names)
+
+
+def _in_its_place(layer: Folder, name: str) -> list[str]:
+    """The files that readers would find in a file's place, in whatever compression."""
+    plain = plain_name(name)
+    if not layer.exists(plain):
+        return []
+    variants = (f"{plain}{suffix}" for suffix in ("", *SUFFIXES.values()))
+    return [variant for variant in variants if layer.entry(variant) is not None]
 
 
 def _swap_meshes(layer: Folder, trash: Trash, entry: Entry, folder: str) -> int:
     """Put a mesh folder back as a whole; one that took its place goes to the trash instead."""
     files = sum(1 for _ in trash.files())
-    if _is_there(layer, trash.path_of(folder)):
-        if _is_there(layer, folder):
+    if trash.holds(folder):
+        if holds_files(layer, folder):
             aside = Trash(layer, new_entry_name())
             aside.begin(_replaced_by(trash, aside, entry))
             aside.put_folder(folder)
@@ -109,11 +121,6 @@ def _replaced_by(trash: Trash, aside: Trash, entry: Entry) -> Entry:
         mesh=entry.mesh,
         complete=True,
     )
-
-
-def _is_there(layer: Folder, folder: str) -> bool:
-    """Whether a folder holds anything."""
-    return any(True for _ in layer.entries(folder)) or any(True for _ in layer.folders(folder))
 
 
 def require_disk(layer: Folder) -> None:

@@ -127,6 +127,10 @@ class Trash:
         """Move a folder of the layer here, as a whole; it may be absent."""
         self.layer.rename(name, self.path_of(name))
 
+    def holds(self, name: str) -> bool:
+        """Whether files of a folder of the layer are here."""
+        return holds_files(self.layer, self.path_of(name))
+
     def path_of(self, name: str) -> str:
         """Where a file or folder of the layer is, or would be, in the trash."""
         return f"{self._root}/{_FILES}/{name}"
@@ -150,6 +154,11 @@ def files_below(folder: Folder, prefix: str) -> Iterator[tuple[str, int]]:
         yield f"{prefix}/{entry.name}", entry.size
     for inner in folder.folders(prefix):
         yield from files_below(folder, f"{prefix}/{inner}")
+
+
+def holds_files(folder: Folder, prefix: str) -> bool:
+    """Whether there is a file below a folder, however deep."""
+    return any(True for _ in files_below(folder, prefix))
 
 
 def entries_of(layer: Folder) -> list[Trash]:

@@ -1,4 +1,4 @@
-"""Meshing some labels, or a part, leaves all other meshes as they are, and their manifests right."""
+"""Meshing some labels or a part leaves other meshes as they are, and their manifests right."""
 
 import gzip
 import json
@@ -218,58 +218,58 @@ def test_parts_one_after_the_other_equal_the_whole_when_they_cover_it(
     }
 
 
+def files_of(layer):
+    return {n: c for n, c in snapshot(path_of(layer)).items() if n != "provenance"}
+
+
+def put_back(layer, files):
+    for name in snapshot(path_of(layer)):
+        (path_of(layer) / name).unlink()
+    for name, content in files.items():
+        (path_of(layer) / name).write_bytes(content)
+
+
+def is_done_within(steps, stage, monkeypatch):
+    """Do a stage on a disk that fails after some writes and deletions; whether that was enough."""
+    left = iter(range(steps))
+
+    def stopping(call):
+        def stopped(*args, **kwargs):
+            if next(left, None) is None:
+                raise StorageUnavailable("the disk is full")
+            return call(*args, **kwargs)
+
+        return stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "write", stopping(LocalFolder.write))
+        patch.setattr(LocalFolder, "delete", stopping(LocalFolder.delete))
+        try:
+            complete(stage)
+        except StorageUnavailable:
+            return False
+    return True
+
+
 def test_a_run_of_some_labels_that_was_stopped_at_any_write_ends_like_one_that_was_not(
-    tmp_path, monkeypatch
+    layer, monkeypatch
 ):
-    layer = write_layer(tmp_path / "layer", rods(), SPEC)
-    complete(Mesh(layer=layer, shape=SHAPE))
-    complete(MeshManifest(layer=layer))
     voxels = rods()
     voxels[15:34, 9:11] = 0
     write_voxels(layer, voxels)
     before = snapshot(path_of(layer))
-
-    def restored():
-        for name in snapshot(path_of(layer)):
-            (path_of(layer) / name).unlink()
-        for name, content in before.items():
-            (path_of(layer) / name).write_bytes(content)
-
-    def stage():
-        return Mesh(layer=layer, object_ids=[3], trash_entry="20250101T000000Z-abcdef").resolved()
-
-    complete(stage())
-    expected = {n: c for n, c in snapshot(path_of(layer)).items() if n != "provenance"}
-    write, delete = LocalFolder.write, LocalFolder.delete
-    steps = 0
-    while True:
-        restored()
-        left = iter(range(steps))
-
-        def stopping(call, left=left):
-            def stopped(*args, **kwargs):
-                if next(left, None) is None:
-                    raise StorageUnavailable("the disk is full")
-                return call(*args, **kwargs)
-
-            return stopped
-
-        monkeypatch.setattr(LocalFolder, "write", stopping(write))
-        monkeypatch.setattr(LocalFolder, "delete", stopping(delete))
-        try:
-            complete(stage())
-            finished = True
-        except StorageUnavailable:
-            finished = False
-        monkeypatch.setattr(LocalFolder, "write", write)
-        monkeypatch.setattr(LocalFolder, "delete", delete)
+    stage = Mesh(layer=layer, object_ids=[3], trash_entry="20250101T000000Z-abcdef")
+    complete(stage)
+    expected, steps = files_of(layer), 0
+    put_back(layer, before)
+    while not is_done_within(steps, stage, monkeypatch):
         assert_manifests_name_what_is_there(layer)
-        if finished:
-            break
-        complete(stage())
-        assert {n: c for n, c in snapshot(path_of(layer)).items() if n != "provenance"} == expected
+        complete(stage)
+        assert files_of(layer) == expected
+        put_back(layer, before)
         steps += 1
     assert steps > 15
+    assert files_of(layer) == expected
 
 
 def test_manifests_wait_for_a_run_of_some_labels_that_has_begun(layer):
@@ -363,7 +363,9 @@ def test_fragments_that_are_replaced_are_counted_and_must_be_confirmed(layer):
     fragments = fragments_of(layer)[3]
     stored = sum(map(len, fragments.values()))
     question = question_of(Mesh(layer=layer, object_ids=[3]))
-    assert question.startswith(f"confirm: meshes in {layer}/{MESHES} would be replaced: 3 fragments")
+    assert question.startswith(
+        f"confirm: meshes in {layer}/{MESHES} would be replaced: 3 fragments"
+    )
     assert f"{stored / 1000:.3g} kB" in question or f"{stored} B" in question
     assert "made by MeshTask" in question
     assert "Set `confirm`" in question

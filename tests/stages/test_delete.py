@@ -196,7 +196,9 @@ def test_nothing_goes_before_it_is_confirmed(tmp_path):
     stage = Delete(layer=url, num_mips=3).resolved()
     plan = stage.plan()
     assert plan.refusals == ()
-    with pytest.raises(PlanRefused, match=r"confirm: .* chunk files, .* moved to the layer's trash \(8_8_40"):
+    with pytest.raises(
+        PlanRefused, match=r"confirm: .* chunk files, .* moved to the layer's trash \(8_8_40"
+    ):
         plan.require_accepted()
     for call in (stage.prepare, lambda: stage.run(stage.cells()[0]), lambda: stage.finish("x")):
         with pytest.raises(InvalidParameter, match="confirm"):

@@ -491,7 +491,7 @@ def test_a_destination_that_exists_says_what_nobody_asks_for(tmp_path, stack, in
     info = json.loads((tmp_path / "dest/info").read_text())
     stage = ingest(stack, resolution=None, layer_type="segmentation", max_mips=1).resolved()
     assert "voxels are of 3 x 3 x 30 nm" in stage.plan().notes
-    with pytest.raises(PlanRefused, match="the voxels of mip 0 of .* would be replaced"):
+    with pytest.raises(PlanRefused, match=r"the voxels of mip 0 of .* would be replaced"):
         stage.plan().require_accepted()
     stage.prepare()
     after = json.loads((tmp_path / "dest/info").read_text())
