@@ -87,7 +87,7 @@ def _parameters(stage: type[Stage]) -> Iterator[click.Parameter]:
 
 
 @contextmanager
-def _in_our_words(stage: type[Stage]) -> Iterator[None]:
+def in_our_words(stage: type[Stage]) -> Iterator[None]:
     """Name the options in what a plan is refused for."""
     try:
         yield
@@ -154,7 +154,7 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
             click.echo(with_words(plan.describe(), _words(stage)))
             return
         url = f"{state}/{new_run_name(stage.name)}"
-        with _in_our_words(stage):
+        with in_our_words(stage):
             run, plan = Run.launch(
                 launched,
                 url=url,
