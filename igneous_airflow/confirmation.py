@@ -24,24 +24,26 @@ if TYPE_CHECKING:
 class Replaced:
     """Files of one folder that a run would write over, and the method of the run that made them.
 
-    `files` are called by their `kind`, as "chunk files". The method is empty where no run is known.
+    One of them is called by its `kind`, and `others` are what goes with them: " and 3 manifests".
+    The method is empty where no run is known.
     """
 
     name: str
     found: Existing
     method: Mapping[str, Any]
-    kind: str = "chunk files"
+    kind: str = "chunk file"
+    others: str = ""
 
     def __str__(self) -> str:
         maker = self.method.get("task")
         made = f"made by {maker}" if maker else "of which no finished run is recorded"
-        return f"{self.name}: {count(self.found, self.kind)}, {made}"
+        return f"{self.name}: {self.count(self.found)}, {made}"
 
-
-def count(found: Existing, kind: str) -> str:
-    """Say how many files there are: "more than 1,204 chunk files, 3.4 MB"."""
-    size = f", {human_bytes(found.bytes)}" if found.bytes else ""
-    return f"{'more than ' if found.more else ''}{found.files:,} {kind}{size}"
+    def count(self, found: Existing) -> str:
+        """Say how many such files there are: "more than 1,204 chunk files, 3.4 MB"."""
+        more, plural = "more than " if found.more else "", "" if found.files == 1 else "s"
+        size = f", {human_bytes(found.bytes)}" if found.bytes else ""
+        return f"{more}{found.files:,} {self.kind}{plural}{self.others}{size}"
 
 
 def asking(
@@ -60,8 +62,8 @@ def asking(
         total = sum((item.found for item in others), Existing())
         listed = "; ".join(map(str, others))
         changes["unconfirmed"] = (
-            f"confirm: {subject} would be replaced: {count(total, others[0].kind)} are there "
-            f"already ({listed}). Set `confirm` to replace them{way_out}"
+            f"confirm: {subject} would be replaced: {others[0].count(total)} ({listed}). Set "
+            f"`confirm` to replace them{way_out}"
         )
         changes["made_by"] = tuple(dict(item.method) for item in others)
     return plan.model_copy(update=changes)

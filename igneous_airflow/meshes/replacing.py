@@ -29,11 +29,11 @@ class OldMeshes:
     method: dict[str, Any]
 
     @property
-    def kind(self) -> str:
-        """What the files are called."""
+    def others(self) -> str:
+        """What goes with the fragments, in words."""
         if not self.manifests:
-            return "fragments"
-        return f"fragments and {self.manifests:,} manifest{'s' if self.manifests != 1 else ''}"
+            return ""
+        return f" and {self.manifests:,} manifest{'s' if self.manifests != 1 else ''}"
 
 
 def find_old(place: MeshPlace, scope: Scope) -> OldMeshes | None:

@@ -1,11 +1,10 @@
 """Delete: the chunk files of some mips of a layer, and the mips themselves from its info."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import lcm
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self, overload
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, Field
 
@@ -23,6 +22,7 @@ from igneous_airflow.fields import (
 )
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
+from igneous_airflow.geometry.scale_blocks import Block, BlocksOfScales
 from igneous_airflow.stage import Account, Audit, Plan, Stage, Work, human_bytes
 
 if TYPE_CHECKING:
@@ -32,50 +32,6 @@ if TYPE_CHECKING:
 
 _CHUNKS_ON_EDGE = 16  # of the block that a task deletes
 _NAMED_AT_MOST = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A box of whole chunks of one scale."""
-
-    key: str
-    box: BoundingBox
-
-    def __str__(self) -> str:
-        return f"{self.key}/{self.box}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Blocks(Sequence[Block]):
-    """The blocks of several scales, one scale after the other."""
-
-    grids: tuple[tuple[str, Grid], ...]
-
-    def __len__(self) -> int:
-        return sum(len(grid) for _, grid in self.grids)
-
-    @overload
-    def __getitem__(self, index: int) -> Block: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Block]: ...
-    def __getitem__(self, index: int | slice) -> Block | Sequence[Block]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        for key, grid in self.grids:
-            if place < len(grid):
-                return Block(key, grid[place])
-            place -= len(grid)
-        raise IndexError(index)
-
-    def number_of(self, chunk: Block) -> int:
-        """The number of the block that a chunk is in."""
-        before = 0
-        for key, grid in self.grids:
-            if key == chunk.key:
-                return before + next(grid.lines(chunk.box)).start
-            before += len(grid)
-        raise ValueError(f"{chunk} is in none of these blocks")
 
 
 def _keys_text(text: str | None) -> str | None:
@@ -339,8 +295,8 @@ class Delete(Stage):
             )
         return ratio
 
-    def _blocks(self, scales: "Sequence[Scale]") -> _Blocks:
-        return _Blocks(
+    def _blocks(self, scales: "Sequence[Scale]") -> BlocksOfScales:
+        return BlocksOfScales(
             tuple(
                 (
                     scale.key,

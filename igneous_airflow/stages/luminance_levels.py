@@ -144,7 +144,7 @@ class LuminanceLevels(Stage):
             return plan
         method = made_by(image.levels.folder, image.written)[name]
         found = Existing(len(there), sum(there))
-        replaced = Replaced(name, found, method, kind="histograms")
+        replaced = Replaced(name, found, method, kind="histogram")
         return asking(plan, self, f"the levels in {image.levels.place}", [replaced])
 
     def _counted(self, image: "_Image") -> Plan:

@@ -242,7 +242,7 @@ class Mesh(Stage):
             return plan
         directory = place.folder.directory
         method = self.provenance() if self._has_begun(place) else old.method
-        replaced = Replaced(directory, old.found, method, kind=old.kind)
+        replaced = Replaced(directory, old.found, method, kind="fragment", others=old.others)
         plan = asking(plan, self, f"meshes in {place.folder.url}", [replaced])
         return plan.model_copy(update={"notes": (*plan.notes, *self._fate(place, old))})
 
