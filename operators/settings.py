@@ -13,7 +13,8 @@ from airflow.sdk import conf
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.queue.sqs_address import Address
-from igneous_airflow.run import Run, run_folder_name
+from igneous_airflow.run import Run
+from igneous_airflow.run_record import run_folder_name
 
 _FILE = "file://"
 _TEMPLATE = Path(__file__).parent.parent / "worker_image" / "pod_template.yaml"
@@ -21,7 +22,7 @@ _TEMPLATE = Path(__file__).parent.parent / "worker_image" / "pod_template.yaml"
 
 def run_url(dag_id: str, run_id: str, group_id: str) -> str:
     """The folder of a stage's run: the same whenever a task of this DAG run asks, or is cleared."""
-    return f"{state_url()}/{run_folder_name(dag_id, run_id, group_id)}"
+    return f"{runs_url()}/{run_folder_name(dag_id, run_id, group_id)}"
 
 
 def load_run(url: str) -> Run:
@@ -109,6 +110,11 @@ def workers_run_on() -> Literal["local", "kubernetes"]:
     )
 
 
+def syncs_files() -> bool:
+    """The option `[igneous] sync`."""
+    return bool(conf.getboolean("igneous", "sync"))
+
+
 @dataclass(frozen=True, slots=True)
 class PodSettings:
     """What Airflow's configuration says of worker pods."""
@@ -131,14 +137,14 @@ class PodSettings:
         )
 
 
-def state_url() -> str:
-    """The option `[igneous] state`; raises InvalidParameter when it is no address."""
-    text: str = conf.get("igneous", "state")
+def runs_url() -> str:
+    """The option `[igneous] runs`; raises InvalidParameter when it is no address."""
+    text: str = conf.get("igneous", "runs")
     if "://" in text:
         return text.rstrip("/")
     if not Path(text).is_absolute():
         raise InvalidParameter(
-            f"[igneous] state = {text!r} in Airflow's configuration is not an address: write a "
+            f"[igneous] runs = {text!r} in Airflow's configuration is not an address: write a "
             "bucket URL or an absolute path"
         )
     return f"{_FILE}{text.rstrip('/')}"

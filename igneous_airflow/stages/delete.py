@@ -23,7 +23,8 @@ from igneous_airflow.fields import (
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.scale_blocks import Block, BlocksOfScales
-from igneous_airflow.stage import Account, Audit, Plan, Stage, Work, human_bytes
+from igneous_airflow.proof import Account
+from igneous_airflow.stage import Audit, Plan, Stage, Work, human_bytes
 
 if TYPE_CHECKING:
     from igneous_airflow.storage.info import Scale
@@ -101,6 +102,11 @@ class Delete(Stage):
     ] = False
     keep_deleted: KeepDeleted = True
     trash_entry: TrashEntry = None
+
+    @property
+    def output(self) -> str:
+        """The layer."""
+        return self.layer
 
     def resolved(self) -> Self:
         """Note the keys of the scales that the mips are now, and where they will be kept.
@@ -198,7 +204,8 @@ class Delete(Stage):
         with Overlap(layer.overlap_width) as overlap:
             for chunk in scale.chunks.overlapping(cell.box):
                 overlap.submit(partial(remove, f"{scale.key}/{chunk}"))
-        return Work()
+        trash = self._trash(layer)
+        return Work(folders=(scale.key, *(trash.folders_of(scale.key) if trash else ())))
 
     def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002
         """Check that the files are gone, remove the scales from the info, record what was done.

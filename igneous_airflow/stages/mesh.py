@@ -29,7 +29,8 @@ from igneous_airflow.fields import (
     section,
 )
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
-from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
+from igneous_airflow.proof import Account
+from igneous_airflow.stage import Audit, Plan, Stage, Work
 from igneous_airflow.storage.methods import PERMISSIONS
 
 if TYPE_CHECKING:
@@ -188,6 +189,11 @@ class Mesh(Stage):
         ),
     ] = True
     trash_entry: TrashEntry = None
+
+    @property
+    def output(self) -> str:
+        """The layer."""
+        return self.layer
 
     def resolved(self) -> Self:
         """Replace mip -1, and note the directory and the shape, which `prepare` may change.

@@ -14,7 +14,8 @@ from igneous_airflow.fields import HOW, LIMITS, Confirm, LayerUrl, section
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.prefixes import Prefixes, PrefixGroup
-from igneous_airflow.stage import Account, Audit, Plan, Stage, Work, human_bytes
+from igneous_airflow.proof import Account
+from igneous_airflow.stage import Audit, Plan, Stage, Work, human_bytes
 
 if TYPE_CHECKING:
     from igneous_airflow.storage.info import Scale
@@ -67,6 +68,11 @@ class MeshManifest(Stage):
         ),
     ] = False
     confirm: Confirm = False
+
+    @property
+    def output(self) -> str:
+        """The layer."""
+        return self.layer
 
     def plan(self) -> Plan:
         """Count labels and fragments, and name every reason to refuse."""

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from igneous_airflow.errors import InvalidInfo, InvalidParameter
+from igneous_airflow.storage.durable import sync
 from igneous_airflow.storage.files import SUFFIXES, TRASH, Folder
 from igneous_airflow.storage.info import Scale
 from igneous_airflow.storage.json_files import read_json, write_json
@@ -110,8 +111,10 @@ class Trash:
         return entry
 
     def write(self, entry: Entry) -> None:
-        """Say what the entry is."""
-        write_json(self.layer, f"{self._root}/{_ENTRY}", entry)
+        """Say what the entry is; after a power cut it is known what the files were."""
+        name = f"{self._root}/{_ENTRY}"
+        write_json(self.layer, name, entry)
+        sync(self.layer.url, [name])
 
     def begin(self, entry: Entry) -> None:
         """Say what the entry will be, before any file goes there; may be done again."""
@@ -126,6 +129,11 @@ class Trash:
     def put_folder(self, name: str) -> None:
         """Move a folder of the layer here, as a whole; it may be absent."""
         self.layer.rename(name, self.path_of(name))
+
+    def folders_of(self, name: str) -> list[str]:
+        """The folders that are made for a folder of the layer, from the layer's own on."""
+        path = PurePosixPath(self.path_of(name))
+        return [str(folder) for folder in (*reversed(path.parents), path)]
 
     def holds(self, name: str) -> bool:
         """Whether files of a folder of the layer are here."""
