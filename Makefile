@@ -5,6 +5,7 @@ BIN := .venv/bin
 , := ,
 UV := $(BIN)/uv
 DATA ?=
+YES ?=
 ENGINE ?= $(shell for engine in docker podman; do $$engine info >/dev/null 2>&1 && echo $$engine && break; done)
 IMAGE ?= igneous-airflow-worker:$(shell sed -nE 's/^version = "(.*)"/\1/p' pyproject.toml)
 
@@ -24,8 +25,8 @@ install: .venv/installed ## make .venv with the igneous-airflow command in it
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: install ## give a sample dataset mips and meshes by real Airflow DAG runs (DATA=path: your layer)
-	$(BIN)/igneous-airflow demo $(DATA)
+demo: install ## give a sample dataset mips and meshes by real Airflow DAG runs (DATA=path: your layer; YES=1: replace mips that are there)
+	$(BIN)/igneous-airflow demo $(DATA) $(if $(YES),--yes)
 
 airflow: install ## start Airflow with the project's DAGs and print its address
 	$(BIN)/igneous-airflow airflow

@@ -6,7 +6,7 @@ the folder's URL can go on with it: plan, prepare, enqueue, watch, resume, finis
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Self
@@ -104,28 +104,31 @@ class Run(RunRecord):
         triggered_by: dict[str, str] | None = None,
         batch: int | None = None,
         plan_only: bool = False,
+        trusted: Sequence[Mapping[str, Any]] = (),
         once_planned: Callable[[Stage, Plan], None] = lambda _stage, _plan: None,
     ) -> tuple[Self, Plan]:
         """Plan a stage and record the run; or take up the unfinished run recorded at `url`.
 
         `batch` blocks make a task; by default one, or more where there would be very many tasks.
         A run that has finished starts from the beginning. One with `plan_only` is never launched,
-        and nothing need be confirmed. `once_planned` is called with the stage as it will run and
-        its plan, before anything is recorded; what it raises ends the launch. Raises PlanRefused
-        with every reason when the stage cannot start, and InvalidParameter when an unfinished run
-        of other parameters is recorded there.
+        and nothing need be confirmed. What runs of the `trusted` methods made may be replaced.
+        `once_planned` is called with the stage as it will run and its plan, before anything is
+        recorded; what it raises ends the launch. Raises PlanRefused with every reason when the
+        stage cannot start, and InvalidParameter when an unfinished run of other parameters is
+        recorded there.
         The layer is left as it is, though without `plan_only` an empty file is written into its
         folder and deleted, to see that the run may.
         """
         earlier = cls._find(url)
         if earlier is not None and earlier._goes_on(plan_only=plan_only):  # noqa: SLF001
-            return earlier._taken_up(stage, by, once_planned, plan_only=plan_only)  # noqa: SLF001
+            plan = earlier._plan_again(stage, plan_only, trusted)  # noqa: SLF001
+            return earlier._taken_up(plan, by, once_planned, plan_only=plan_only)  # noqa: SLF001
         requested = stage.parameters()
         try:
             stage = stage.resolved()
         except IgneousError as error:
             raise PlanRefused(stage.name, [str(error)]) from error
-        plan = _startable(stage.plan(), plan_only=plan_only)
+        plan = _startable(stage.plan(), plan_only=plan_only, trusted=trusted)
         once_planned(stage, plan)
         blocks = len(stage.cells())
         run = cls._new(
@@ -221,14 +224,21 @@ class Run(RunRecord):
             return self.was_launched
         return plan_only or not self.plan_only
 
+    def _plan_again(
+        self, stage: Stage, plan_only: bool, trusted: Sequence[Mapping[str, Any]]
+    ) -> Plan:
+        """The plan of this run, which a launch of the stage takes up; raises PlanRefused."""
+        self._require_same(stage)
+        plan = self.make_stage().plan()
+        if self.was_launched:  # it was confirmed then
+            plan = plan.require_accepted(resumed=True)
+        return _startable(plan, plan_only=plan_only, trusted=trusted)
+
     def _taken_up(
-        self, stage: Stage, by: str, once_planned: Callable[[Stage, Plan], None], *, plan_only: bool
+        self, plan: Plan, by: str, once_planned: Callable[[Stage, Plan], None], *, plan_only: bool
     ) -> tuple[Self, Plan]:
         """Go on with this run, which was planned before."""
-        self._require_same(stage)
-        stage = self.make_stage()
-        plan = _startable(stage.plan(), plan_only=plan_only)
-        once_planned(stage, plan)
+        once_planned(self.make_stage(), plan)
         announced = self._announced(plan)
         if self.state is LaunchState.CANCELLED and not plan_only:
             return self._changed(lambda record: record.continued(by)), announced
@@ -264,7 +274,7 @@ class Run(RunRecord):
         return None if record is None else cls(url=url, **dict(record))
 
     def _require_same(self, stage: Stage) -> None:
-        requested = stage.parameters()
+        requested = stage.identity()
         differing = [
             name
             for name, value in requested.items()
@@ -566,11 +576,11 @@ class Run(RunRecord):
         write_json(open_folder(self.url), name, entry)
 
 
-def _startable(plan: Plan, *, plan_only: bool) -> Plan:
+def _startable(plan: Plan, *, plan_only: bool, trusted: Sequence[Mapping[str, Any]]) -> Plan:
     """Return a plan that may start, with permission to write; raises PlanRefused."""
     if plan_only:
         return plan.require_possible()
-    plan = plan.require_accepted()
+    plan = plan.require_accepted(trusted=trusted)
     if plan.writes_to:
         try:
             open_folder(plan.writes_to).try_writing()

@@ -24,6 +24,7 @@ from igneous_airflow.fields import (
     ChunkSize,
     Compress,
     CompressLevel,
+    Confirm,
     Encoding,
     EncodingLevel,
     Factor,
@@ -69,6 +70,7 @@ class PyramidOptions(Stage):
     compress: Compress = "auto"
     compress_level: CompressLevel = None
     memory_target: MemoryTarget = 3_500_000_000
+    confirm: Confirm = False
 
     def _write_options(self, layer_type: str) -> "WriteOptions":
         """The options for a layer; the method `auto` goes by the layer's type."""
@@ -248,7 +250,7 @@ class WritesLayer(PyramidOptions):
         if refusals:
             return Plan(stage=self.name, refusals=refusals)
         region, grid, geometry = route.place.region, route.cells, route.geometry
-        return Plan(
+        plan = Plan(
             stage=self.name,
             writes_to=route.place.folder.url,
             tasks=len(grid),
@@ -261,6 +263,17 @@ class WritesLayer(PyramidOptions):
             outputs=tuple(describe_scale(scale) for scale, _ in route.written),
             notes=tuple(self._notes(route)),
         )
+        return self._with_replaced(plan, route)
+
+    def _with_replaced(self, plan: Plan, route: "Route") -> Plan:
+        """The plan with what would be written over."""
+        from igneous_airflow.confirmation import asking_for_voxels
+
+        place = route.place
+        try:
+            return asking_for_voxels(plan, self, place.folder, place.info, route.written)
+        except IgneousError as error:
+            return Plan(stage=self.name, refusals=(str(error),))
 
     def prepare(self) -> None:
         """Make the destination's info, or add the new scales to the one that is there."""
@@ -305,7 +318,10 @@ class WritesLayer(PyramidOptions):
         absent = require_files(
             audit.files_of, len(route.cells), self.dest, account, may_be_absent=may_be_absent
         )
-        record_processing(layer.folder, self.provenance(), by, sources=self._sources())
+        written = {scale.key: box for scale, box in route.written}
+        record_processing(
+            layer.folder, self.provenance(), by, sources=self._sources(), written=written
+        )
         return Audit(outputs=audit.outputs, absent=absent)
 
     def _accepted_route(self) -> "Route":

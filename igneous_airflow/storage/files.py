@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 Buffer = bytes | bytearray | memoryview
+TRASH = ".trash"  # the folder of a layer with what was deleted and can be restored
 SUFFIXES: dict[str, str] = {"gzip": ".gz", "br": ".br", "zstd": ".zstd"}
 
 
@@ -97,6 +98,16 @@ class Folder(Protocol):
 
     def delete_folder(self, prefix: str) -> None:
         """Remove every file below `prefix/`."""
+
+    @property
+    def renames(self) -> bool:
+        """Whether files can be moved within the folder without being copied: not in buckets."""
+
+    def rename(self, old: str, new: str) -> bool:
+        """Move a file, by its full name, or a folder; False when there is none.
+
+        A file of the new name is replaced. Only where `renames` is true.
+        """
 
     def check_writable(self) -> None:
         """Raise AccessDenied when files cannot be written here, as far as looking can tell."""

@@ -293,6 +293,36 @@ class Info:
         left = [entry for entry in self.data["scales"] if entry["key"] not in keys]
         return Info({**self.data, "scales": left})
 
+    def entries_of(self, keys: Sequence[str]) -> tuple[dict[str, Any], ...]:
+        """What the file says of the scales of these keys, in its order."""
+        return tuple(entry for entry in self.data["scales"] if entry["key"] in keys)
+
+    def with_entries(self, entries: Sequence[dict[str, Any]]) -> "Info":
+        """Put back entries of scales that were removed, each before the first coarser one.
+
+        One that was made again meanwhile comes to the same place. Raises InvalidInfo when another
+        scale has taken its key or its resolution.
+        """
+        data = [*self.data["scales"]]
+        for removed in entries:
+            entry, scale = removed, Scale.parse(removed)
+            present = self.scale_at(scale.resolution) or self.scale_in(scale.key)
+            if present is not None:
+                if present.key != scale.key or not present.stores_like(scale):
+                    raise InvalidInfo(
+                        f"scale {scale.key} cannot come back: the layer has {present.key} now, of "
+                        f"resolution {present.resolution} nm in chunks of {present.chunk_size}, "
+                        f"{present.encoding}; delete that one first"
+                    )
+                entry = data.pop([other["key"] for other in data].index(present.key))
+            coarser = (
+                place
+                for place, other in enumerate(data)
+                if prod(Scale.parse(other).resolution) > prod(scale.resolution)
+            )
+            data.insert(next(coarser, len(data)), entry)
+        return Info({**self.data, "scales": data})
+
     @property
     def mesh_directory(self) -> str | None:
         """The folder of the layer's meshes, where the info names one.
@@ -348,6 +378,19 @@ def remove_scales(folder: Folder, keys: Sequence[str]) -> Info:
     Raises StorageUnavailable when the change never holds.
     """
     return _changed(folder, lambda info: info.without_scales(keys))
+
+
+def put_back(folder: Folder, entries: Sequence[dict[str, Any]], mesh: str | None) -> Info:
+    """Put scales and the mesh folder back into a layer's info, whatever others add meanwhile.
+
+    Raises InvalidInfo when others have taken their places.
+    """
+
+    def change(info: Info) -> Info:
+        info = info.with_entries(entries)
+        return info if mesh is None else info.with_mesh_directory(mesh)
+
+    return _changed(folder, change)
 
 
 def name_mesh_directory(folder: Folder, directory: str) -> Info:

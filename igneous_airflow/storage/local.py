@@ -53,6 +53,11 @@ def disk_errors(action: str, path: Path | str) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EROFS:
             raise AccessDenied(f"cannot {action} {path}: the file system is read-only") from error
+        if error.errno == errno.EXDEV:
+            raise InvalidParameter(
+                f"cannot {action} {path}: it lies on another disk than the layer: set keep_deleted "
+                "to false"
+            ) from error
         if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
             raise InvalidParameter(f"cannot {action} {path}: {error.strerror}") from error
         raise StorageUnavailable(f"cannot {action} {path}: {error.strerror or error}") from error
@@ -248,6 +253,22 @@ class LocalFolder:
                     (Path(parent) / file).unlink(missing_ok=True)
                 with suppress(OSError):  # somebody may write there again
                     Path(parent).rmdir()
+
+    @property
+    def renames(self) -> bool:
+        return True
+
+    def rename(self, old: str, new: str) -> bool:
+        source, target = self._root / old, self._root / new
+        with disk_errors("move", source):
+            try:
+                os.replace(source, target)  # noqa: PTH105 - a delete calls this for every chunk
+            except (FileNotFoundError, NotADirectoryError):
+                if not os.path.lexists(source):
+                    return False
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source.replace(target)
+        return True
 
     def exists_as_folder(self) -> bool:
         """Whether the folder itself is there."""

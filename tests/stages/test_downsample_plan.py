@@ -289,7 +289,7 @@ def test_another_form_of_a_scale_that_exists_is_refused(url, tmp_path, wishes, n
 
 def test_a_scale_that_exists_keeps_its_form_when_nothing_is_asked(url, tmp_path):
     run_all(Downsample(layer=url, num_mips=1, chunk_size=(16, 12, 20), encoding="png"))
-    run_all(Downsample(layer=url, num_mips=2))
+    run_all(Downsample(layer=url, num_mips=2, confirm=True))
     scales = json.loads((tmp_path / "layer/info").read_text())["scales"]
     assert [scale["chunk_sizes"][0] for scale in scales] == [[8, 8, 8], [16, 12, 20], [8, 8, 8]]
     assert [scale["encoding"] for scale in scales] == ["raw", "png", "raw"]
