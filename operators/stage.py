@@ -185,11 +185,12 @@ class PlanStage(BaseOperator, SkipMixin):
             "group_id": self.group_id,
         }
         later: list[Plan] = []
+        trusted = self._methods(stage, running)
 
         def plan_later(first: Stage, plan: Plan) -> None:
             if is_first:
-                later.extend(plan_following(first, plan, list(running.values())))
-                self._require_possible(dict(zip(running, later, strict=False)), options, values)
+                following = plan_following(first, plan, list(running.values()))
+                later.extend(self._accepted(running, following, options, values, trusted))
 
         try:
             run, plan = Run.launch(
@@ -199,6 +200,7 @@ class PlanStage(BaseOperator, SkipMixin):
                 own_queue=own_queue,
                 batch=options.batch,
                 plan_only=options.plan_only,
+                trusted=trusted,
                 by=by,
                 triggered_by=triggered_by,
                 once_planned=plan_later,
@@ -211,16 +213,37 @@ class PlanStage(BaseOperator, SkipMixin):
             raise error from None
         return run, plan, later
 
-    def _require_possible(
-        self, later: Mapping[str, Plan], options: RunOptions, values: Mapping[str, Any]
-    ) -> None:
+    def _methods(self, stage: Stage, others: Mapping[str, Stage]) -> list[dict[str, Any]]:
+        """The methods of the steps of this chain, which may replace what the others have made.
+
+        Earlier steps are as their runs were launched, the others as they were asked for.
+        """
+        earlier = [Run.load(url).make_stage() for url in filter(None, self.after)]
+        names = [step.name for step in self.form.chain.steps]
+        following = names[names.index(self.step.name) + 1 :]
+        later = [others[name] for name in following if name in others]
+        return [step.provenance() for step in (*earlier, stage, *later)]
+
+    def _accepted(
+        self,
+        running: Mapping[str, Stage],
+        following: Sequence[Plan],
+        options: RunOptions,
+        values: Mapping[str, Any],
+        trusted: Sequence[Mapping[str, Any]],
+    ) -> list[Plan]:
         """Refuse at the start what a later step could not do on what the earlier ones will make."""
-        for step in self.form.chain.steps:
-            if plan := later.get(step.name):
-                try:
-                    plan.require_possible() if options.plan_only else plan.require_accepted()
-                except PlanRefused as refused:
-                    raise self._refusal(refused, step, values) from None
+        plans = []
+        steps = {step.name: step for step in self.form.chain.steps}
+        for name, plan in zip(running, following, strict=False):
+            try:
+                if options.plan_only:
+                    plans.append(plan.require_possible())
+                else:
+                    plans.append(plan.require_accepted(trusted=trusted))
+            except PlanRefused as refused:
+                raise self._refusal(refused, steps[name], values) from None
+        return plans
 
     def _refusal(
         self, refused: PlanRefused, step: Step, values: Mapping[str, Any]

@@ -21,7 +21,7 @@ from igneous_airflow.sources.sections import look_at_sections, open_sections
 from igneous_airflow.sources.tiff_stack import open_tiff
 from igneous_airflow.sources.zarr_array import MARKS, open_zarr
 from igneous_airflow.storage import magic
-from igneous_airflow.storage.files import FileEntry, Folder, open_folder, plain_name
+from igneous_airflow.storage.files import FileEntry, Folder, open_source_folder, plain_name
 from igneous_airflow.storage.parts import FileInParts
 
 FileSource = ArraySource | BuildSource
@@ -48,7 +48,7 @@ class Found:
     @property
     def folder(self) -> Folder:
         """Where the files lie."""
-        return open_folder(self.url)
+        return open_source_folder(self.url)
 
 
 def find_source(url: str) -> Found:
@@ -59,7 +59,8 @@ def find_source(url: str) -> Found:
     parent, _, name = url.rpartition("/")
     if parent == "file://":  # in the root
         parent = "file:///"
-    above = None if parent.endswith(":/") else open_folder(parent)  # above a bucket is nothing
+    # above a bucket is nothing
+    above = None if parent.endswith(":/") else open_source_folder(parent)
     entry = above.entry(name) if above else None
     if above and entry is not None:
         return _found(above, "file", [entry])
@@ -67,7 +68,7 @@ def find_source(url: str) -> Found:
         files = [entry for entry in _shown(above) if fnmatch.fnmatchcase(entry.name, name)]
         if files:  # otherwise it may be a folder of that name
             return _found(above, "sections", files)
-    return _find_in_folder(open_folder(url))
+    return _find_in_folder(open_source_folder(url))
 
 
 def _find_in_folder(folder: Folder) -> Found:

@@ -175,6 +175,13 @@ class BucketFolder:
         for name in left:
             self.delete(name)  # says why it could not be deleted
 
+    @property
+    def renames(self) -> bool:
+        return False
+
+    def rename(self, old: str, new: str) -> bool:
+        raise InvalidParameter(f"{self._url} is a bucket: {old} cannot be moved to {new}")
+
     def check_writable(self) -> None:
         if self._url.startswith(_READ_ONLY):
             raise AccessDenied(f"cannot write to {self._url}: web addresses are read-only")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 Buffer = bytes | bytearray | memoryview
+TRASH = ".trash"  # the folder of a layer with what was deleted and can be restored
 SUFFIXES: dict[str, str] = {"gzip": ".gz", "br": ".br", "zstd": ".zstd"}
 
 
@@ -98,6 +99,16 @@ class Folder(Protocol):
     def delete_folder(self, prefix: str) -> None:
         """Remove every file below `prefix/`."""
 
+    @property
+    def renames(self) -> bool:
+        """Whether files can be moved within the folder without being copied: not in buckets."""
+
+    def rename(self, old: str, new: str) -> bool:
+        """Move a file, by its full name, or a folder; False when there is none.
+
+        A file of the new name is replaced. Only where `renames` is true.
+        """
+
     def check_writable(self) -> None:
         """Raise AccessDenied when files cannot be written here, as far as looking can tell."""
 
@@ -117,6 +128,20 @@ def open_folder(url: str) -> Folder:
     if url.startswith("file://"):
         return rehearsed(LocalFolder(Path(url.removeprefix("file://"))))
     return rehearsed(BucketFolder(url))
+
+
+def open_source_folder(url: str) -> Folder:
+    """Open a folder to read voxels from that are in no layer yet.
+
+    On disk its files may be links to anywhere, as people gather sections. In a folder that
+    `open_folder` opens, a link that leads out of it is refused.
+    """
+    from igneous_airflow.storage.local import LocalFolder
+    from igneous_airflow.storage.rehearsal import rehearsed
+
+    if url.startswith("file://"):
+        return rehearsed(LocalFolder(Path(url.removeprefix("file://")), any_links=True))
+    return open_folder(url)
 
 
 def content_version(stream: BufferedReader) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from igneous_airflow.errors import InvalidParameter, StorageUnavailable
 from igneous_airflow.storage import magic
 from igneous_airflow.storage.cache import cached_file
-from igneous_airflow.storage.files import Folder, open_folder
+from igneous_airflow.storage.files import Folder, open_source_folder
 
 if TYPE_CHECKING:
     import h5py
@@ -49,7 +49,7 @@ class LabelMap:
     def open(cls, url: str) -> "LabelMap":
         """Look into the file; raises InvalidParameter saying what is wrong with it."""
         parent, _, name = url.rpartition("/")
-        folder = open_folder(parent)
+        folder = open_source_folder(parent)
         version, stream = folder.version(name), folder.stream(name)
         if version is None or stream is None:
             raise InvalidParameter(f"{url} is not there, or no file")

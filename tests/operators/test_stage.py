@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from igneous_airflow.errors import StorageUnavailable
+from igneous_airflow.errors import RunFailed, StorageUnavailable
 from igneous_airflow.operators.chain import Chain, Step
 from igneous_airflow.operators.form import Form
 from igneous_airflow.operators.stage import (
@@ -18,6 +18,7 @@ from igneous_airflow.operators.stage import (
 )
 from igneous_airflow.operators.workers import LocalWorkers
 from igneous_airflow.run import Run
+from igneous_airflow.run_record import LaunchState
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.storage.provenance import author
 from igneous_airflow.worker.loop import Worker, WorkerOptions
@@ -69,7 +70,12 @@ def test_a_refused_plan_names_every_reason_and_leaves_the_layer_alone(
     assert "900-1000_0-10_0-10" in str(caught.value)
     assert "memory_target: 1,000,000" in str(caught.value)
     assert (layer / "info").read_bytes() == before
-    assert not (tmp_path / "state").exists()
+    (refused,) = (tmp_path / "state").iterdir()
+    run = Run.load(f"file://{refused}")
+    assert run.state is LaunchState.REFUSED
+    assert "memory_target: 1,000,000" in run.refusals[0]
+    with pytest.raises(RunFailed, match="its plan was refused"):
+        run.prepare()
 
 
 def test_a_layer_that_is_not_there_is_named(context: Make, tmp_path: Path) -> None:
