@@ -96,10 +96,10 @@ class PlanStage(BaseOperator, SkipMixin):
             if isinstance(stage, Skipped):
                 raise AirflowSkipException(stage.reason)
             options = read_params(RunOptions, context["params"])
-            self._require_earlier(context, stages, options)
+            earlier = self._require_earlier(context, stages, options)
             if kept := self._proved_before(context, stage):
                 return kept
-            run, planned, later = self._launch(context, stages, options, values)
+            run, planned, later = self._launch(context, stages, options, values, earlier)
             plan = foresee(planned, run, options)
             run.write_plan(plan)
             self.log.info("%s", plan.describe())
@@ -129,19 +129,23 @@ class PlanStage(BaseOperator, SkipMixin):
 
     def _require_earlier(
         self, context: "Context", stages: Mapping[str, Stage | Skipped], options: RunOptions
-    ) -> None:
-        """Check that earlier steps were proved; when they were only planned, so is nothing."""
-        for earlier in self.form.chain.steps:
-            if earlier.name == self.step.name:
-                return
-            if isinstance(stages[earlier.name], Skipped):
-                continue
-            if options.plan_only:
-                raise AirflowSkipException(
-                    "what this step works on is made by the steps before it, of which only the "
-                    "plan was asked for"
-                )
-            planned_run(context, earlier.name).require_finished()
+    ) -> list[Run]:
+        """The runs of the earlier steps, all of them proved.
+
+        When only the plan is asked for, what comes after another step is skipped.
+        """
+        names = [step.name for step in self.form.chain.steps]
+        before = names[: names.index(self.step.name)]
+        needed = [name for name in before if isinstance(stages[name], Stage)]
+        if needed and options.plan_only:
+            raise AirflowSkipException(
+                "what this step works on is made by the steps before it, of which only the plan "
+                "was asked for"
+            )
+        earlier = [planned_run(context, name) for name in needed]
+        for run in earlier:
+            run.require_finished()
+        return earlier
 
     def _proved_before(self, context: "Context", stage: Stage) -> dict[str, Any] | None:
         """What this task returned of a run that is proved and stays so; None for any other."""
@@ -167,6 +171,7 @@ class PlanStage(BaseOperator, SkipMixin):
         stages: Mapping[str, Stage | Skipped],
         options: RunOptions,
         values: Mapping[str, Any],
+        earlier: Sequence[Run],
     ) -> tuple[Run, Plan, list[Plan]]:
         """Launch the run, or refuse in the words of the form.
 
@@ -185,7 +190,7 @@ class PlanStage(BaseOperator, SkipMixin):
             "group_id": self.group_id,
         }
         later: list[Plan] = []
-        trusted = self._methods(stage, running)
+        trusted = self._methods(stage, running, earlier)
 
         def plan_later(first: Stage, plan: Plan) -> None:
             if is_first:
@@ -213,16 +218,18 @@ class PlanStage(BaseOperator, SkipMixin):
             raise error from None
         return run, plan, later
 
-    def _methods(self, stage: Stage, others: Mapping[str, Stage]) -> list[dict[str, Any]]:
+    def _methods(
+        self, stage: Stage, others: Mapping[str, Stage], earlier: Sequence[Run]
+    ) -> list[dict[str, Any]]:
         """The methods of the steps of this chain, which may replace what the others have made.
 
         Earlier steps are as their runs were launched, the others as they were asked for.
         """
-        earlier = [Run.load(url).make_stage() for url in filter(None, self.after)]
         names = [step.name for step in self.form.chain.steps]
         following = names[names.index(self.step.name) + 1 :]
         later = [others[name] for name in following if name in others]
-        return [step.provenance() for step in (*earlier, stage, *later)]
+        before = [run.make_stage() for run in earlier]
+        return [step.provenance() for step in (*before, stage, *later)]
 
     def _accepted(
         self,
