@@ -78,6 +78,9 @@ class Folder(Protocol):
         on disk is read once.
         """
 
+    def sizes_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[tuple[str, int]]:
+        """The files that `names_starting` gives, with their stored bytes."""
+
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Files directly in the folder `prefix/`: names as `names` gives them, and stored bytes."""
 
