@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from igneous_airflow.errors import RunFailed
-from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.files import open_own_folder
 from igneous_airflow.storage.json_files import read_json, write_json
 
 _FILE = "hold.json"
@@ -56,8 +56,8 @@ class Hold:
             )
 
     def _read(self) -> _Note | None:
-        note = read_json(open_folder(self.run), _FILE, _Note)
+        note = read_json(open_own_folder(self.run), _FILE, _Note)
         return note if note and note.launch_id == self.launch_id else None  # of this launch
 
     def _write(self, note: _Note) -> None:
-        write_json(open_folder(self.run), _FILE, note)
+        write_json(open_own_folder(self.run), _FILE, note)

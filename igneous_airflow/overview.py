@@ -24,7 +24,7 @@ from igneous_airflow.progress import ErrorGroup, Summary, group_errors
 from igneous_airflow.run import Run
 from igneous_airflow.stage import fields_of_kind
 from igneous_airflow.stages import stage_class
-from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.files import open_own_folder
 from igneous_airflow.storage.overlap import Overlap, overlap_width
 
 RunState = Literal["held", "waiting", "working", "interrupted", "failed", "done"]
@@ -124,7 +124,7 @@ class Overview:
 
     def __init__(self, state: str) -> None:
         self._state = state.rstrip("/")
-        self._folder = open_folder(self._state)
+        self._folder = open_own_folder(self._state)
         self._width = overlap_width(self._state)
         seconds = _RECORDS_FRESH["on disk" if self._width == 1 else "in a bucket"]
         self._all: _Fresh[str, list[Run]] = _Fresh(seconds)

@@ -30,10 +30,11 @@ from igneous_airflow.queue.protocol import Counts, Queue, open_queue
 from igneous_airflow.stage import Plan, Stage
 from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.codecs import decompress_bytes
-from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.files import open_folder, open_own_folder
 from igneous_airflow.storage.json_files import read_json, write_json
 from igneous_airflow.storage.overlap import overlap_width
 from igneous_airflow.task import LAUNCH_ID, Task, TaskEncoder
+from igneous_airflow.validation import wrong_fields
 
 _RECORD, _PLAN, _SUMMARY = "run.json", "plan.json", "summary.json"
 _ERRORS_NAMED = 5
@@ -97,7 +98,8 @@ class Run(BaseModel):
         try:
             return stage_class(self.stage).model_validate(self.parameters)
         except ValidationError as error:
-            raise InvalidParameter(f"{self.url}/{_RECORD}: {error}") from error
+            problems = "; ".join(wrong_fields(error))
+            raise InvalidParameter(f"{self.url}/{_RECORD}: {problems}") from None
 
     def open_queue(self) -> Queue:
         """The run's queue."""
@@ -128,6 +130,7 @@ class Run(BaseModel):
         The layer is left as it is, though without `plan_only` an empty file is written into its
         folder and deleted, to see that the run may.
         """
+        stage.require_allowed()
         earlier = cls._find(url)
         if earlier is not None and not earlier.is_finished:
             earlier._require_same(stage)  # noqa: SLF001
@@ -165,7 +168,7 @@ class Run(BaseModel):
         run._write(_RECORD, run)
         if earlier is not None:
             run.ledger.forget_everything()
-            open_folder(run.url).delete(_SUMMARY)  # last: until then this can be done again
+            open_own_folder(run.url).delete(_SUMMARY)  # last: until then this can be done again
         return run, run._announced(plan)
 
     def _announced(self, plan: Plan) -> Plan:
@@ -193,7 +196,7 @@ class Run(BaseModel):
 
     @classmethod
     def _find(cls, url: str) -> Self | None:
-        return read_json(open_folder(url.rstrip("/")), _RECORD, cls)
+        return read_json(open_own_folder(url.rstrip("/")), _RECORD, cls)
 
     def _require_same(self, stage: Stage) -> None:
         asked = stage.parameters()
@@ -211,7 +214,7 @@ class Run(BaseModel):
     @property
     def is_finished(self) -> bool:
         """Whether the run was proved complete."""
-        return open_folder(self.url).exists(_SUMMARY)
+        return open_own_folder(self.url).exists(_SUMMARY)
 
     def require_finished(self) -> None:
         """Raise RunFailed unless the run was proved complete."""
@@ -227,7 +230,7 @@ class Run(BaseModel):
 
     def stored_plan(self) -> bytes | None:
         """The plan that was noted, in JSON; None when there is none."""
-        stored = open_folder(self.url).read(_PLAN)
+        stored = open_own_folder(self.url).read(_PLAN)
         return None if stored is None else bytes(decompress_bytes(stored))
 
     def prepare(self) -> None:
@@ -388,7 +391,7 @@ class Run(BaseModel):
         if not tasks:
             return error
         self.ledger.withdraw(tasks)
-        open_folder(self.url).delete(_SUMMARY)  # last: until then this can be done again
+        open_own_folder(self.url).delete(_SUMMARY)  # last: until then this can be done again
         named = ", ".join(map(str, tasks[:_TASKS_NAMED]))
         others = ", ..." if len(tasks) > _TASKS_NAMED else ""
         return AuditFailed(
@@ -399,10 +402,10 @@ class Run(BaseModel):
 
     def summary(self) -> Summary | None:
         """What the finished run did; None while it has not finished."""
-        return read_json(open_folder(self.url), _SUMMARY, Summary)
+        return read_json(open_own_folder(self.url), _SUMMARY, Summary)
 
     def _write(self, name: str, entry: BaseModel) -> None:
-        write_json(open_folder(self.url), name, entry)
+        write_json(open_own_folder(self.url), name, entry)
 
 
 def _startable(plan: Plan, *, plan_only: bool) -> Plan:

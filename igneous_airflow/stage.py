@@ -18,8 +18,9 @@ from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from igneous_airflow.errors import AuditFailed, PlanRefused
-from igneous_airflow.fields import SECTIONS
+from igneous_airflow.errors import AccessDenied, AuditFailed, PlanRefused
+from igneous_airflow.fields import ADDRESS, FILES, LAYER, SECTIONS
+from igneous_airflow.storage.allowed import require_allowed
 
 _NAMED_AT_MOST = 10
 
@@ -171,7 +172,9 @@ def count_left_out(
 class Stage(BaseModel, ABC):
     """A kind of work: its fields are its parameters, its methods its life."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
+    )
 
     #: Message key, DAG id after `igneous_`, and, with hyphens, the command.
     name: ClassVar[str]
@@ -224,6 +227,20 @@ class Stage(BaseModel, ABC):
         allow to be absent is taken for left out. Raises AuditFailed naming what is missing, and
         the cells whose it is.
         """
+
+    def require_allowed(self) -> None:
+        """Raise PlanRefused naming each address that this process may not open; opens nothing."""
+        if problems := list(self.forbidden_addresses()):
+            raise PlanRefused(self.name, [f"{name}: {why}" for name, why in problems])
+
+    def forbidden_addresses(self) -> Iterator[tuple[str, str]]:
+        """Fields whose addresses this process may not open, and why."""
+        for name in fields_of_kind(type(self), LAYER, ADDRESS, FILES):
+            if url := getattr(self, name):
+                try:
+                    require_allowed(url)
+                except AccessDenied as denied:
+                    yield name, str(denied)
 
     def parameters(self) -> dict[str, Any]:
         """Every parameter as JSON data, defaults included."""

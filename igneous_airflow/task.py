@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from igneous_airflow.errors import InvalidMessage, InvalidParameter
 from igneous_airflow.stage import Stage
 from igneous_airflow.stages import stage_class
+from igneous_airflow.validation import wrong_fields
 
 _VERSION = 1
 #: Part of the names of receipts.
@@ -51,7 +52,10 @@ class Task(BaseModel):
         """The stage with its parameters checked; raises InvalidMessage."""
         try:
             return stage_class(self.stage).model_validate(self.parameters)
-        except (ValidationError, InvalidParameter) as error:
+        except ValidationError as error:
+            problems = "; ".join(wrong_fields(error))
+            raise InvalidMessage(f"this message holds no valid {self.stage}: {problems}") from None
+        except InvalidParameter as error:
             raise InvalidMessage(f"this message holds no valid {self.stage}: {error}") from error
 
 

@@ -1,14 +1,17 @@
 """What a worker's command line says of a run; for processes on the machine and for pods."""
 
 from igneous_airflow.operators.params import RunOptions
+from igneous_airflow.operators.settings import allowed
 from igneous_airflow.run import Run
 
 
 def worker_arguments(run: Run, options: RunOptions, processes: int, grace: float) -> list[str]:
     """The arguments of `igneous-airflow worker` that works until the run waits for nobody.
 
-    `grace` are the seconds that a task may go on after a request to stop.
+    `grace` are the seconds that a task may go on after a request to stop. The worker may open what
+    Airflow may.
     """
+    prefixes = allowed().prefixes
     return [
         run.queue,
         *("--processes", str(processes)),
@@ -18,4 +21,5 @@ def worker_arguments(run: Run, options: RunOptions, processes: int, grace: float
         "--until-done",
         # a shared queue may hold the tasks of others for ever
         *(() if run.own_queue else ("--run", run.url)),
+        *(("--allowed", ",".join(prefixes)) if prefixes else ()),
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from igneous_airflow.cli.addresses import folder_url, queue_url
+from igneous_airflow.cli.allowed import ALLOWED, limit_to
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.worker.loop import Settled, WorkerOptions
@@ -27,6 +28,12 @@ _DEFAULTS = WorkerOptions()
     callback=lambda _context, _parameter, value: value and folder_url(value),
     help="With --until-done: stop as well when this run waits for nobody, though the queue holds "
     "tasks of others.",
+)
+@click.option(
+    "--allowed",
+    metavar="PREFIX,PREFIX,...",
+    help=f"Addresses below which tasks may read and write, as {ALLOWED} in the environment; where "
+    "both are given, both hold.",
 )
 @click.option(
     "--stopped-code",
@@ -70,6 +77,7 @@ def worker(
     processes: int,
     until_done: bool,
     run: str | None,
+    allowed: str | None,
     stopped_code: int,
     lease_seconds: float,
     max_attempts: int,
@@ -82,6 +90,7 @@ def worker(
     SIGTERM lets the running tasks finish; a second one gives them back at once. The exit code is 1
     when tasks were given up, else 0.
     """
+    limit_to(allowed, "--allowed")
     _require_queue(queue, until_done)
     options = WorkerOptions(
         lease_seconds=lease_seconds,

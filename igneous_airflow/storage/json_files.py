@@ -7,6 +7,7 @@ from pydantic import BaseModel, ValidationError
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import Folder, StoredFile
+from igneous_airflow.validation import wrong_fields
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -19,9 +20,10 @@ def read_json(folder: Folder, name: str, kind: type[Model]) -> Model | None:
     try:
         return kind.model_validate_json(bytes(decompress_bytes(stored)))
     except ValidationError as error:
+        problems = "; ".join(wrong_fields(error))
         raise InvalidParameter(
-            f"{folder.url}/{name} is damaged, or of another version: {error}"
-        ) from error
+            f"{folder.url}/{name} is damaged, or of another version: {problems}"
+        ) from None
 
 
 def write_json(folder: Folder, name: str, entry: BaseModel) -> None:

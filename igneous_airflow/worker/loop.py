@@ -238,6 +238,7 @@ class Worker:
         like = (task.run, task.stage, task.parameters)
         if self._opened is None or self._opened[0] != like:
             stage = task.make_stage()
+            stage.require_allowed()
             self._opened = (like, stage, stage.cells())
         return self._opened[1:]
 

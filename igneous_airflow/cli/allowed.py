@@ -1,0 +1,15 @@
+"""What the command line and the environment say of the addresses that may be opened."""
+
+from igneous_airflow.storage.allowed import Allowed, limit_process
+
+#: The environment variable that limits every command of a machine or a pod.
+ALLOWED = "IGNEOUS_AIRFLOW_ALLOWED"
+
+
+def limit_to(text: str | None, setting: str) -> None:
+    """Limit this process to prefixes, beside all other limits; None and spaces change nothing.
+
+    Raises AccessDenied when they cannot be understood.
+    """
+    if text is not None and text.strip():
+        limit_process(setting, Allowed.parse(text, setting))
