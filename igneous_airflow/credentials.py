@@ -57,12 +57,13 @@ def hide_credentials(text: str) -> str:
     return f"{scheme[1]}://..." if scheme else "..."
 
 
-def refuse_credentials(text: str) -> None:
-    """Raise InvalidParameter, without repeating it, when an address holds credentials."""
-    if has_credentials(text):
+def refuse_credentials(value: object) -> None:
+    """Raise InvalidParameter, without repeating it, when JSON data or an address holds any."""
+    if holds_credentials(value):
+        shown = hide_credentials(value) if isinstance(value, str) else "a value"
         raise InvalidParameter(
-            f"{hide_credentials(text)} holds credentials, and an address must not: everyone who "
-            "sees the run would see them. Write it without them, and put the keys of a bucket into "
+            f"{shown} holds credentials, and an address must not: everyone who sees the run would "
+            "see them. Write it without them, and put the keys of a bucket into "
             "~/.cloudvolume/secrets (aws-secret.json, google-secret.json), those of a queue into "
             "an Airflow Connection"
         )
