@@ -14,6 +14,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -235,7 +236,7 @@ class Stage(BaseModel, ABC):
 
     def forbidden_addresses(self) -> Iterator[tuple[str, str]]:
         """Fields whose addresses this process may not open, and why."""
-        for name in fields_of_kind(type(self), LAYER, ADDRESS, FILES):
+        for name in _address_fields(type(self)):
             if url := getattr(self, name):
                 try:
                     require_allowed(url)
@@ -267,6 +268,17 @@ def fields_of_kind(model: type[BaseModel], *kinds: str) -> list[str]:
     """The names of the fields of one of these kinds, as LAYER, in the order of the form."""
     schemas = field_schemas(model)
     return [name for name, schema in schemas.items() if schema.get("kind") in kinds]
+
+
+@cache
+def _address_fields(model: type[BaseModel]) -> tuple[str, ...]:
+    """The names of the fields that hold an address, whether or not a form could show the model."""
+    properties = model.model_json_schema(mode="validation")["properties"]
+    kinds = {
+        name: {option.get("kind") for option in (schema, *schema.get("anyOf", ()))}
+        for name, schema in properties.items()
+    }
+    return tuple(name for name, found in kinds.items() if found & {LAYER, ADDRESS, FILES})
 
 
 def _place_in_form(schema: dict[str, Any]) -> tuple[int, bool, bool]:

@@ -14,7 +14,7 @@ from igneous_airflow.credentials import hide_credentials
 from igneous_airflow.errors import AccessDenied, InvalidParameter
 from igneous_airflow.storage.place import Place
 
-_BETWEEN = re.compile(r"[,\n]")
+_BETWEEN = re.compile(r"\s*[,\n]\s*")
 _PATTERN = re.compile(r"[*?\[\]]")
 
 
@@ -37,7 +37,7 @@ class Allowed:
 
         Raises AccessDenied when one of them is not an address: then nothing may be opened.
         """
-        prefixes = tuple(prefix.strip() for prefix in _BETWEEN.split(text)) if text.strip() else ()
+        prefixes = tuple(_BETWEEN.split(text.strip())) if text.strip() else ()
         for prefix in prefixes:
             try:
                 Place.parse(prefix)

@@ -45,7 +45,7 @@ class Place:
         take for different places.
         """
         refuse_credentials(text)
-        url = _plain(text)
+        url = text.removeprefix(_FORMAT).removesuffix(_SUFFIX)
         scheme, separator, rest = url.partition("://")
         if not separator:
             scheme, rest = _FILE, url
@@ -56,12 +56,12 @@ class Place:
             return cls(_FILE, "", _on_disk(rest))
         if found := _UNSAFE.search(rest):
             raise InvalidParameter(f"{text!r} contains {found[0]!r}")
-        endpoint = ""
+        endpoint, is_web = "", protocol in _ON_THE_WEB
         if protocol == "s3" and rest.lower().startswith(("http://", "https://")):
             endpoint, rest = _endpoint(rest)
-        elif protocol in _ON_THE_WEB:
+        elif is_web:
             endpoint, rest = _endpoint(f"{protocol.rpartition('+')[2]}://{rest}")
-        segments = _segments(rest, is_web=protocol in _ON_THE_WEB)
+        segments = _segments(rest.removeprefix("/") if endpoint else rest, is_web=is_web)
         if not segments and protocol in _IN_BUCKETS:
             raise InvalidParameter(f"{text!r} names no bucket")
         return cls(protocol, endpoint, segments)
@@ -76,14 +76,6 @@ class Place:
         """The place by its path alone: a bucket may be reached by several servers' names."""
         is_path = self.protocol == _FILE or not self.segments
         return self if is_path else Place("", "", self.segments)
-
-
-def _plain(text: str) -> str:
-    """The address without what only names the format."""
-    url = text.strip()
-    while (shorter := url.removeprefix(_FORMAT).removesuffix(_SUFFIX)) != url:
-        url = shorter
-    return url
 
 
 def _without_alias(scheme: str, rest: str) -> str:
@@ -134,7 +126,6 @@ def _segments(path: str, *, is_web: bool) -> tuple[str, ...]:
     if is_web and set("?#") & set(path):
         raise InvalidParameter(f"{path!r} has a query: the address of a folder ends with its name")
     path = path.rstrip("/")
-    path = path.removeprefix("/") if is_web else path
     segments = path.split("/") if path else []
     if "" in segments:
         raise InvalidParameter(f"{path!r} has two slashes in a row")
