@@ -2,7 +2,7 @@
 
 from pydantic import ValidationError
 
-from igneous_airflow.credentials import holds_credentials
+from igneous_airflow.credentials import hide_credentials, holds_credentials
 
 _SAY_ENOUGH = ("value_error", "missing", "json_invalid")  # kinds whose message needs no value
 _LONGEST = 200  # characters of a value
@@ -15,7 +15,7 @@ def wrong_fields(error: ValidationError) -> list[str]:
     """
     problems = []
     for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"])
+        field = ".".join(hide_credentials(str(part)) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         value = problem["input"]
         is_told = problem["type"] not in _SAY_ENOUGH and not holds_credentials(value)

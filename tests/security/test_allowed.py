@@ -189,7 +189,7 @@ def as_opened(url: str) -> tuple[str, str, tuple[str, ...]] | None:
     return found.protocol, (found.host or "").replace(":443", ""), tuple(segments)
 
 
-@settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(
     st.sampled_from(PREFIXES),
     st.lists(st.sampled_from(TOKENS), max_size=8),
