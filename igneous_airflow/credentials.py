@@ -1,7 +1,7 @@
 """Credentials that people write into addresses: found, refused, and never shown again.
 
-Whoever reads a log, a run's record or an answer of the API would read them too. Used wherever an
-address enters, and wherever a wrong value is put into words.
+Logs, records of runs and answers of the API are read by people who must not see them. Used wherever
+an address enters, and wherever a wrong value is put into words.
 """
 
 import re

@@ -96,7 +96,7 @@ def test_a_chain_refuses_an_address_of_a_late_step_at_its_start(
     allow(tmp_path / "lab")
     (task,) = dags["igneous_contrast"].roots
     assert isinstance(task, PlanStage)
-    values = {"src": str(tmp_path / "lab" / "a"), "dest": str(tmp_path / "b")}
+    values = {"layer": str(tmp_path / "lab" / "a"), "dest": str(tmp_path / "b")}
     opened.clear()
     with pytest.raises(AirflowFailException, match=r"- dest: 'Destination' names .* is outside"):
         task.form.read(values)
