@@ -12,7 +12,7 @@ from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.forecast import Forecast, Prices, Rate
 from igneous_airflow.operators.crew import place_of
 from igneous_airflow.operators.params import RunOptions
-from igneous_airflow.operators.settings import state_url
+from igneous_airflow.operators.settings import runs_url
 from igneous_airflow.overview import Overview, layer_of
 from igneous_airflow.run import Run
 from igneous_airflow.stage import Plan
@@ -27,7 +27,7 @@ _APPROVE = "Approve"
 def foresee(plan: Plan, run: Run, options: RunOptions) -> Forecast:
     """What a run takes that was just launched, judged by the latest runs of its stage."""
     prices = Prices.parse(_option("prices"), "[igneous] prices")
-    earlier = islice(Overview(state_url()).finished(run.stage), _EARLIER_RUNS)
+    earlier = islice(Overview(runs_url()).finished(run.stage), _EARLIER_RUNS)
     pods = place_of(options) == "kubernetes"
     workers = options.workers * (options.processes if pods else 1)
     return Forecast.make(plan, run, Rate.measure(earlier), workers, prices)
@@ -64,7 +64,7 @@ def ask(context: "Context", run: Run, plan: Forecast, why: str) -> None:
     ApprovalOperator(
         task_id="approval",
         subject=f"{run.stage} of {layer_of(run)}: begin?",
-        body="\n".join([f"The run is held: {why}.", "", *(f"- {line.strip()}" for line in lines)]),
+        body="\n".join([f"The run waits: {why}.", "", *(f"- {line.strip()}" for line in lines)]),
     ).execute(context)
 
 

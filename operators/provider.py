@@ -33,11 +33,17 @@ def get_provider_info() -> dict[str, Any]:
             "igneous": {
                 "description": "Work on Neuroglancer Precomputed volumes.",
                 "options": {
-                    "state": _option(
+                    "runs": _option(
                         "Folder in which runs keep their record, receipts and errors: a bucket "
                         "URL, or a folder that every Airflow component and worker sees.",
                         default="file://{AIRFLOW_HOME}/igneous",
                         example="s3://bucket/igneous",
+                    ),
+                    "sync": _option(
+                        "Whether workers wait, on local disks, until what a task wrote is on the "
+                        "disk before the task counts as done. Turn it off for scratch disks whose "
+                        "content need not survive a power cut.",
+                        default="True",
                     ),
                     "allowed": _option(
                         "Addresses below which runs may read and write layers and sources, "

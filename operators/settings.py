@@ -15,7 +15,8 @@ from igneous_airflow.credentials import hide_credentials, refuse_credentials
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.queue.sqs_address import Address
-from igneous_airflow.run import Run, run_folder_name
+from igneous_airflow.run import Run
+from igneous_airflow.run_record import run_folder_name
 from igneous_airflow.storage.allowed import Allowed
 
 _FILE = "file://"
@@ -25,7 +26,7 @@ _TEMPLATE = Path(__file__).parent.parent / "worker_image" / "pod_template.yaml"
 
 def run_url(dag_id: str, run_id: str, group_id: str) -> str:
     """The folder of a stage's run: the same whenever a task of this DAG run asks, or is cleared."""
-    return f"{state_url()}/{run_folder_name(dag_id, run_id, group_id)}"
+    return f"{runs_url()}/{run_folder_name(dag_id, run_id, group_id)}"
 
 
 def load_run(url: str) -> Run:
@@ -55,11 +56,11 @@ def is_on_sqs(queue: str) -> bool:
 def allowed() -> Allowed:
     """The option `[igneous] allowed`, beside the deployment's own folders.
 
-    Raises AccessDenied, and InvalidParameter for `[igneous] state`, when they are not understood.
+    Raises AccessDenied, and InvalidParameter for `[igneous] runs`, when they are not understood.
     """
     from airflow.configuration import AIRFLOW_HOME
 
-    own = (state_url(), f"{_FILE}{Path(AIRFLOW_HOME).absolute()}")
+    own = (runs_url(), f"{_FILE}{Path(AIRFLOW_HOME).absolute()}")
     return Allowed.parse(conf.get("igneous", "allowed"), "[igneous] allowed", own)
 
 
@@ -152,6 +153,11 @@ def workers_run_on() -> Literal["local", "kubernetes"]:
     )
 
 
+def syncs_files() -> bool:
+    """The option `[igneous] sync`."""
+    return bool(conf.getboolean("igneous", "sync"))
+
+
 @dataclass(frozen=True, slots=True)
 class PodSettings:
     """What Airflow's configuration says of worker pods."""
@@ -174,14 +180,14 @@ class PodSettings:
         )
 
 
-def state_url() -> str:
-    """The option `[igneous] state`; raises InvalidParameter when it is no address."""
-    text: str = conf.get("igneous", "state")
+def runs_url() -> str:
+    """The option `[igneous] runs`; raises InvalidParameter when it is no address."""
+    text: str = conf.get("igneous", "runs")
     if "://" in text:
         return text.rstrip("/")
     if not Path(text).is_absolute():
         raise InvalidParameter(
-            f"[igneous] state = {text!r} in Airflow's configuration is not an address: write a "
+            f"[igneous] runs = {text!r} in Airflow's configuration is not an address: write a "
             "bucket URL or an absolute path"
         )
     return f"{_FILE}{text.rstrip('/')}"

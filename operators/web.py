@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from igneous_airflow.errors import IgneousError, RunNotFound
 from igneous_airflow.ledger import Failure
-from igneous_airflow.operators.settings import state_url
+from igneous_airflow.operators.settings import runs_url
 from igneous_airflow.overview import Filters, Overview, RunDetail, RunRow, layers_of
 from igneous_airflow.run import Run
 from igneous_airflow.viewer.app import viewer_app
@@ -33,7 +33,7 @@ _bearer = HTTPBearer(auto_error=False)
 
 @cache
 def _overview() -> Overview:
-    return Overview(state_url())
+    return Overview(runs_url())
 
 
 class LoggedIn:
@@ -77,7 +77,7 @@ User = Annotated[BaseUser, Depends(_user)]
 
 def _may_read(user: BaseUser, run: Run | RunRow) -> bool:
     """Whether a user may see a run; one that no DAG launched, who may read all DAG runs."""
-    dag = run.origin.get("dag_id")
+    dag = run.triggered_by.get("dag_id")
     allowed: bool = get_auth_manager().is_authorized_dag(
         method="GET",
         access_entity=DagAccessEntity.RUN,
@@ -123,7 +123,7 @@ def _list_runs(
     known: dict[str, bool] = {}  # by DAG: an answer may cost a query
 
     def may_read(run: Run) -> bool:
-        dag = run.origin.get("dag_id", "")
+        dag = run.triggered_by.get("dag_id", "")
         if dag not in known:
             known[dag] = _may_read(user, run)
         return known[dag]
@@ -151,10 +151,10 @@ def _show_failure(run: ReadableRun, task: int, attempt: int) -> Failure:
 def _links(run: RunRow) -> dict[str, str]:
     """Where else to look at a run, relative to the page."""
     links = {"View": f"../viewer/open/{run.name}"} if run.layer else {}
-    dag, dag_run = run.origin.get("dag_id"), run.origin.get("dag_run_id")
+    dag, dag_run = run.triggered_by.get("dag_id"), run.triggered_by.get("dag_run_id")
     if dag and dag_run:
         links["DAG run"] = f"../../dags/{quote(dag)}/runs/{quote(dag_run)}"
-        if group := run.origin.get("group_id"):
+        if group := run.triggered_by.get("group_id"):
             links["Task logs"] = f"{links['DAG run']}/tasks/group/{quote(group)}"
     return links
 

@@ -168,7 +168,7 @@ def _show_progress(records: set[Path], bars: "dict[Path, tqdm[Any]]") -> None:
 
 
 def _records(airflow: EmbeddedAirflow) -> set[Path]:
-    return set(airflow.state.glob("*/run.json"))
+    return set(airflow.runs.glob("*/run.json"))
 
 
 def _written(record: Path) -> float:

@@ -47,7 +47,7 @@ class EmbeddedAirflow:
         return f"http://{_HOST}:{self.port}"
 
     @property
-    def state(self) -> Path:
+    def runs(self) -> Path:
         """The folder in which runs are recorded."""
         return self.home / "igneous"
 
@@ -71,7 +71,7 @@ class EmbeddedAirflow:
             "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(self.home / "passwords.json"),
             "DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([bundle]),
             "DAG_PROCESSOR__REFRESH_INTERVAL": "10",
-            "IGNEOUS__STATE": f"file://{self.state}",
+            "IGNEOUS__RUNS": f"file://{self.runs}",
         }
         kept = {name: v for name, v in os.environ.items() if not name.startswith("AIRFLOW_")}
         own = {f"AIRFLOW__{name}": value for name, value in settings.items()}

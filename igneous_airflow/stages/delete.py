@@ -13,7 +13,8 @@ from igneous_airflow.errors import AuditFailed, IgneousError, InvalidParameter
 from igneous_airflow.fields import WHAT, WHERE, Bounds, LayerUrl, Mip, section
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
-from igneous_airflow.stage import Account, Audit, Plan, Stage, Work, human_bytes
+from igneous_airflow.proof import Account
+from igneous_airflow.stage import Audit, Plan, Stage, Work, human_bytes
 
 if TYPE_CHECKING:
     from igneous_airflow.storage.info import Scale

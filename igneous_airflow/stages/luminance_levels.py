@@ -24,7 +24,8 @@ from igneous_airflow.fields import (
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Slab, Slabs
 from igneous_airflow.geometry.patches import Patches, Sample
-from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
+from igneous_airflow.proof import Account
+from igneous_airflow.stage import Audit, Plan, Stage, Work
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

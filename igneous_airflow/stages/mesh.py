@@ -27,7 +27,8 @@ from igneous_airflow.fields import (
     section,
 )
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
-from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
+from igneous_airflow.proof import Account
+from igneous_airflow.stage import Audit, Plan, Stage, Work
 
 if TYPE_CHECKING:
     from igneous_airflow.kernels.meshing import LabelMesh

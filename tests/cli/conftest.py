@@ -29,7 +29,7 @@ Cli = Callable[..., Answer]
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where runs are recorded, and no home beside it; `igneous-airflow` is found by its name."""
     folder = tmp_path / "state"
-    monkeypatch.setenv("IGNEOUS_AIRFLOW_STATE", str(folder))
+    monkeypatch.setenv("IGNEOUS_AIRFLOW_RUNS", str(folder))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     return folder

@@ -7,11 +7,12 @@ import pytest
 from igneous_airflow.cli import runs
 from igneous_airflow.cli.addresses import embedded_queue, folder_url
 from igneous_airflow.errors import CorruptChunk, StorageUnavailable, TransientError
-from igneous_airflow.ledger import Receipt
 from igneous_airflow.progress import Progress
+from igneous_airflow.queue.protocol import Lease
+from igneous_airflow.receipts import Receipt
 from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
-from igneous_airflow.task import Task
+from igneous_airflow.worker.assignments import Assignment, Assignments
 from igneous_airflow.worker.loop import WorkerOptions, fail
 
 
@@ -30,6 +31,11 @@ def run(layer: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def receive(run: Run, *tasks: int) -> None:
     for task in tasks:
         run.ledger.write_receipt(Receipt(task=task, attempt=1, seconds=0, worker="here:1"))
+
+
+def assigned(run: Run, lease: Lease | None) -> Assignment:
+    assert lease is not None
+    return Assignments(run.runs_folder).of(lease.body)
 
 
 def test_status_of_a_run_that_is_worked_on(cli, run: Run, state: Path):
@@ -96,7 +102,7 @@ def test_status_of_a_run_whose_workers_were_killed(cli, run: Run):
 def test_status_of_a_run_all_of_whose_tasks_wait_for_another_attempt(cli, run: Run):
     queue = run.open_queue()
     while (lease := queue.lease(60)) is not None:
-        fail(queue, lease, Task.decode(lease.body), StorageUnavailable("later"), WorkerOptions())
+        fail(queue, lease, assigned(run, lease), StorageUnavailable("later"), WorkerOptions())
     answer = cli("status", "run-1")
     assert "state    waiting" in answer.out
     assert "waiting  4, and 0 held by workers; 4 failed before and wait for" in answer.out
@@ -113,7 +119,8 @@ def test_status_of_workers_that_are_between_two_tasks(
 
 def test_status_counts_nothing_of_others_in_a_shared_queue_as_failed(cli, run: Run):
     shared = run.model_copy(update={"own_queue": False})
-    shared._write("run.json", shared)
+    shared._recorded(run)
+    shared.enqueue()
     queue = run.open_queue()
     queue.send(["nonsense of somebody else"])
     while (lease := queue.lease(60)) is not None:
@@ -139,7 +146,7 @@ def test_status_of_a_run_whose_messages_were_lost(cli, run: Run):
 def test_status_of_a_run_with_tasks_given_up_names_their_errors(cli, run: Run):
     queue = run.open_queue()
     while (lease := queue.lease(60)) is not None:
-        task = Task.decode(lease.body)
+        task = assigned(run, lease)
         error = CorruptChunk(f"chunk {task.index} is broken\nin two lines")
         fail(queue, lease, task, error, WorkerOptions())
     answer = cli("status", "run-1")
@@ -147,7 +154,7 @@ def test_status_of_a_run_with_tasks_given_up_names_their_errors(cli, run: Run):
     assert "state    failed" in answer.out
     assert "failed   4 given up, 4 failed attempts" in answer.out
     assert "task 3, attempt 1: CorruptChunk: chunk 3 is broken" in answer.out
-    assert "mend the cause and try again what was given up: igneous-airflow resume" in answer.out
+    assert "fix the cause, then try again what was given up: igneous-airflow resume" in answer.out
 
 
 def test_status_of_done_and_finished_runs(cli, run: Run):
@@ -289,7 +296,7 @@ def test_redrive_sends_the_dead_letters_of_a_run_and_nothing_else(cli, run: Run)
     queue = run.open_queue()
     for _ in range(2):
         lease = queue.lease(60)
-        fail(queue, lease, Task.decode(lease.body), CorruptChunk("broken"), WorkerOptions())
+        fail(queue, lease, assigned(run, lease), CorruptChunk("broken"), WorkerOptions())
     queue.send(["not a task"])
     held = queue.lease(60)
     assert held is not None
@@ -305,7 +312,7 @@ def test_redrive_sends_the_dead_letters_of_a_run_and_nothing_else(cli, run: Run)
 def test_redrive_without_dead_letters_forgets_no_failure(cli, run: Run):
     queue = run.open_queue()
     lease = queue.lease(60)
-    fail(queue, lease, Task.decode(lease.body), TransientError("later"), WorkerOptions())
+    fail(queue, lease, assigned(run, lease), TransientError("later"), WorkerOptions())
     assert "No task" in cli("redrive", "run-1").out
     assert run.ledger.failed_attempts() == 1
 

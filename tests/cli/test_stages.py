@@ -112,7 +112,7 @@ def test_a_layer_that_is_not_there_exits_1(cli, tmp_path: Path, state: Path):
         (["--queue", "memory://lost"], "--queue"),
         (["--queue", "sqlite://relative.db"], "--queue"),
         (["--processes", "0"], "--processes"),
-        (["--state", ""], "--state"),
+        (["--runs", ""], "--runs"),
         (["--unheard-of"], "--unheard-of"),
     ],
 )

@@ -63,7 +63,7 @@ def test_chains_commands_and_options_are_in_the_reference(site: Path) -> None:
     chains = (site / "reference" / "chains.html").read_text()
     assert "ingest_dest" in chains
     assert "--run-id" in (site / "reference" / "commands.html").read_text()
-    assert "AIRFLOW__IGNEOUS__STATE" in (site / "reference" / "options.html").read_text()
+    assert "AIRFLOW__IGNEOUS__RUNS" in (site / "reference" / "options.html").read_text()
 
 
 def test_every_page_shows_the_files_it_promises(site: Path) -> None:

@@ -85,7 +85,7 @@ class RealAirflow:
             "API__SECRET_KEY": secrets.token_hex(64),
             "DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
             "DAG_PROCESSOR__REFRESH_INTERVAL": "5",
-            "IGNEOUS__STATE": str(self.runs),
+            "IGNEOUS__RUNS": str(self.runs),
         }
         named = {f"AIRFLOW__{name}": value for name, value in settings.items()}
         mine = {"AIRFLOW_HOME": str(self.home), "NO_PROXY": "127.0.0.1"}

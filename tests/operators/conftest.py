@@ -110,4 +110,4 @@ def context() -> Callable[..., Any]:
 
 @pytest.fixture(autouse=True)
 def _state_in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIRFLOW__IGNEOUS__STATE", f"file://{tmp_path}/state")
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__RUNS", f"file://{tmp_path}/state")

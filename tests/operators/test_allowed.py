@@ -178,9 +178,9 @@ def test_local_workers_are_limited_as_airflow_is(
 
 def test_pods_are_limited_as_airflow_is(allow: Make) -> None:
     record = {
-        "id": "r", "url": RUN, "launch_id": "1a2b", "stage": "downsample", "parameters": {},
-        "asked": {}, "queue": "sqs://tasks", "own_queue": True, "cells": 1, "by": "me",
-        "created": 0,
+        "id": "r", "url": RUN, "launch_id": "1a2b", "stage": "downsample", "resolved": {},
+        "requested": {}, "queue": "sqs://tasks", "own_queue": True, "blocks": 1, "by": "me",
+        "created": 0, "changes": [{"state": "planned", "by": "me", "at": "2026-01-01T00:00:00"}],
     }  # fmt: skip
     settings = PodSettings.read()
 

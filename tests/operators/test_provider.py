@@ -24,7 +24,7 @@ def test_airflow_finds_the_provider_and_its_configuration() -> None:
     from airflow.providers_manager import ProvidersManager
 
     assert "igneous-airflow" in ProvidersManager().providers
-    assert conf.has_option("igneous", "state")
+    assert conf.has_option("igneous", "runs")
 
 
 def test_airflow_finds_the_plugin() -> None:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.airflow
 def test_runs_are_below_the_home_of_airflow_unless_configured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("AIRFLOW__IGNEOUS__STATE")
+    monkeypatch.delenv("AIRFLOW__IGNEOUS__RUNS")
     assert run_url("dag", "manual__1+00:00", "group").startswith(f"file://{AIRFLOW_HOME}/igneous/")
 
 
@@ -24,7 +24,7 @@ def test_runs_are_below_the_home_of_airflow_unless_configured(
 def test_the_queue_of_a_run_on_disk_is_in_the_folder_of_the_run(
     state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AIRFLOW__IGNEOUS__STATE", state)
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__RUNS", state)
     url = run_url("dag", "run", "group")
     assert url.startswith("file:///data/runs/dag_run_group-")
     assert queue_url(url) == (f"sqlite://{url.removeprefix('file://')}/queue.db", True)
@@ -33,16 +33,16 @@ def test_the_queue_of_a_run_on_disk_is_in_the_folder_of_the_run(
 def test_the_queue_of_a_run_in_a_bucket_is_on_the_disk_of_airflow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("AIRFLOW__IGNEOUS__STATE", "s3://bucket/runs")
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__RUNS", "s3://bucket/runs")
     url = run_url("dag", "run", "group")
     assert url.startswith("s3://bucket/runs/")
     path = f"{AIRFLOW_HOME}/igneous/queues/{Path(url).name}.db"
     assert queue_url(url) == (f"sqlite://{path}", True)
 
 
-def test_a_state_folder_that_is_no_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIRFLOW__IGNEOUS__STATE", "runs")
-    with pytest.raises(InvalidParameter, match="state = 'runs'"):
+def test_a_runs_folder_that_is_no_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__RUNS", "runs")
+    with pytest.raises(InvalidParameter, match="runs = 'runs'"):
         run_url("dag", "run", "group")
 
 

@@ -407,7 +407,10 @@ def queued(tmp_path: Path) -> tuple[Run, Path]:
     write_layer(layer, random_voxels(Vec3(64, 16, 8)))
     queue = f"sqlite://{tmp_path}/queue.db"
     run, _ = Run.launch(
-        Downsample(layer=str(layer), num_mips=1), url=f"file://{tmp_path}/run", queue=queue, by="me"
+        Downsample(layer=str(layer), num_mips=1),
+        url=f"file://{tmp_path}/runs/run",
+        queue=queue,
+        by="me",
     )
     run.prepare()
     run.enqueue()
@@ -435,7 +438,7 @@ def test_processes_of_a_worker_do_no_task_outside_of_what_is_allowed(
     run, layer = queued(tmp_path)
     before = files(layer)
     allowed = f"{tmp_path}/lab,s3://lab"
-    arguments = ["worker", run.queue, "--until-done", "--processes", "2"]
+    arguments = ["worker", run.queue, "--runs", run.runs_folder, "--until-done", "--processes", "2"]
     if how == "environment":
         answer = command(*arguments, IGNEOUS_AIRFLOW_ALLOWED=allowed)
     elif how == "group":
@@ -450,16 +453,37 @@ def test_processes_of_a_worker_do_no_task_outside_of_what_is_allowed(
     assert files(layer) == before
 
 
+@pytest.mark.parametrize("place", ["runs/run", "."])
+def test_a_worker_keeps_out_of_its_runs_folder_though_all_around_it_is_allowed(
+    place: str, tmp_path: Path
+) -> None:
+    layer = tmp_path / place
+    write_layer(layer, random_voxels(Vec3(64, 16, 8)))
+    queue = f"sqlite://{tmp_path}/queue.db"
+    stage = Downsample(layer=str(layer), num_mips=1)
+    run, _ = Run.launch(stage, url=f"file://{tmp_path}/runs/run", queue=queue, by="me")
+    run.prepare()
+    run.enqueue()
+    arguments = ["worker", run.queue, "--runs", run.runs_folder, "--until-done"]
+    answer = command(*arguments, IGNEOUS_AIRFLOW_ALLOWED=str(tmp_path))
+    assert answer.returncode == 1
+    failures = run.final_failures()
+    assert len(failures) == 4
+    assert all("a folder of the deployment itself" in failure.error for failure in failures)
+
+
 def test_a_worker_that_is_allowed_does_its_tasks(tmp_path: Path) -> None:
     run, _ = queued(tmp_path)
-    answer = command("worker", run.queue, "--until-done", "--allowed", f"{tmp_path}/private")
+    arguments = ["worker", run.queue, "--runs", run.runs_folder, "--until-done"]
+    answer = command(*arguments, "--allowed", f"{tmp_path}/private")
     assert answer.returncode == 0, answer.stderr
     assert run.progress().done == 4
 
 
 def test_a_worker_whose_limits_cannot_be_understood_does_not_start(tmp_path: Path) -> None:
     run, _ = queued(tmp_path)
-    answer = command("worker", run.queue, "--until-done", "--allowed", "lab/em")
+    arguments = ["worker", run.queue, "--runs", run.runs_folder, "--until-done"]
+    answer = command(*arguments, "--allowed", "lab/em")
     assert answer.returncode == 1
     assert "Nothing is read or written until that is corrected" in answer.stderr
     assert run.progress().done == 0
@@ -471,7 +495,7 @@ def test_commands_of_stages_honor_the_environment(options: list[str], tmp_path: 
     write_layer(layer, random_voxels(Vec3(64, 16, 8)))
     runs = str(tmp_path / "runs")
     answer = command(
-        "downsample", str(layer), "--state", runs, *options, IGNEOUS_AIRFLOW_ALLOWED="s3://lab"
+        "downsample", str(layer), "--runs", runs, *options, IGNEOUS_AIRFLOW_ALLOWED="s3://lab"
     )
     assert answer.returncode == 1
     assert "IGNEOUS_AIRFLOW_ALLOWED admits s3://lab" in answer.stderr
@@ -492,7 +516,7 @@ def test_commands_that_look_at_layers_honor_the_environment(
 def test_no_module_opens_folders_but_by_the_doors() -> None:
     """Others call neither the classes that open folders, nor the deployment's door."""
     package = Path(allowed_module.__file__).parents[1]
-    own = {"run.py", "ledger.py", "hold.py", "overview.py", "storage/files.py"}
+    own = {"run.py", "ledger.py", "overview.py", "storage/files.py"}
     makers = {"storage/files.py", "storage/local.py", "storage/cache.py", "storage/bucket.py"}
     for path in [*package.rglob("*.py"), *(package / "operators").rglob("*.py")]:
         name, text = str(path.relative_to(package)), path.read_text()

@@ -134,13 +134,10 @@ def test_records_and_messages_of_old_that_hold_some_are_refused_without_them(
     with pytest.raises(InvalidParameter, match="is damaged") as caught:
         Run.load(f"file://{tmp_path}")
     assert SECRET not in str(caught.value)
-    task = Task(
-        run="r", launch_id="abcd1234", stage="downsample", parameters={"layer": address},
-        index=0, start=0, stop=1,
-    )  # fmt: skip
-    with pytest.raises(InvalidMessage, match="holds credentials") as message:
-        task.make_stage()
-    assert SECRET not in str(message.value)
+    for body in (json.dumps(record | {"version": 1}), json.dumps({"layer": address}), address):
+        with pytest.raises(InvalidMessage) as message:
+            Task.decode(body)
+        assert SECRET not in str(message.value)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +147,7 @@ def test_records_and_messages_of_old_that_hold_some_are_refused_without_them(
         ("downsample", ADDRESSES[10]),
         ("downsample", "layer", "--queue", f"sqs://KEY:{SECRET}@q"),
         ("downsample", "layer", "--queue", f"sqs://q?secret={SECRET}"),
-        ("downsample", "layer", "--state", ADDRESSES[0]),
+        ("downsample", "layer", "--runs", ADDRESSES[0]),
         ("ingest", ADDRESSES[11], "out"),
         ("picture", ADDRESSES[0]),
         ("view", ADDRESSES[0]),
