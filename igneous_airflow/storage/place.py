@@ -22,6 +22,7 @@ _PROTOCOLS = (_FILE, *_IN_BUCKETS, *_ON_THE_WEB)
 _PORTS = {"https": 443, "http": 80}
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|[0-9a-f:.]+")
 _UNSAFE = re.compile("[\x00-\x1f\x7f\ud800-\udfff\\\\|]")
+_DOTS = re.compile(r"(?:^|[/\\])\s*\.\.?\s*(?:$|[/\\])")
 _LOCAL_UNSAFE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -143,7 +144,6 @@ def _as_sent(segment: str) -> str:
 def _require_plain(segment: str) -> None:
     """Raise InvalidParameter for a segment that somewhere on its way may become `.` or `..`."""
     forms = decoded_forms(segment)
-    texts = [unicodedata.normalize("NFKC", form) for form in forms]
-    parts = (part.strip() for text in texts for part in re.split(r"[/\\]", text))
-    if unquote(forms[-1]) != forms[-1] or any(part in (".", "..") for part in parts):
+    leads_away = any(_DOTS.search(unicodedata.normalize("NFKC", form)) for form in forms)
+    if leads_away or unquote(forms[-1]) != forms[-1]:
         raise InvalidParameter(f"{segment!r} may lead to another folder: write where it leads")
