@@ -17,6 +17,7 @@ from urllib.request import Request, urlopen
 
 import click
 
+from igneous_airflow.credentials import refuse_credentials
 from igneous_airflow.errors import AccessDenied, InvalidParameter, RunFailed, StorageUnavailable
 
 _ENDED = ("success", "failed")
@@ -242,6 +243,7 @@ def _parameters(pairs: tuple[str, ...]) -> dict[str, Any]:
             values[name] = json.loads(text)
         except ValueError:  # text that is no JSON means itself
             values[name] = text
+        refuse_credentials(values[name])
     return values
 
 

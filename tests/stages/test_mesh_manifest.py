@@ -354,7 +354,7 @@ def test_a_lost_manifest_is_noticed_and_comes_back_the_same(layer):
         stage.run(cell)
     assert snapshot(meshes_of(layer)) == before
     open_folder(layer).write(f"{MESHES}/1:0:0-1_0-1_0-1", StoredFile(b""))
-    with pytest.raises(AuditFailed, match="stale.*1:0:0-1_0-1_0-1"):
+    with pytest.raises(AuditFailed, match=r"stale.*1:0:0-1_0-1_0-1"):
         stage.finish("tester")
 
 
