@@ -231,7 +231,7 @@ class Run(RunRecord):
         self, stage: Stage, plan_only: bool, trusted: Sequence[Mapping[str, Any]]
     ) -> Plan:
         """The plan of this run, which a launch of the stage takes up; raises PlanRefused."""
-        self._require_same(stage)
+        self.require_same(stage)
         plan = self.make_stage().plan()
         if self.was_launched:  # it was confirmed then
             plan = plan.require_accepted(resumed=True)
@@ -276,7 +276,8 @@ class Run(RunRecord):
         record = read_record(open_own_folder(url))
         return None if record is None else cls(url=url, **dict(record))
 
-    def _require_same(self, stage: Stage) -> None:
+    def require_same(self, stage: Stage) -> None:
+        """Raise InvalidParameter when the run was launched with other parameters than a stage's."""
         requested = stage.identity()
         differing = [
             name
@@ -285,7 +286,7 @@ class Run(RunRecord):
         ]
         if differing:
             raise InvalidParameter(
-                f"the unfinished run {self.url} has other values for {', '.join(differing)}: start "
+                f"the recorded run {self.url} has other values for {', '.join(differing)}: start "
                 "a new run, or this one with the values it had"
             )
 
