@@ -95,6 +95,7 @@ def test_what_is_below_a_prefix_is_admitted(prefix: str, url: str) -> None:
         ("gs://b/a", "gs://b/a/%2e%2e/c"),
         ("gs://b/a", "gs://b/a/%252e%252E/c"),
         ("gs://b/a", "gs://b/a/x%2F..%2F..%2Fc"),
+        ("gs://b/a", f"gs://b/a/%{25 * '25'}2e%{25 * '25'}2e/c"),
         ("gs://b/a", "gs://b/a/\N{FULLWIDTH FULL STOP}\N{FULLWIDTH FULL STOP}/c"),
         ("gs://b/a", "gs://b/a/\N{TWO DOT LEADER}/c"),
         ("gs://b/a", "gs://b/a//../c"),
@@ -500,6 +501,16 @@ def test_commands_of_stages_honor_the_environment(options: list[str], tmp_path: 
     assert answer.returncode == 1
     assert "IGNEOUS_AIRFLOW_ALLOWED admits s3://lab" in answer.stderr
     assert not Path(runs).exists()
+
+
+def test_a_dry_run_reads_nothing_when_another_address_is_outside(tmp_path: Path) -> None:
+    lab, outside = tmp_path / "lab", tmp_path / "private"
+    answer = command(
+        *("transfer", str(lab), str(outside), "--dry-run"), IGNEOUS_AIRFLOW_ALLOWED=str(lab)
+    )
+    assert answer.returncode == 1
+    assert f"dest: file://{outside} is outside" in answer.stderr
+    assert "src" not in answer.stderr, "it would say that there is no layer"
 
 
 @pytest.mark.parametrize("command_of", [["picture"], ["levels", "plot"], ["view"]])
