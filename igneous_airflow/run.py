@@ -6,13 +6,14 @@ the folder's URL can go on with it: plan, prepare, enqueue, watch, resume, finis
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
+from igneous_airflow.audit_log import Action, AuditEntry, write_entry
 from igneous_airflow.errors import (
     AuditFailed,
     CorruptChunk,
@@ -38,11 +39,18 @@ from igneous_airflow.run_record import (
 from igneous_airflow.stage import Plan, Stage
 from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.codecs import decompress_bytes
+from igneous_airflow.storage.durable import sync
 from igneous_airflow.storage.files import open_folder, open_own_folder
-from igneous_airflow.storage.json_files import read_json, write_json
+from igneous_airflow.storage.info import INFO
+from igneous_airflow.storage.json_files import RECORD_BYTES, read_json, write_json
 from igneous_airflow.task import Task, TaskEncoder
 from igneous_airflow.validation import wrong_fields
 
+_ACTIONS: dict[LaunchState, Action] = {
+    LaunchState.APPROVED: "approved",
+    LaunchState.LAUNCHED: "launched",
+    LaunchState.CANCELLED: "cancelled",
+}
 _PLAN, _SUMMARY = "plan.json", "summary.json"
 _ERRORS_NAMED = 5
 _ERRORS_READ = 200  # to put those together that differ by numbers only
@@ -98,29 +106,32 @@ class Run(RunRecord):
         triggered_by: dict[str, str] | None = None,
         batch: int | None = None,
         plan_only: bool = False,
+        trusted: Sequence[Mapping[str, Any]] = (),
         once_planned: Callable[[Stage, Plan], None] = lambda _stage, _plan: None,
     ) -> tuple[Self, Plan]:
         """Plan a stage and record the run; or take up the unfinished run recorded at `url`.
 
         `batch` blocks make a task; by default one, or more where there would be very many tasks.
         A run that has finished starts from the beginning. One with `plan_only` is never launched,
-        and nothing need be confirmed. `once_planned` is called with the stage as it will run and
-        its plan, before anything is recorded; what it raises ends the launch. Raises PlanRefused
-        with every reason when the stage cannot start, and InvalidParameter when an unfinished run
-        of other parameters is recorded there.
+        and nothing need be confirmed. What runs of the `trusted` methods made may be replaced.
+        `once_planned` is called with the stage as it will run and its plan, before anything is
+        recorded; what it raises ends the launch. Raises PlanRefused with every reason when the
+        stage cannot start, and InvalidParameter when an unfinished run of other parameters is
+        recorded there.
         The layer is left as it is, though without `plan_only` an empty file is written into its
         folder and deleted, to see that the run may.
         """
         stage.require_allowed()
         earlier = cls._find(url)
         if earlier is not None and earlier._goes_on(plan_only=plan_only):  # noqa: SLF001
-            return earlier._taken_up(stage, by, once_planned, plan_only=plan_only)  # noqa: SLF001
+            plan = earlier._plan_again(stage, plan_only, trusted)  # noqa: SLF001
+            return earlier._taken_up(plan, by, once_planned, plan_only=plan_only)  # noqa: SLF001
         requested = stage.parameters()
         try:
             stage = stage.resolved()
         except IgneousError as error:
             raise PlanRefused(stage.name, [str(error)]) from error
-        plan = _startable(stage.plan(), plan_only=plan_only)
+        plan = _startable(stage.plan(), plan_only=plan_only, trusted=trusted)
         once_planned(stage, plan)
         blocks = len(stage.cells())
         run = cls._new(
@@ -216,14 +227,21 @@ class Run(RunRecord):
             return self.was_launched
         return plan_only or not self.plan_only
 
+    def _plan_again(
+        self, stage: Stage, plan_only: bool, trusted: Sequence[Mapping[str, Any]]
+    ) -> Plan:
+        """The plan of this run, which a launch of the stage takes up; raises PlanRefused."""
+        self.require_same(stage)
+        plan = self.make_stage().plan()
+        if self.was_launched:  # it was confirmed then
+            plan = plan.require_accepted(resumed=True)
+        return _startable(plan, plan_only=plan_only, trusted=trusted)
+
     def _taken_up(
-        self, stage: Stage, by: str, once_planned: Callable[[Stage, Plan], None], *, plan_only: bool
+        self, plan: Plan, by: str, once_planned: Callable[[Stage, Plan], None], *, plan_only: bool
     ) -> tuple[Self, Plan]:
         """Go on with this run, which was planned before."""
-        self._require_same(stage)
-        stage = self.make_stage()
-        plan = _startable(stage.plan(), plan_only=plan_only)
-        once_planned(stage, plan)
+        once_planned(self.make_stage(), plan)
         announced = self._announced(plan)
         if self.state is LaunchState.CANCELLED and not plan_only:
             return self._changed(lambda record: record.continued(by)), announced
@@ -258,8 +276,9 @@ class Run(RunRecord):
         record = read_record(open_own_folder(url))
         return None if record is None else cls(url=url, **dict(record))
 
-    def _require_same(self, stage: Stage) -> None:
-        requested = stage.parameters()
+    def require_same(self, stage: Stage) -> None:
+        """Raise InvalidParameter when the run was launched with other parameters than a stage's."""
+        requested = stage.identity()
         differing = [
             name
             for name, value in requested.items()
@@ -267,13 +286,39 @@ class Run(RunRecord):
         ]
         if differing:
             raise InvalidParameter(
-                f"the unfinished run {self.url} has other values for {', '.join(differing)}: start "
+                f"the recorded run {self.url} has other values for {', '.join(differing)}: start "
                 "a new run, or this one with the values it had"
             )
 
     def _changed(self, change: Callable[[RunRecord], RunRecord]) -> Self:
-        """This run once its state was changed."""
-        return self._with(change_record(open_own_folder(self.url), self.launch_id, change))
+        """This run once its state was changed; the audit log says who did it."""
+        record = change_record(open_own_folder(self.url), self.launch_id, change)
+        for step in record.changes:
+            if step not in self.changes and (action := self._audited(step.state)):
+                entry = AuditEntry(
+                    at=step.at,
+                    action=action,
+                    by=step.by,
+                    what=self._output(),
+                    run=self.id,
+                    launch=self.launch_id,
+                    stage=self.stage,
+                    why=step.why,
+                    triggered_by=self.triggered_by,
+                )
+                write_entry(self.runs_folder, entry)
+        return self._with(record)
+
+    def _output(self) -> str:
+        with suppress(InvalidParameter):  # of a stage that is not installed here
+            return self.make_stage().output
+        return ""
+
+    def _audited(self, state: LaunchState) -> Action | None:
+        """What a change to a state is called in the audit log; None when it is not written."""
+        if state is LaunchState.DONE:
+            return "deleted" if self.stage == "delete" else None
+        return _ACTIONS.get(state)
 
     def refreshed(self) -> Self:
         """This run as it is recorded now; raises RunFailed when it was launched again meanwhile."""
@@ -327,7 +372,7 @@ class Run(RunRecord):
     def stored_plan(self) -> bytes | None:
         """The plan that was noted, in JSON; None when there is none."""
         stored = open_own_folder(self.url).read(_PLAN)
-        return None if stored is None else bytes(decompress_bytes(stored))
+        return None if stored is None else bytes(decompress_bytes(stored, RECORD_BYTES))
 
     def prepare(self) -> None:
         """Write what the tasks rely on; may run again.
@@ -335,7 +380,9 @@ class Run(RunRecord):
         Raises RunFailed unless the run may begin.
         """
         self._begun()
-        self.make_stage().prepare()
+        stage = self.make_stage()
+        stage.prepare()
+        sync(stage.output, [INFO])
 
     def _begun(self) -> Self:
         """The run once workers may do its tasks; one that is done stays so."""
@@ -533,11 +580,11 @@ class Run(RunRecord):
         write_json(open_own_folder(self.url), name, entry)
 
 
-def _startable(plan: Plan, *, plan_only: bool) -> Plan:
+def _startable(plan: Plan, *, plan_only: bool, trusted: Sequence[Mapping[str, Any]]) -> Plan:
     """Return a plan that may start, with permission to write; raises PlanRefused."""
     if plan_only:
         return plan.require_possible()
-    plan = plan.require_accepted()
+    plan = plan.require_accepted(trusted=trusted)
     if plan.writes_to:
         try:
             open_folder(plan.writes_to).try_writing()

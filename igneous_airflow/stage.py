@@ -23,6 +23,7 @@ from igneous_airflow.errors import AccessDenied, PlanRefused
 from igneous_airflow.fields import ADDRESS, FILES, LAYER, SECTIONS
 from igneous_airflow.proof import Account
 from igneous_airflow.storage.allowed import require_allowed
+from igneous_airflow.storage.methods import same_method, without_permissions
 
 
 class Plan(BaseModel):
@@ -43,6 +44,9 @@ class Plan(BaseModel):
     )
     outputs: tuple[str, ...] = Field(default=(), description="what will be made, a line each")
     notes: tuple[str, ...] = ()
+    replaces: tuple[str, ...] = Field(
+        default=(), description="what is there and will be written over, a line each"
+    )
     deletions: tuple[str, ...] = Field(default=(), description="what will be gone, a line each")
     refusals: tuple[str, ...] = Field(default=(), description="every reason not to start")
     awaited: tuple[str, ...] = Field(
@@ -51,6 +55,12 @@ class Plan(BaseModel):
         description="those of the refusals that an earlier step of a chain takes away",
     )
     unconfirmed: str = Field(default="", description="what must be confirmed before the start")
+    made_by: tuple[dict[str, Any], ...] = Field(
+        default=(),
+        exclude=True,
+        description="the methods, as in the provenance, of the runs that made what is unconfirmed; "
+        "none where it has to be confirmed whatever made it",
+    )
     writes_to: str = Field(default="", description="folder that is tried before a run is recorded")
 
     def require_possible(self) -> Self:
@@ -59,11 +69,27 @@ class Plan(BaseModel):
             raise PlanRefused(self.stage, self.refusals)
         return self
 
-    def require_accepted(self) -> Self:
-        """Return the plan; raises PlanRefused as well when something is not confirmed."""
+    def require_accepted(
+        self, *, resumed: bool = False, trusted: Sequence[Mapping[str, Any]] = ()
+    ) -> Self:
+        """Return the plan; raises PlanRefused as well when something is not confirmed.
+
+        Nothing need be confirmed for a run that is `resumed`: it was when that began, and what is
+        there by now is the run's own. `trusted` are the methods of the steps of one chain, which
+        may replace what the others have made.
+        """
+        accepted = self.model_copy(update={"unconfirmed": ""})
+        if resumed or self._is_made_by(trusted):
+            return accepted.require_possible()
         if self.unconfirmed:
             raise PlanRefused(self.stage, [*self.refusals, self.unconfirmed])
         return self.require_possible()
+
+    def _is_made_by(self, trusted: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether all that is unconfirmed was made by one of these methods."""
+        return bool(self.made_by) and all(
+            any(same_method(made, method) for method in trusted) for made in self.made_by
+        )
 
     def as_later_step(self) -> Self:
         """The plan without the reasons that hold only until earlier steps of a chain have run."""
@@ -84,6 +110,7 @@ class Plan(BaseModel):
                 f"of {human_bytes(self.memory_target)} allowed"
             )
         lines += [f"  makes  {output}" for output in self.outputs]
+        lines += [f"  replaces {replaced}" for replaced in self.replaces]
         lines += [f"  deletes {deletion}" for deletion in self.deletions]
         lines += [f"  note:  {note}" for note in self.notes]
         lines += [f"  UNCONFIRMED: {self.unconfirmed}"] if self.unconfirmed else []
@@ -138,6 +165,7 @@ class Audit(BaseModel):
     outputs: dict[str, int] = Field(description="what was made, and how many files of it there are")
     files: str = Field(default="chunks", description="what these files are")
     absent: int = Field(default=0, description="files that were left out: all background")
+    moved: str = Field(default="", description="what was moved to the trash, and which entry of it")
 
 
 class Stage(BaseModel, ABC):
@@ -221,6 +249,10 @@ class Stage(BaseModel, ABC):
     def parameters(self) -> dict[str, Any]:
         """Every parameter as JSON data, defaults included."""
         return self.model_dump(mode="json")
+
+    def identity(self) -> dict[str, Any]:
+        """The parameters as JSON data by which two runs are the same: no permissions among them."""
+        return without_permissions(self.parameters())
 
     def provenance(self) -> dict[str, Any]:
         """The `method` of the stage's entry in a layer's provenance."""

@@ -22,7 +22,7 @@ from igneous_airflow.operators.params import (
     run_schemas,
 )
 from igneous_airflow.operators.settings import queue_names
-from igneous_airflow.stage import Stage, fields_of_kind, matters_most
+from igneous_airflow.stage import Stage, fields_of_kind, matters_most, with_words
 from igneous_airflow.validation import wrong_fields
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -208,8 +208,12 @@ class Form:
                 yield f"{' and '.join(found)} {impossible.why}"
 
     def in_its_words(self, step: Step, text: str, values: Mapping[str, Any]) -> str:
-        """A text about a step with the form's names for the fields that it names as `field:`."""
-        return _renamed(text, self._places(step, self._skipped(values)))
+        """A text about a step with the form's names for the fields that it names as `field:`.
+
+        Those in backticks get their titles.
+        """
+        titles = {name: f"'{schema['title']}'" for name, schema in step.fields.items()}
+        return with_words(_renamed(text, self._places(step, self._skipped(values))), titles)
 
     def _skipped(self, values: Mapping[str, Any]) -> dict[str, Skipped]:
         """The steps that do not run."""

@@ -11,6 +11,7 @@ from igneous_airflow.cli.levels import levels
 from igneous_airflow.cli.picture import picture
 from igneous_airflow.cli.runs import cancel, finish, redrive, resume, status
 from igneous_airflow.cli.stages import command_name, stage_commands, stages
+from igneous_airflow.cli.trash import trash
 from igneous_airflow.cli.trigger import trigger
 from igneous_airflow.cli.view import view
 from igneous_airflow.cli.worker import dags_folder, worker
@@ -49,6 +50,7 @@ for _command in (
     redrive,
     finish,
     stages,
+    trash,
     trigger,
     picture,
     levels,

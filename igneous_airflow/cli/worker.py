@@ -10,7 +10,7 @@ from igneous_airflow.cli.addresses import queue_url
 from igneous_airflow.cli.allowed import ALLOWED, keep_out_of, limit_to
 from igneous_airflow.cli.runs import runs_option, sync_option
 from igneous_airflow.errors import InvalidParameter
-from igneous_airflow.queue.protocol import open_queue
+from igneous_airflow.queue.protocol import LONGEST_LEASE, open_queue
 from igneous_airflow.worker.loop import Settled, WorkerOptions
 from igneous_airflow.worker.pool import WorkerPool
 
@@ -45,7 +45,7 @@ _DEFAULTS = WorkerOptions()
 )
 @click.option(
     "--lease-seconds",
-    type=click.FloatRange(1),
+    type=click.FloatRange(1, LONGEST_LEASE),
     default=_DEFAULTS.lease_seconds,
     show_default=True,
     help="How long a task stays hidden from others when a worker falls silent.",

@@ -22,7 +22,13 @@ from igneous_airflow.sources.tiff_stack import open_tiff
 from igneous_airflow.sources.zarr_array import MARKS, open_zarr
 from igneous_airflow.storage import magic
 from igneous_airflow.storage.allowed import require_links_allowed
-from igneous_airflow.storage.files import FileEntry, Folder, open_file, open_folder, plain_name
+from igneous_airflow.storage.files import (
+    FileEntry,
+    Folder,
+    open_file,
+    open_source_folder,
+    plain_name,
+)
 from igneous_airflow.storage.parts import FileInParts
 
 FileSource = ArraySource | BuildSource
@@ -51,7 +57,7 @@ class Found:
         """Where the files lie."""
         if self.kind == "file":  # its neighbors need not be allowed
             return open_file(f"{self.url}/{self.files[0].name}")[0]
-        return open_folder(self.url)
+        return open_source_folder(self.url)
 
 
 def find_source(url: str) -> Found:
@@ -65,11 +71,11 @@ def find_source(url: str) -> Found:
         if (entry := above.entry(name)) is not None:
             return _found(above, "file", [entry])
         if _PATTERN.search(name):
-            above = open_folder(above.url)
+            above = open_source_folder(above.url)
             files = [entry for entry in _shown(above) if fnmatch.fnmatchcase(entry.name, name)]
             if files:  # otherwise it may be a folder of that name
                 return _found(above, "sections", files)
-    return _find_in_folder(open_folder(url))
+    return _find_in_folder(open_source_folder(url))
 
 
 def _find_in_folder(folder: Folder) -> Found:

@@ -280,8 +280,8 @@ def test_a_pool_stops_with_its_parent_when_asked_to(held_layer, tmp_path: Path, 
     run = held_layer.launch(tmp_path)
     log = tmp_path / "log"
     command = (
-        f"{sys.executable} -m igneous_airflow worker {run.queue} --stop-with-parent $$ "
-        f"--grace-seconds 0.2 > {log} 2>&1 & echo $!; wait"
+        f"{sys.executable} -m igneous_airflow worker {run.queue} --runs {run.runs_folder} "
+        f"--stop-with-parent $$ --grace-seconds 0.2 > {log} 2>&1 & echo $!; wait"
     )
     with subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE) as shell:
         assert shell.stdout is not None
