@@ -14,6 +14,7 @@ import click
 
 from igneous_airflow.cli.airflow_api import AirflowApi, reason_of
 from igneous_airflow.cli.proof import Proof, find_proof
+from igneous_airflow.credentials import refuse_credentials
 from igneous_airflow.errors import InvalidParameter, RunFailed
 
 _ENDED = ("success", "failed")
@@ -189,6 +190,7 @@ def _parameters(pairs: tuple[str, ...]) -> dict[str, Any]:
             values[name] = json.loads(text)
         except ValueError:  # text that is no JSON means itself
             values[name] = text
+        refuse_credentials(values[name])
     return values
 
 

@@ -179,8 +179,9 @@ def test_a_queue_that_is_there_is_used_and_left(
     attributes = {"RedrivePolicy": json.dumps(policy)}
     theirs = client.create_queue(QueueName="theirs", Attributes=attributes)["QueueUrl"]
     client.send_message(QueueUrl=dead, MessageBody="of another run, long ago")
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__QUEUES", "theirs = sqs://theirs")
     planned = PlanStage(task_id="plan", form=FORM, step=STEP).execute(
-        context(layer=str(make_layer()), num_mips=1, run_id="theirs", queue="sqs://theirs")
+        context(layer=str(make_layer()), num_mips=1, run_id="theirs", queue="theirs")
     )
     run = load_run(planned["run_url"])
     assert not run.own_queue
@@ -196,8 +197,9 @@ def test_a_queue_that_is_there_is_used_and_left(
 
 
 def test_a_queue_that_should_be_there_but_is_not_fails_before_anything_is_sent(
-    make_layer: Make, context: Make
+    make_layer: Make, context: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__QUEUES", "sqs://nowhere")
     planned = PlanStage(task_id="plan", form=FORM, step=STEP).execute(
         context(layer=str(make_layer()), run_id="none", queue="sqs://nowhere")
     )
