@@ -20,7 +20,7 @@ def plan_following(first: Stage, plan: Plan, following: Sequence[Stage]) -> list
     with rehearsal():
         for asked in following:
             try:
-                if not plan.unconfirmed:  # as when only the plan was asked for
+                if not (plan.unconfirmed and plan.deletions):  # which it would insist on
                     earlier.prepare()
                 earlier = asked.model_copy().resolved()
                 plan = earlier.plan().as_later_step()

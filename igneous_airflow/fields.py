@@ -20,7 +20,9 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from igneous_airflow.credentials import refuse_credentials
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
+from igneous_airflow.storage.files import TRASH
 
 LAYER = "layer"  # the `kind` of fields that hold an address; on a command line also a path
 ADDRESS = "address"  # likewise, of what is no layer
@@ -37,21 +39,27 @@ _LABEL = r"\s*\d+\s*"
 _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-def section(name: str, *, first: bool = False, flag: str | None = None) -> dict[str, Any]:
+def section(
+    name: str, *, first: bool = False, flag: str | None = None, cli_default: bool | None = None
+) -> dict[str, Any]:
     """The `json_schema_extra` that puts a field in a section of the form.
 
     With `first` it comes before the others of the section, and the form opens with it.
     `flag` is the name that a yes-or-no field has on the command line, where it can only be set.
+    `cli_default` is what the command line takes a yes-or-no field for where that differs.
     """
     extra: dict[str, Any] = {"section": name}
     if first:
         extra["first"] = True
     if flag is not None:
         extra["flag"] = flag
+    if cli_default is not None:
+        extra["cli_default"] = cli_default
     return extra
 
 
 def _layer_url(text: str) -> str:
+    refuse_credentials(text)
     url = text.strip().removeprefix("precomputed://").removesuffix("|neuroglancer-precomputed:")
     scheme = url.partition("://")[0]
     if scheme in _OTHER_FORMATS:
@@ -62,11 +70,13 @@ def _layer_url(text: str) -> str:
 
 
 def _source_url(text: str) -> str:
+    refuse_credentials(text)
     return _place(re.sub(r"^(zarr[23]?|nifti)://", "", text.strip()), text)
 
 
 def _place(url: str, text: str) -> str:
     """An address in its one spelling; `text` is what somebody wrote."""
+    url = re.sub("^file://localhost/", "file:///", url)
     scheme, separator, rest = url.partition("://")
     if _CONTROL.search(url):
         raise ValueError(f"{url!r} contains control characters")
@@ -179,6 +189,8 @@ def folder_in_layer(name: str) -> str:
     path = PurePosixPath(name.strip())
     if not path.parts or path.is_absolute() or ".." in path.parts or ":" in name:
         raise ValueError(f"{name!r} is not the name of a folder inside the layer")
+    if path.parts[0] == TRASH:
+        raise ValueError(f"{name!r} is the trash of the layer, or lies in it: choose another name")
     return str(path)
 
 
@@ -396,6 +408,18 @@ Encoding = Annotated[
         json_schema_extra=section(HOW),
     ),
 ]
+EncodingLevel = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        le=100,
+        title="Encoding level",
+        description="How well jpeg and jxl keep voxels, 1 to 100, where jxl keeps all of them at "
+        "100; or how hard png tries, 0 (fast) to 9 (small). Empty: as the mip that is read or that "
+        "exists has it, otherwise 85 and 9.",
+        json_schema_extra=section(HOW),
+    ),
+]
 Compress = Annotated[
     Literal["auto", "gzip", "br", "zstd", "none"],
     Field(
@@ -440,6 +464,35 @@ MemoryTarget = Annotated[
         ge=1_000_000,
         title="Memory target",
         description="Bytes of memory that one task may use for voxels, as 3500000000 for 3.5 GB.",
+        json_schema_extra=section(LIMITS),
+    ),
+]
+Confirm = Annotated[
+    bool,
+    Field(
+        title="Yes, replace or delete",
+        description="Confirm that the files which the plan lists as replaced or deleted may go. "
+        "Nothing needs it where there are none, or a run of the same parameters made them.",
+        json_schema_extra=section(WHAT, flag="--yes"),
+    ),
+]
+KeepDeleted = Annotated[
+    bool,
+    Field(
+        title="Keep in the trash",
+        description="Move what goes to the folder .trash of the layer, from where `igneous-airflow "
+        "trash restore` brings it back. Only on disks: what goes from a bucket is gone, unless the "
+        "bucket keeps versions.",
+        json_schema_extra=section(WHAT, cli_default=False),
+    ),
+]
+TrashEntry = Annotated[
+    str | None,
+    Field(
+        pattern=r"^[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}$",
+        title="Trash entry",
+        description="Name of the trash's entry that gets what goes. Empty: a new one, named when "
+        "the run is launched.",
         json_schema_extra=section(LIMITS),
     ),
 ]

@@ -3,25 +3,27 @@
 Derived from it, elsewhere and once: the Airflow form, the command line, the queue message, the
 provenance entry and the conformance tests.
 
-How a stage proves its output: `run` says in its `Work` which files of a cell it left out on
-purpose. `finish` lists what is there, and asks for every file that is not whether it was left out
-(`count_left_out`). One that was not makes it raise AuditFailed with the numbers of the cells that
-should have written it. The run then takes back the receipts of these cells' tasks, so that resuming
-it does them, and only them, again.
+How a stage proves its output: `run` says in its `Work` which files it wrote for a block, with their
+stored bytes, and which it left out on purpose. `finish` lists what is there and compares
+(`require_files`). A file that is missing, empty or cut makes it raise AuditFailed with the numbers
+of the blocks that should have written it. The run then takes back the receipts of these blocks'
+tasks, so that resuming it does them, and only them, again.
 """
 
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from igneous_airflow.errors import AuditFailed, PlanRefused
-from igneous_airflow.fields import SECTIONS
-
-_NAMED_AT_MOST = 10
+from igneous_airflow.errors import AccessDenied, PlanRefused
+from igneous_airflow.fields import ADDRESS, FILES, LAYER, SECTIONS
+from igneous_airflow.proof import Account
+from igneous_airflow.storage.allowed import require_allowed
+from igneous_airflow.storage.methods import same_method, without_permissions
 
 
 class Plan(BaseModel):
@@ -42,6 +44,9 @@ class Plan(BaseModel):
     )
     outputs: tuple[str, ...] = Field(default=(), description="what will be made, a line each")
     notes: tuple[str, ...] = ()
+    replaces: tuple[str, ...] = Field(
+        default=(), description="what is there and will be written over, a line each"
+    )
     deletions: tuple[str, ...] = Field(default=(), description="what will be gone, a line each")
     refusals: tuple[str, ...] = Field(default=(), description="every reason not to start")
     awaited: tuple[str, ...] = Field(
@@ -50,6 +55,12 @@ class Plan(BaseModel):
         description="those of the refusals that an earlier step of a chain takes away",
     )
     unconfirmed: str = Field(default="", description="what must be confirmed before the start")
+    made_by: tuple[dict[str, Any], ...] = Field(
+        default=(),
+        exclude=True,
+        description="the methods, as in the provenance, of the runs that made what is unconfirmed; "
+        "none where it has to be confirmed whatever made it",
+    )
     writes_to: str = Field(default="", description="folder that is tried before a run is recorded")
 
     def require_possible(self) -> Self:
@@ -58,11 +69,27 @@ class Plan(BaseModel):
             raise PlanRefused(self.stage, self.refusals)
         return self
 
-    def require_accepted(self) -> Self:
-        """Return the plan; raises PlanRefused as well when something is not confirmed."""
+    def require_accepted(
+        self, *, resumed: bool = False, trusted: Sequence[Mapping[str, Any]] = ()
+    ) -> Self:
+        """Return the plan; raises PlanRefused as well when something is not confirmed.
+
+        Nothing need be confirmed for a run that is `resumed`: it was when that began, and what is
+        there by now is the run's own. `trusted` are the methods of the steps of one chain, which
+        may replace what the others have made.
+        """
+        accepted = self.model_copy(update={"unconfirmed": ""})
+        if resumed or self._is_made_by(trusted):
+            return accepted.require_possible()
         if self.unconfirmed:
             raise PlanRefused(self.stage, [*self.refusals, self.unconfirmed])
         return self.require_possible()
+
+    def _is_made_by(self, trusted: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether all that is unconfirmed was made by one of these methods."""
+        return bool(self.made_by) and all(
+            any(same_method(made, method) for method in trusted) for made in self.made_by
+        )
 
     def as_later_step(self) -> Self:
         """The plan without the reasons that hold only until earlier steps of a chain have run."""
@@ -83,6 +110,7 @@ class Plan(BaseModel):
                 f"of {human_bytes(self.memory_target)} allowed"
             )
         lines += [f"  makes  {output}" for output in self.outputs]
+        lines += [f"  replaces {replaced}" for replaced in self.replaces]
         lines += [f"  deletes {deletion}" for deletion in self.deletions]
         lines += [f"  note:  {note}" for note in self.notes]
         lines += [f"  UNCONFIRMED: {self.unconfirmed}"] if self.unconfirmed else []
@@ -99,6 +127,13 @@ class Work(BaseModel):
     chunks_written: int = 0
     chunks_skipped: int = Field(default=0, description="all-background chunks left out on request")
     bytes_written: int = Field(default=0, description="stored bytes")
+    files: dict[str, int] = Field(
+        default_factory=dict,
+        description="stored bytes of each file that was written, by its name below `output`",
+    )
+    folders: tuple[str, ...] = Field(
+        default=(), description="folders below `output` in which files were only removed"
+    )
     left_out: tuple[str, ...] = Field(
         default=(), description="names of the files that are not there, and rightly so"
     )
@@ -107,10 +142,19 @@ class Work(BaseModel):
     )
 
     def __add__(self, other: "Work") -> "Work":
-        names = type(self).model_fields.keys() - {"counts"}
+        names = type(self).model_fields.keys() - {"counts", "files", "folders"}
         counts = Counter(self.counts) + Counter(other.counts)
         sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return Work(**sums, counts=dict(counts))
+        return Work(
+            **sums,
+            counts=dict(counts),
+            files=self.files | other.files,
+            folders=tuple(dict.fromkeys((*self.folders, *other.folders))),
+        )
+
+    def in_numbers(self) -> "Work":
+        """The same without the names of files."""
+        return self.model_copy(update={"files": {}, "folders": (), "left_out": ()})
 
 
 class Audit(BaseModel):
@@ -121,57 +165,15 @@ class Audit(BaseModel):
     outputs: dict[str, int] = Field(description="what was made, and how many files of it there are")
     files: str = Field(default="chunks", description="what these files are")
     absent: int = Field(default=0, description="files that were left out: all background")
-
-
-#: The number of a cell, and the names of files of its that are not there.
-Absent = tuple[int, Sequence[str]]
-
-
-class Account(Protocol):
-    """What the cells of a stage have said of the files that they left out; a run has one."""
-
-    def unexplained(self, absent: Iterable[Absent]) -> Iterator[Absent]:
-        """Give what of the absent files was not left out; the cells come in their order."""
-
-
-def count_left_out(
-    absent: Iterable[Absent], place: str, account: Account | None, *, may_be_absent: bool = False
-) -> int:
-    """How many of the absent files were left out; raises AuditFailed naming the others.
-
-    Without an account all of them were if they may be absent at all, and none otherwise. `place` is
-    what the files should be in.
-    """
-    seen = missing = 0
-    named: list[str] = []
-    cells: list[int] = []
-
-    def counted() -> Iterator[Absent]:
-        nonlocal seen
-        for cell, names in absent:
-            seen += len(names)
-            yield cell, names
-
-    for cell, names in account.unexplained(counted()) if account else counted():
-        if account is None and may_be_absent:
-            continue
-        missing += len(names)
-        named += names[: _NAMED_AT_MOST - len(named)]
-        cells.append(cell)
-    if missing:
-        others = ", ..." if missing > len(named) else "."
-        raise AuditFailed(
-            f"{missing:,} chunks of {place} are missing although every task reported success: "
-            f"{', '.join(named)}{others}",
-            cells,
-        )
-    return seen
+    moved: str = Field(default="", description="what was moved to the trash, and which entry of it")
 
 
 class Stage(BaseModel, ABC):
     """A kind of work: its fields are its parameters, its methods its life."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
+    )
 
     #: Message key, DAG id after `igneous_`, and, with hyphens, the command.
     name: ClassVar[str]
@@ -184,6 +186,11 @@ class Stage(BaseModel, ABC):
         for name in vars(copied).keys() - type(self).model_fields.keys():
             del vars(copied)[name]
         return copied
+
+    @property
+    def output(self) -> str:
+        """Address of the folder that the names of files in `Work` are below; empty for none."""
+        return ""
 
     def resolved(self) -> Self:
         """Replace values that depend on the layer's present state, as `mip=-1`, by what they mean.
@@ -225,9 +232,27 @@ class Stage(BaseModel, ABC):
         the cells whose it is.
         """
 
+    def require_allowed(self) -> None:
+        """Raise PlanRefused naming each address that this process may not open; opens nothing."""
+        if problems := list(self.forbidden_addresses()):
+            raise PlanRefused(self.name, [f"{name}: {why}" for name, why in problems])
+
+    def forbidden_addresses(self) -> Iterator[tuple[str, str]]:
+        """Fields whose addresses this process may not open, and why."""
+        for name in _address_fields(type(self)):
+            if url := getattr(self, name):
+                try:
+                    require_allowed(url)
+                except AccessDenied as denied:
+                    yield name, str(denied)
+
     def parameters(self) -> dict[str, Any]:
         """Every parameter as JSON data, defaults included."""
         return self.model_dump(mode="json")
+
+    def identity(self) -> dict[str, Any]:
+        """The parameters as JSON data by which two runs are the same: no permissions among them."""
+        return without_permissions(self.parameters())
 
     def provenance(self) -> dict[str, Any]:
         """The `method` of the stage's entry in a layer's provenance."""
@@ -250,6 +275,17 @@ def fields_of_kind(model: type[BaseModel], *kinds: str) -> list[str]:
     """The names of the fields of one of these kinds, as LAYER, in the order of the form."""
     schemas = field_schemas(model)
     return [name for name, schema in schemas.items() if schema.get("kind") in kinds]
+
+
+@cache
+def _address_fields(model: type[BaseModel]) -> tuple[str, ...]:
+    """The names of the fields that hold an address, whether or not a form could show the model."""
+    properties = model.model_json_schema(mode="validation")["properties"]
+    kinds = {
+        name: {option.get("kind") for option in (schema, *schema.get("anyOf", ()))}
+        for name, schema in properties.items()
+    }
+    return tuple(name for name, found in kinds.items() if found & {LAYER, ADDRESS, FILES})
 
 
 def _place_in_form(schema: dict[str, Any]) -> tuple[int, bool, bool]:

@@ -14,7 +14,8 @@ from igneous_airflow.errors import RunNotFound
 from igneous_airflow.fields import LayerUrl, SourceUrl
 from igneous_airflow.operators.settings import run_url
 from igneous_airflow.operators.stage import explained
-from igneous_airflow.run import Run, run_folder_name
+from igneous_airflow.run import Run
+from igneous_airflow.run_record import run_folder_name
 from igneous_airflow.sources.arrivals import Arrival, find_arrivals
 from igneous_airflow.stages.ingest import Ingest
 from igneous_airflow.storage.files import open_folder
@@ -30,7 +31,7 @@ _POLL_SECONDS = 20
 class WatchedFolder(BaseModel):
     """A folder in which folders of sections arrive, and what becomes of them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     folder: Annotated[SourceUrl, Field(description="where the folders arrive")]
     layers: Annotated[LayerUrl, Field(description="where the layers go, each named as its folder")]

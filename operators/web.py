@@ -77,7 +77,7 @@ User = Annotated[BaseUser, Depends(_user)]
 
 def _may_read(user: BaseUser, run: Run | RunRow) -> bool:
     """Whether a user may see a run; one that no DAG launched, who may read all DAG runs."""
-    dag = run.origin.get("dag_id")
+    dag = run.triggered_by.get("dag_id")
     allowed: bool = get_auth_manager().is_authorized_dag(
         method="GET",
         access_entity=DagAccessEntity.RUN,
@@ -123,7 +123,7 @@ def _list_runs(
     known: dict[str, bool] = {}  # by DAG: an answer may cost a query
 
     def may_read(run: Run) -> bool:
-        dag = run.origin.get("dag_id", "")
+        dag = run.triggered_by.get("dag_id", "")
         if dag not in known:
             known[dag] = _may_read(user, run)
         return known[dag]
@@ -140,7 +140,13 @@ def _show_run(run: ReadableRun) -> dict[str, Any]:
     """All about a run."""
     detail: RunDetail = _overview().detail(run.id)
     words = detail.plan.describe() if detail.plan else ""
-    return detail.model_dump() | {"links": _links(detail), "plan_in_words": words}
+    # what was remembered of the run may be older than its proof, or than the loss of it
+    proved = Run.load(run.url).is_finished
+    return detail.model_dump() | {
+        "links": _links(detail),
+        "plan_in_words": words,
+        "proved": proved,
+    }
 
 
 def _show_failure(run: ReadableRun, task: int, attempt: int) -> Failure:
@@ -151,10 +157,10 @@ def _show_failure(run: ReadableRun, task: int, attempt: int) -> Failure:
 def _links(run: RunRow) -> dict[str, str]:
     """Where else to look at a run, relative to the page."""
     links = {"View": f"../viewer/open/{run.name}"} if run.layer else {}
-    dag, dag_run = run.origin.get("dag_id"), run.origin.get("dag_run_id")
+    dag, dag_run = run.triggered_by.get("dag_id"), run.triggered_by.get("dag_run_id")
     if dag and dag_run:
         links["DAG run"] = f"../../dags/{quote(dag)}/runs/{quote(dag_run)}"
-        if group := run.origin.get("group_id"):
+        if group := run.triggered_by.get("group_id"):
             links["Task logs"] = f"{links['DAG run']}/tasks/group/{quote(group)}"
     return links
 

@@ -8,9 +8,10 @@ import pytest
 from igneous_airflow import overview as overview_module
 from igneous_airflow.errors import RunNotFound
 from igneous_airflow.geometry.bbox import Vec3
-from igneous_airflow.ledger import Failure, Receipt
+from igneous_airflow.ledger import Failure
 from igneous_airflow.overview import Filters, Overview, layers_of
 from igneous_airflow.progress import group_errors
+from igneous_airflow.receipts import Receipt
 from igneous_airflow.run import Run
 from igneous_airflow.stage import Work
 from igneous_airflow.stages.downsample import Downsample
@@ -48,7 +49,7 @@ def launch(state, layer):
             url=f"{state}/{name}",
             queue=f"sqlite://{state.removeprefix('file://')}/{name}/queue.db",
             by="somebody@example.org",
-            origin=origin,
+            triggered_by=origin,
         )
         return run
 
@@ -102,9 +103,9 @@ def test_runs_are_filtered_by_layer_stage_state_and_permission(launch, state, la
     assert [row.name for row in rows(state, Filters(stage="downsample"))[0]] == ["one"]
     assert rows(state, Filters(state="done")) == ([], 0)
     assert rows(state, Filters(state="waiting"))[1] == 2
-    assert [r.name for r in rows(state, may_read=lambda run: run.origin["dag_id"] == "b")[0]] == [
-        "two"
-    ]
+    assert [
+        r.name for r in rows(state, may_read=lambda run: run.triggered_by["dag_id"] == "b")[0]
+    ] == ["two"]
     assert Overview(state).stages() == ["downsample", "transfer"]
 
 
@@ -116,11 +117,11 @@ def test_a_run_goes_through_its_states(launch, state):
         return overview.detail("run").state
 
     assert state_now() == "waiting"
-    run.hold.place("why")
-    assert (state_now(), overview.detail("run").held) == ("held", "why")
-    assert [row.name for row in overview.rows(Filters(state="held"), 0, 9, lambda _: True)[0]]
-    run.hold.release("somebody")
-    assert (state_now(), overview.detail("run").held) == ("waiting", "")
+    run.require_approval("why")
+    assert (state_now(), overview.detail("run").why_it_waits) == ("planned", "why")
+    assert [row.name for row in overview.rows(Filters(state="planned"), 0, 9, lambda _: True)[0]]
+    run.approve("somebody")
+    assert (state_now(), overview.detail("run").why_it_waits) == ("waiting", "")
     run.ledger.note_worker("host:1", 2)
     assert state_now() == "working"
     run.ledger.forget_worker("host:1")
@@ -134,7 +135,12 @@ def test_a_run_goes_through_its_states(launch, state):
         run.ledger.withdraw([task])
     queue = run.open_queue()
     run.enqueue()
-    Worker(queue, WorkerOptions(idle_seconds=0.01, until_done=True), lambda event: None).work()
+    Worker(
+        queue,
+        run.runs_folder,
+        WorkerOptions(idle_seconds=0.01, until_done=True),
+        lambda event: None,
+    ).work()
     queue.close()
     run.finish()
     assert state_now() == "done"
@@ -250,7 +256,7 @@ def test_the_image_beside_a_segmentation_is_shown_beneath_it(launch, state, laye
     labels = launch("labels", Downsample(layer=write_labels(tmp_path / "labels"), num_mips=1))
     overview = Overview(state)
     assert overview.image_beneath(labels, lambda run: True) == ("image", "layer", layer)
-    assert overview.image_beneath(labels, lambda run: run.origin.get("dag_id") != "a") is None
+    assert overview.image_beneath(labels, lambda run: run.triggered_by.get("dag_id") != "a") is None
     assert overview.image_beneath(overview.run("image"), lambda run: True) is None
 
 

@@ -1,34 +1,21 @@
-"""Compressed bytes unpacked to no more than what is expected of them; used by sources of ingest.
+"""Compressions of Zarr undone to no more bytes than a chunk can have; used by its codecs.
 
 A short stream may promise, or become, any number of bytes.
 """
 
-import bz2
 import lzma
-import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
+from igneous_airflow.storage.codecs import inflate
 from igneous_airflow.storage.files import Buffer
+from igneous_airflow.storage.streams import joined, pieces
 
 _LZMA_MEMORY = 1 << 28  # bytes; four times what lzma's highest level needs
 _ZSTD_WINDOW = 1 << 27  # bytes; what its highest level needs
-_GZIP, _ZLIB = 31, 15  # zlib's numbers for streams of any window
 
 
-class _Decoder(Protocol):
-    """What decompressors of one stream have in common."""
-
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: Buffer, max_length: int = -1, /) -> bytes: ...
-
-
-def unpacked(name: str, content: Buffer, most: int, options: Mapping[str, Any]) -> bytes:
+def unpacked(name: str, content: Buffer, most: int, options: Mapping[str, Any]) -> Buffer:
     """Undo one of the compressions in UNPACKED; `options` are those that it was packed with.
 
     Raises ValueError for a damaged stream, and for one that holds more than `most` bytes.
@@ -48,42 +35,22 @@ def promised(name: str, content: Buffer) -> int:
     return int.from_bytes(bytes(content[begin : begin + 4]), "little")
 
 
-def _joined(make: Callable[[], _Decoder], content: Buffer, most: int, *, several: bool) -> bytes:
-    """Undo a stream, or several one after the other, up to one byte too many."""
-    decoder, found = make(), bytearray()
-    rest: Buffer = content
-    while True:
-        found += decoder.decompress(rest, most + 1 - len(found))
-        if len(found) > most:
-            return bytes(found)
-        if not decoder.eof:
-            raise EOFError("it is cut off")
-        rest = decoder.unused_data
-        if not several or not rest.strip(b"\0"):
-            return bytes(found)
-        decoder = make()
-
-
-def _zlib(window: int, content: Buffer, most: int) -> bytes:
-    return _joined(lambda: zlib.decompressobj(window), content, most, several=window == _GZIP)
-
-
-def _bz2(content: Buffer, most: int) -> bytes:
-    return _joined(bz2.BZ2Decompressor, content, most, several=True)
-
-
 def _lzma(content: Buffer, most: int, options: Mapping[str, Any]) -> bytes:
-    form, filters = options.get("format", lzma.FORMAT_XZ), options.get("filters")
-    if form == lzma.FORMAT_RAW:
+    kind, filters = options.get("format", lzma.FORMAT_XZ), options.get("filters")
+    if kind == lzma.FORMAT_RAW:
         if any(step.get("dict_size", 0) > _LZMA_MEMORY for step in filters or ()):
             raise ValueError("its dictionary is too large")
-        decoder = lzma.LZMADecompressor(form, filters=filters)
+        decoder = lzma.LZMADecompressor(kind, filters=filters)
     else:
-        decoder = lzma.LZMADecompressor(form, memlimit=_LZMA_MEMORY)
-    return _joined(lambda: decoder, content, most, several=False)
+        decoder = lzma.LZMADecompressor(kind, memlimit=_LZMA_MEMORY)
+    found = decoder.decompress(content, most + 1)
+    if len(found) <= most and not decoder.eof:
+        raise EOFError("it is cut off")
+    return found
 
 
 def _zstd(content: Buffer, most: int) -> bytes:
+    """Not by pieces, which take no window of more than 8 MiB: chunks may be larger."""
     import zstandard
 
     library = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
@@ -92,10 +59,10 @@ def _zstd(content: Buffer, most: int) -> bytes:
     return found
 
 
-_UNPACK: dict[str, Callable[[Buffer, int, Mapping[str, Any]], bytes]] = {
-    "gzip": lambda content, most, _: _zlib(_GZIP, content, most),
-    "zlib": lambda content, most, _: _zlib(_ZLIB, content, most),
-    "bz2": lambda content, most, _: _bz2(content, most),
+_UNPACK: dict[str, Callable[[Buffer, int, Mapping[str, Any]], Buffer]] = {
+    "gzip": lambda content, most, _: joined(pieces(content, "gzip"), most),
+    "bz2": lambda content, most, _: joined(pieces(content, "bz2"), most),
+    "zlib": lambda content, most, _: inflate(content, most),
     "lzma": _lzma,
     "zstd": lambda content, most, _: _zstd(content, most),
 }

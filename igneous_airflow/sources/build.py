@@ -169,8 +169,7 @@ class BuildSource:
     def _load(self, file: BoundingBox) -> Array:
         """The voxels of a file as (x, y, z, channel)."""
         try:
-            most = file.voxels * self.voxel_bytes + _LONGEST
-            content = inflate(_stored(self.folder, file, 2 * most), most)
+            content = self._inflated(file)
             header = _Header.read(content)
             if (header.dtype, header.channels_in(file.size)) != (self.dtype, self.channels):
                 raise ValueError(f"it holds {header.dtype}, not what the plan has found")
@@ -181,6 +180,10 @@ class BuildSource:
         except ValueError as error:  # a CorruptChunk is one
             raise UnreadableSource(f"{self.folder.url}/{file} cannot be read: {error}") from error
         return voxels.reshape(*file.size, self.channels)
+
+    def _inflated(self, file: BoundingBox) -> Buffer:
+        most = file.voxels * self.voxel_bytes + _LONGEST
+        return inflate(_stored(self.folder, file, 2 * most), most)
 
     def look(self) -> Findings:
         """Name overlaps, holes that nothing fills, and files whose headers do not fit."""
@@ -267,7 +270,7 @@ def _head_of_stored(folder: Folder, file: BoundingBox) -> Buffer:
 
 
 def _stored(folder: Folder, file: BoundingBox, most: int) -> Buffer:
-    """The zlib stream of a file, which has so many bytes at most.
+    """The zlib stream of a file, of `most` bytes at most.
 
     Raises CorruptChunk, SourceNotFound and the storage's errors.
     """

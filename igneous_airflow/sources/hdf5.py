@@ -29,7 +29,7 @@ from igneous_airflow.sources.protocol import (
 from igneous_airflow.sources.raw import raw_array
 from igneous_airflow.sources.reach import companion
 from igneous_airflow.storage import hdf5
-from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.files import open_file
 from igneous_airflow.storage.hdf5_chunks import ChunkCodec, StoredChunk
 from igneous_airflow.storage.overlap import Overlap
 from igneous_airflow.storage.parts import FileInParts, PartStream
@@ -234,8 +234,8 @@ def _where_it_is(file: FileInParts) -> FileInParts:
     if not file.url.startswith(_DISK):
         return file
     path = Path(file.url.removeprefix(_DISK)).resolve()
-    folder = open_folder(f"{_DISK}{path.parent}")
-    return FileInParts(folder, replace(file.entry, name=path.name))
+    folder, name = open_file(f"{_DISK}{path}")
+    return FileInParts(folder, replace(file.entry, name=name))
 
 
 def _type_of(dtype: "np.dtype[Any]") -> Any:

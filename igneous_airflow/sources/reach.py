@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import unquote
 
 from igneous_airflow.errors import SourceNotFound, UnreadableSource
+from igneous_airflow.storage.allowed import require_allowed
 from igneous_airflow.storage.files import Folder
 from igneous_airflow.storage.local import disk_errors
 from igneous_airflow.storage.parts import FileInParts
@@ -21,9 +22,11 @@ _MOST_DECODINGS = 4
 def companion(file: FileInParts, name: str, by: str) -> FileInParts:
     """A file that is named in another one, beginning where that one lies; `by` says how.
 
-    Raises UnreadableSource when it lies outside of the folder, SourceNotFound when it is not there.
+    Raises UnreadableSource when it lies outside of the folder, SourceNotFound when it is not there,
+    AccessDenied when this process may not open it.
     """
     inside = companion_name(file, name, by)
+    require_allowed(f"{file.folder.url}/{inside}")
     entry = file.folder.entry(inside)
     if entry is None:
         raise SourceNotFound(f"{by} names {file.folder.url}/{inside}, which is not there")

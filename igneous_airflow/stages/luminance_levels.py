@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
-from igneous_airflow.errors import AuditFailed, IgneousError, InvalidParameter
+from igneous_airflow.errors import IgneousError, InvalidParameter
 from igneous_airflow.fields import (
     LIMITS,
     WHAT,
     WHERE,
     Bounds,
+    Confirm,
     FillMissing,
     IntegerVec3,
     LayerUrl,
@@ -24,7 +25,8 @@ from igneous_airflow.fields import (
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Slab, Slabs
 from igneous_airflow.geometry.patches import Patches, Sample
-from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
+from igneous_airflow.proof import Account, FoundFile, require_files
+from igneous_airflow.stage import Audit, Plan, Stage, Work
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,6 +110,7 @@ class LuminanceLevels(Stage):
         ),
     ] = False
     memory_target: MemoryTarget = 3_500_000_000
+    confirm: Confirm = False
 
     def resolved(self) -> Self:
         """Replace mip -1 by the coarsest mip that exists now."""
@@ -125,10 +128,27 @@ class LuminanceLevels(Stage):
             refusals = tuple(image.problems())
             if not refusals:
                 image.levels.folder.check_writable()
+                return self._asking(self._counted(image), image)
         except IgneousError as error:
-            return Plan(stage=self.name, refusals=(str(error),))
-        if refusals:
-            return Plan(stage=self.name, refusals=refusals)
+            refusals = (str(error),)
+        return Plan(stage=self.name, refusals=refusals)
+
+    def _asking(self, plan: Plan, image: "_Image") -> Plan:
+        """The plan with the levels that it replaces."""
+        from igneous_airflow.confirmation import Replaced, asking
+        from igneous_airflow.storage.existing import Existing
+        from igneous_airflow.storage.provenance import made_by
+
+        sizes, name = image.levels.sizes(), image.name
+        there = [sizes[z] for z in image.sections if z in sizes]
+        if not there:
+            return plan
+        method = made_by(image.levels.folder, image.written)[name]
+        found = Existing(len(there), sum(there))
+        replaced = Replaced(name, found, method, kind="histogram")
+        return asking(plan, self, f"the levels in {image.levels.place}", [replaced])
+
+    def _counted(self, image: "_Image") -> Plan:
         sections, sample, levels = image.sections, image.sample, image.levels
         return Plan(
             stage=self.name,
@@ -172,28 +192,33 @@ class LuminanceLevels(Stage):
                         num_patches=len(patches),
                         coverage_ratio=int(row.sum()) / area,
                     )
-                    written = image.levels.write(z, levels)
-                    work += Work(voxels=int(row.sum()), bytes_written=written)
+                    stored = image.levels.write(z, levels)
+                    name = image.levels.name(z)
+                    work += Work(voxels=int(row.sum()), bytes_written=stored, files={name: stored})
         return work
 
-    def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002
+    @property
+    def output(self) -> str:
+        """The folder of the levels."""
+        return self.levels_path or self.layer
+
+    def finish(self, by: str, account: Account | None = None) -> Audit:
         """Check that every section has its levels, then record where they are from."""
-        from igneous_airflow.storage.levels import named
         from igneous_airflow.storage.provenance import record_processing
 
         image = self._accepted_image()
-        present = image.levels.sizes()
-        if missing := [z for z in image.sections if z not in present]:
-            slabs = enumerate(image.slabs)
-            raise AuditFailed(
-                f"{image.levels.place} lacks the levels of {named(missing)} although every task "
-                "reported success.",
-                [cell for cell, slab in slabs if not present.keys() >= set(slab)],
-            )
+        levels, slabs, present = image.levels, image.slabs, image.levels.sizes()
+
+        def files_of(block: int) -> Iterator[FoundFile]:
+            return (FoundFile(levels.name(z), present.get(z)) for z in slabs[block])
+
+        require_files(files_of, len(slabs), levels.folder.url, account)
         elsewhere = image.levels.folder.url != image.layer.folder.url
         sources = (self.layer,) if elsewhere else ()
-        record_processing(image.levels.folder, self.provenance(), by, sources=sources)
-        return Audit(outputs={f"levels/{image.mip}": len(image.sections)}, files="histograms")
+        record_processing(
+            image.levels.folder, self.provenance(), by, sources=sources, written=image.written
+        )
+        return Audit(outputs={image.name: len(image.sections)}, files="histograms")
 
     def _image(self) -> "_Image":
         from igneous_airflow.storage.layer import Layer
@@ -251,6 +276,21 @@ class _Image:
 
         url = self.stage.levels_path or self.stage.layer
         return LevelsFolder(url, self.mip, self.layer.info.data_type)
+
+    @property
+    def name(self) -> str:
+        """The folder of the histograms in theirs."""
+        return f"levels/{self.mip}"
+
+    @property
+    def written(self) -> dict[str, BoundingBox]:
+        """What gets histograms, which are of whole sections, wherever they were sampled."""
+        low, high = self.scale.bounds.min, self.scale.bounds.max
+        low, high = (
+            Vec3(low.x, low.y, self.sections.start),
+            Vec3(high.x, high.y, self.sections.stop),
+        )
+        return {self.name: BoundingBox(low, high)}
 
     @property
     def slabs(self) -> Slabs:
@@ -337,5 +377,3 @@ class _Image:
                 f"chunks are {chunk} sections deep, so that some are read by several tasks: let z "
                 f"of the shape be a multiple of {chunk}"
             )
-        if replaced := self.levels.sizes().keys() & set(self.sections):
-            yield f"levels of {len(replaced):,} sections are there already and will be replaced"

@@ -19,15 +19,16 @@ from igneous_airflow.errors import CorruptChunk, InvalidInfo, InvalidParameter, 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import Buffer, Folder
-from igneous_airflow.storage.local import leads_outside
+from igneous_airflow.storage.links import leads_outside
 from igneous_airflow.storage.overlap import Overlap, overlap_width
 
 _METADATA, _LABELS = "metadata.json", "segmentation.lzma"
 _TYPES = {"UInt8": "uint8", "UInt16": "uint16", "UInt32": "uint32", "UInt64": "uint64"}
 _NANOMETRES = ("nanometers", "nanometres", "nm")
-_MARGIN = 1 << 20  # bytes of a file that describe it
 _LZMA_MEMORY = 1 << 28  # bytes; four times what lzma's highest level needs
 NAMED_AT_MOST = 10
+_METADATA_BYTES = 1 << 20
+_HEADER_BYTES = 1 << 20  # of labels or a picture, whose remarks may be long
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class Cube:
 
     def labels(self) -> NDArray[Any]:
         """All labels as (x, y, z); raises MissingChunk or CorruptChunk naming the file."""
-        content = self._read(_LABELS)
         expected = self.box.voxels * self._dtype.itemsize
+        content = self._read(_LABELS, 2 * expected + _HEADER_BYTES)
         decoder = lzma.LZMADecompressor(memlimit=_LZMA_MEMORY)
         try:
             labels = decoder.decompress(content, expected + 1)
@@ -90,6 +91,11 @@ class Cube:
             )
         return np.frombuffer(labels, self._dtype).reshape(tuple(self.box.size), order="F")
 
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of its labels, or of its grey values where it has none."""
+        return self.box.voxels * np.dtype(self.label_type or "uint8").itemsize
+
     @cached_property
     def _dtype(self) -> "np.dtype[Any]":
         return np.dtype(self.label_type).newbyteorder("<")
@@ -99,11 +105,10 @@ class Cube:
         from PIL.JpegImagePlugin import JpegImageFile
 
         name = f"jpg/{number}.jpg"
-        content = self._read(name)
+        pixels = self.box.size.x * self.box.size.y
+        content = self._read(name, 4 * pixels + _HEADER_BYTES)
         try:
-            with JpegImageFile(
-                BytesIO(content)
-            ) as picture:  # its size is known before it is decoded
+            with JpegImageFile(BytesIO(content)) as picture:  # its header, not yet its pixels
                 if picture.size != (self.box.size.x, self.box.size.y) or picture.mode != "L":
                     width, height = picture.size
                     raise ValueError(
@@ -114,7 +119,7 @@ class Cube:
         except (OSError, ValueError, SyntaxError) as error:
             raise CorruptChunk(f"{self.url}/{name} cannot be used: {error}") from error
 
-    def _read(self, name: str) -> bytes:
+    def _read(self, name: str, most: int) -> bytes:
         _require_inside(self.folder, f"{self.name}/{name}")
         stored = self.folder.read(f"{self.name}/{name}")
         if stored is None:
@@ -122,14 +127,9 @@ class Cube:
                 f"{self.url}/{name} is missing: restore it, or set fill_missing to take background"
             )
         try:
-            return bytes(decompress_bytes(stored, 2 * self.bytes + _MARGIN))
+            return bytes(decompress_bytes(stored, most))
         except CorruptChunk as error:
             raise CorruptChunk(f"{self.url}/{name}: {error}") from error
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of its labels, or of its grey values where it has none."""
-        return self.box.voxels * np.dtype(self.label_type or "uint8").itemsize
 
 
 def _unit(
@@ -179,7 +179,7 @@ def read_cubes(folder: Folder) -> tuple[list[Cube], list[str]]:
                 others.append(name)
                 continue
             try:
-                cubes.append(Cube.parse(folder, name, decompress_bytes(stored, _MARGIN)))
+                cubes.append(Cube.parse(folder, name, decompress_bytes(stored, _METADATA_BYTES)))
             except (InvalidInfo, CorruptChunk) as error:
                 problems.append(str(error))
     if problems:

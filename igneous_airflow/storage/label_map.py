@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from igneous_airflow.errors import IgneousError, InvalidParameter, StorageUnavailable
 from igneous_airflow.storage import hdf5, magic
 from igneous_airflow.storage.cache import cached_file
-from igneous_airflow.storage.files import Folder, open_folder
+from igneous_airflow.storage.files import Folder, open_file
 from igneous_airflow.storage.hdf5_chunks import ChunkCodec
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ class LabelMap:
     @classmethod
     def open(cls, url: str) -> "LabelMap":
         """Look into the file; raises InvalidParameter saying what is wrong with it."""
-        parent, _, name = url.rpartition("/")
-        folder = open_folder(parent)
+        folder, name = open_file(url)
         if folder.entry(name) is None:  # nor is it opened: a pipe would be waited for
             raise InvalidParameter(f"{url} is not there, or no file")
         version, stream = folder.version(name), folder.stream(name)

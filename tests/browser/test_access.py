@@ -60,7 +60,7 @@ def layers(airflow: RealAirflow, tmp_path_factory: pytest.TempPathFactory) -> Pa
             url=f"file://{airflow.runs}/{name}",
             queue="memory://access",
             by="somebody@example.org",
-            origin={"dag_id": dag, "dag_run_id": "manual", "group_id": "x"} if dag else {},
+            triggered_by={"dag_id": dag, "dag_run_id": "manual", "group_id": "x"} if dag else {},
         )
     (folder / "unrecorded").mkdir()
     (folder / "unrecorded" / "info").write_text("secret")

@@ -86,7 +86,13 @@ def test_an_address_that_is_no_queue_exits_2(cli, queue: str):
 
 
 @pytest.mark.parametrize(
-    "options", [["--processes", "0"], ["--lease-seconds", "0"], ["--max-attempts", "0"]]
+    "options",
+    [
+        ["--processes", "0"],
+        ["--lease-seconds", "0"],
+        ["--lease-seconds", "43201"],
+        ["--max-attempts", "0"],
+    ],
 )
 def test_wrong_options_of_a_worker_exit_2(cli, tmp_path: Path, options: list[str]):
     answer = cli("worker", f"sqlite://{tmp_path}/q.db", *options)
@@ -110,7 +116,7 @@ def test_a_message_of_somebody_else_is_buried_with_exit_code_1(cli, tmp_path: Pa
     answer = cli("worker", url, "--until-done")
     assert answer.code == 1
     assert len(answer.out.splitlines()) == 1
-    assert "outcome=failed" in answer.out
+    assert "outcome=refused" in answer.out
     assert "\x1b" not in answer.out
     assert open_queue(url).counts().dead == 1
 
