@@ -20,6 +20,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from igneous_airflow.credentials import refuse_credentials
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.storage.files import TRASH
 
@@ -58,6 +59,7 @@ def section(
 
 
 def _layer_url(text: str) -> str:
+    refuse_credentials(text)
     url = text.strip().removeprefix("precomputed://").removesuffix("|neuroglancer-precomputed:")
     scheme = url.partition("://")[0]
     if scheme in _OTHER_FORMATS:
@@ -68,11 +70,13 @@ def _layer_url(text: str) -> str:
 
 
 def _source_url(text: str) -> str:
+    refuse_credentials(text)
     return _place(re.sub(r"^(zarr[23]?|nifti)://", "", text.strip()), text)
 
 
 def _place(url: str, text: str) -> str:
     """An address in its one spelling; `text` is what somebody wrote."""
+    url = re.sub("^file://localhost/", "file:///", url)
     scheme, separator, rest = url.partition("://")
     if _CONTROL.search(url):
         raise ValueError(f"{url!r} contains control characters")
@@ -401,6 +405,18 @@ Encoding = Annotated[
     Field(
         title="Encoding",
         description="Encoding of new mips. Empty: the encoding of the mip that is read.",
+        json_schema_extra=section(HOW),
+    ),
+]
+EncodingLevel = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        le=100,
+        title="Encoding level",
+        description="How well jpeg and jxl keep voxels, 1 to 100, where jxl keeps all of them at "
+        "100; or how hard png tries, 0 (fast) to 9 (small). Empty: as the mip that is read or that "
+        "exists has it, otherwise 85 and 9.",
         json_schema_extra=section(HOW),
     ),
 ]

@@ -13,14 +13,16 @@ tasks, so that resuming it does them, and only them, again.
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from igneous_airflow.errors import PlanRefused
-from igneous_airflow.fields import SECTIONS
+from igneous_airflow.errors import AccessDenied, PlanRefused
+from igneous_airflow.fields import ADDRESS, FILES, LAYER, SECTIONS
 from igneous_airflow.proof import Account
+from igneous_airflow.storage.allowed import require_allowed
 from igneous_airflow.storage.methods import same_method, without_permissions
 
 
@@ -169,7 +171,9 @@ class Audit(BaseModel):
 class Stage(BaseModel, ABC):
     """A kind of work: its fields are its parameters, its methods its life."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
+    )
 
     #: Message key, DAG id after `igneous_`, and, with hyphens, the command.
     name: ClassVar[str]
@@ -228,6 +232,20 @@ class Stage(BaseModel, ABC):
         the cells whose it is.
         """
 
+    def require_allowed(self) -> None:
+        """Raise PlanRefused naming each address that this process may not open; opens nothing."""
+        if problems := list(self.forbidden_addresses()):
+            raise PlanRefused(self.name, [f"{name}: {why}" for name, why in problems])
+
+    def forbidden_addresses(self) -> Iterator[tuple[str, str]]:
+        """Fields whose addresses this process may not open, and why."""
+        for name in _address_fields(type(self)):
+            if url := getattr(self, name):
+                try:
+                    require_allowed(url)
+                except AccessDenied as denied:
+                    yield name, str(denied)
+
     def parameters(self) -> dict[str, Any]:
         """Every parameter as JSON data, defaults included."""
         return self.model_dump(mode="json")
@@ -257,6 +275,17 @@ def fields_of_kind(model: type[BaseModel], *kinds: str) -> list[str]:
     """The names of the fields of one of these kinds, as LAYER, in the order of the form."""
     schemas = field_schemas(model)
     return [name for name, schema in schemas.items() if schema.get("kind") in kinds]
+
+
+@cache
+def _address_fields(model: type[BaseModel]) -> tuple[str, ...]:
+    """The names of the fields that hold an address, whether or not a form could show the model."""
+    properties = model.model_json_schema(mode="validation")["properties"]
+    kinds = {
+        name: {option.get("kind") for option in (schema, *schema.get("anyOf", ()))}
+        for name, schema in properties.items()
+    }
+    return tuple(name for name, found in kinds.items() if found & {LAYER, ADDRESS, FILES})
 
 
 def _place_in_form(schema: dict[str, Any]) -> tuple[int, bool, bool]:

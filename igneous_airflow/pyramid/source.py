@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
+from igneous_airflow.storage.encodings import writing_problem
 from igneous_airflow.storage.info import Scale
 from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.overlap import Overlap
@@ -124,8 +125,9 @@ class LayerSource:
         return (
             self.change is None
             and self.channel is None
-            and (here.chunk_size, here.encoding, here.block_size)
-            == (scale.chunk_size, scale.encoding, scale.block_size)
+            and (here.chunk_size, here.encoding, here.block_size, here.tuning)
+            == (scale.chunk_size, scale.encoding, scale.block_size, scale.tuning)
+            and (self.missing is None or writing_problem(scale.encoding) is None)  # to fill holes
             and here.chunks.is_aligned(self.at_source(region))
             and scale.chunks.is_aligned(region)
         )

@@ -35,6 +35,7 @@ _NOWHERE = Vec3(0, 0, 0)
 _HEADS_AT_ONCE = 16
 _HEAD = 1 << 10  # bytes of a file that hold the header of the .npy stream
 _LONGEST = 1 << 16  # bytes of a header
+_STREAM_BYTES = 1 << 30  # of a stream that is compressed once more, before its header is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ class BuildSource:
     def _load(self, file: BoundingBox) -> Array:
         """The voxels of a file as (x, y, z, channel)."""
         try:
-            content = inflate(_stored(self.folder, file), file.voxels * self.voxel_bytes + _LONGEST)
+            content = self._inflated(file)
             header = _Header.read(content)
             if (header.dtype, header.channels_in(file.size)) != (self.dtype, self.channels):
                 raise ValueError(f"it holds {header.dtype}, not what the plan has found")
@@ -175,6 +176,10 @@ class BuildSource:
         except ValueError as error:  # a CorruptChunk is one
             raise UnreadableSource(f"{self.folder.url}/{file} cannot be read: {error}") from error
         return voxels.reshape(*file.size, self.channels)
+
+    def _inflated(self, file: BoundingBox) -> Buffer:
+        most = file.voxels * self.voxel_bytes + _LONGEST
+        return inflate(_stored(self.folder, file, 2 * most), most)
 
     def look(self) -> Findings:
         """Name overlaps, holes that nothing fills, and files whose headers do not fit."""
@@ -249,15 +254,18 @@ def _beginning(folder: Folder, file: BoundingBox) -> bytes:
         if entry is not None:
             folder.read_part(entry.name, 0, memoryview(head))
         else:  # compressed once more, as its suffix says
-            head = _stored(folder, file)
+            head = _stored(folder, file, _STREAM_BYTES)
     except UnreadableSource:  # compressed once more, as the bucket says
-        head = _stored(folder, file)
+        head = _stored(folder, file, _STREAM_BYTES)
     return zlib.decompressobj().decompress(head, _HEAD)
 
 
-def _stored(folder: Folder, file: BoundingBox) -> Buffer:
-    """The zlib stream of a file; raises CorruptChunk, SourceNotFound and the storage's errors."""
+def _stored(folder: Folder, file: BoundingBox, most: int) -> Buffer:
+    """The zlib stream of a file, of `most` bytes at most.
+
+    Raises CorruptChunk, SourceNotFound and the storage's errors.
+    """
     stored = folder.read(str(file))
     if stored is None:
         raise SourceNotFound(f"{folder.url}/{file} is not there")
-    return decompress_bytes(stored)
+    return decompress_bytes(stored, most)

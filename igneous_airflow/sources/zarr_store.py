@@ -16,6 +16,8 @@ from igneous_airflow.errors import AccessDenied
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import Folder
 
+_VALUE_BYTES = 1 << 30  # of a value that the bucket compresses: zarr says nothing of its size
+
 
 class FolderStore(Store):
     """A read-only store; raises the storage's errors."""
@@ -43,7 +45,7 @@ class FolderStore(Store):
     def _read(self, key: str, part: ByteRequest | None) -> bytes | None:
         if part is None:
             stored = self._folder.read(key)
-            return None if stored is None else bytes(decompress_bytes(stored))
+            return None if stored is None else bytes(decompress_bytes(stored, _VALUE_BYTES))
         entry = self._folder.entry(key)
         if entry is None:
             return None

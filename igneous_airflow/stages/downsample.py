@@ -226,6 +226,7 @@ class Downsample(PyramidOptions):
         wishes = ScaleWishes(
             chunk_size=self.chunk_size,
             encoding=self.encoding,
+            encoding_level=self.encoding_level,
             default_chunk_size=None
             if self.preserve_chunk_size
             else Vec3(*map(divisor_nearest_64, source.chunk_size)),
@@ -246,11 +247,12 @@ class Downsample(PyramidOptions):
         return pyramid
 
     def _notes(self, layer: "Layer", pyramid: "Pyramid") -> Iterator[str]:
+        from igneous_airflow.pyramid.layout import loss_notes
+
         made = len(pyramid.levels)
         if made < self.num_mips:
             yield f"{made} of {self.num_mips} mips are made: after those nothing is left to pool"
-        if pyramid.source.encoding in ("jpeg", "jxl"):
-            yield f"mip {self.mip} is stored as lossy {pyramid.source.encoding}; its losses go on"
+        yield from loss_notes(pyramid.source, pyramid.levels)
         present = [s.key for s in pyramid.levels if layer.info.scale_in(s.key) is not None]
         if present:
             yield f"mips that are there already are made anew: {', '.join(present)}"

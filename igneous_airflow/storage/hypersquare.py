@@ -26,6 +26,8 @@ _TYPES = {"UInt8": "uint8", "UInt16": "uint16", "UInt32": "uint32", "UInt64": "u
 _NANOMETRES = ("nanometers", "nanometres", "nm")
 _LZMA_MEMORY = 1 << 28  # bytes; four times what lzma's highest level needs
 NAMED_AT_MOST = 10
+_METADATA_BYTES = 1 << 20
+_HEADER_BYTES = 1 << 20  # of labels or a picture, whose remarks may be long
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ class Cube:
 
     def labels(self) -> NDArray[Any]:
         """All labels as (x, y, z); raises MissingChunk or CorruptChunk naming the file."""
-        content = self._read(_LABELS)
         expected = self.box.voxels * self._dtype.itemsize
+        content = self._read(_LABELS, 2 * expected + _HEADER_BYTES)
         decoder = lzma.LZMADecompressor(memlimit=_LZMA_MEMORY)
         try:
             labels = decoder.decompress(content, expected + 1)
@@ -97,7 +99,8 @@ class Cube:
         from PIL import Image
 
         name = f"jpg/{number}.jpg"
-        content = self._read(name)
+        pixels = self.box.size.x * self.box.size.y
+        content = self._read(name, 4 * pixels + _HEADER_BYTES)
         try:
             with Image.open(BytesIO(content), formats=["JPEG"]) as picture:
                 if picture.size != (self.box.size.x, self.box.size.y) or picture.mode != "L":
@@ -110,14 +113,14 @@ class Cube:
         except (OSError, ValueError, SyntaxError) as error:
             raise CorruptChunk(f"{self.url}/{name} cannot be used: {error}") from error
 
-    def _read(self, name: str) -> bytes:
+    def _read(self, name: str, most: int) -> bytes:
         stored = self.folder.read(f"{self.name}/{name}")
         if stored is None:
             raise MissingChunk(
                 f"{self.url}/{name} is missing: restore it, or set fill_missing to take background"
             )
         try:
-            return bytes(decompress_bytes(stored))
+            return bytes(decompress_bytes(stored, most))
         except CorruptChunk as error:
             raise CorruptChunk(f"{self.url}/{name}: {error}") from error
 
@@ -167,7 +170,7 @@ def read_cubes(folder: Folder) -> tuple[list[Cube], list[str]]:
                 others.append(name)
                 continue
             try:
-                cubes.append(Cube.parse(folder, name, decompress_bytes(stored)))
+                cubes.append(Cube.parse(folder, name, decompress_bytes(stored, _METADATA_BYTES)))
             except (InvalidInfo, CorruptChunk) as error:
                 problems.append(str(error))
     if problems:

@@ -5,7 +5,6 @@ Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precom
 `parts_of_others` are ours.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -13,6 +12,7 @@ from typing import Any, Self
 from igneous_airflow.errors import InvalidInfo
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.storage.info import Scale
+from igneous_airflow.storage.strict_json import parse_json, shown
 
 SPATIAL_INDEX = ".spatial"  # how the names of its files end
 _TYPE = "neuroglancer_legacy_mesh"
@@ -164,11 +164,11 @@ def keys_of_others(data: Mapping[str, Any]) -> dict[str, Any]:
 def read_object(text: bytes, place: str) -> dict[str, Any]:
     """Read the file's JSON; raises InvalidInfo."""
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except ValueError as error:
         raise InvalidInfo(f"{place}/info is no info of meshes: {error}") from error
     if not isinstance(data, dict):
-        raise InvalidInfo(f"{place}/info is no info of meshes: it holds {data!r}")
+        raise InvalidInfo(f"{place}/info is no info of meshes: it holds {shown(data)}")
     return data
 
 

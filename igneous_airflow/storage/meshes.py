@@ -19,14 +19,20 @@ from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.storage.codecs import compress_bytes, decompress_bytes
 from igneous_airflow.storage.commit import commit
 from igneous_airflow.storage.files import Folder, StoredFile
+from igneous_airflow.storage.info import INFO_BYTES
 from igneous_airflow.storage.mesh_info import Begun, MeshInfo, read_object
+from igneous_airflow.storage.strict_json import parse_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _INFO, _RECORDS = "info", "cells"
+_LIST_BYTES = 1 << 28  # of a manifest or a record: some million cells or labels
+_FRAGMENT_BYTES = 1 << 30  # some ten million triangles, in a cell
 _VERSION = 2  # of records
 _OF_A_LABEL = re.compile(r"([1-9][0-9]*):0(?::(.+))?", re.DOTALL)
+#: Names that a manifest may give: of files in the directory itself, wherever it is stored.
+_FRAGMENT = re.compile(r"(?!\.{1,2}$)[^/\\\x00-\x1f\x7f\ud800-\udfff]{1,1024}")
 
 
 def read_name(name: str) -> tuple[int, str]:
@@ -96,6 +102,17 @@ def decode_fragment(content: bytes) -> "tuple[NDArray[Any], NDArray[Any]]":
     return vertices, faces.astype(np.int64)
 
 
+def _fragments(manifest: Any) -> list[str]:
+    """The names in a manifest; raises ValueError, TypeError and KeyError for a broken one."""
+    names = manifest["fragments"]
+    if not isinstance(names, list):
+        raise TypeError(f"its fragments are {names!r:.100}")
+    for name in names:
+        if not isinstance(name, str) or not _FRAGMENT.fullmatch(name):
+            raise ValueError(f"{name!r:.200} is not the name of a fragment beside it")
+    return names
+
+
 class MeshFolder:
     """The mesh directory of a layer."""
 
@@ -113,12 +130,12 @@ class MeshFolder:
 
         Raises InvalidInfo for meshes of another format.
         """
-        text = self._read(_INFO)
+        text = self._read(_INFO, INFO_BYTES)
         return None if text is None else MeshInfo.of(read_object(text, self.url), self.url)
 
     def read_keys(self) -> dict[str, Any]:
         """All that the directory's info says; nothing when there is none. Raises InvalidInfo."""
-        text = self._read(_INFO)
+        text = self._read(_INFO, INFO_BYTES)
         return {} if text is None else read_object(text, self.url)
 
     def add_part(
@@ -168,6 +185,14 @@ class MeshFolder:
 
         commit(self.layer, f"{self.directory}/{_INFO}", read, change, write)
 
+    def fragment_name(self, label: int, cell: str) -> str:
+        """The name of a fragment's file, below the layer; `cell` is its box as text."""
+        return f"{self.directory}/{label}:0:{cell}"
+
+    def manifest_name(self, label: int) -> str:
+        """The name of a manifest's file, below the layer."""
+        return f"{self.directory}/{label}:0"
+
     def write_fragment(self, label: int, cell: BoundingBox, content: bytes, compress: str) -> int:
         """Write the encoded fragment of a label in a cell and return its stored bytes."""
         return self._write(f"{label}:0:{cell}", content, "model/mesh", compress)
@@ -199,8 +224,8 @@ class MeshFolder:
     def _named_by(self, label: int) -> list[str]:
         """The fragments that a label's manifest names; none when there is no manifest of ours."""
         try:
-            manifest = self._read(f"{label}:0")
-            names = [] if manifest is None else json.loads(manifest)["fragments"]
+            manifest = self._read(f"{label}:0", _LIST_BYTES)
+            names = [] if manifest is None else _fragments(parse_json(manifest))
             ours = all(read_name(name)[0] == label for name in names)
         except (InvalidInfo, ValueError, TypeError, KeyError):
             return []
@@ -210,18 +235,21 @@ class MeshFolder:
         """Read the fragments of a label, as its manifest names them, as one mesh.
 
         Vertices are (n, 3) in nm, faces (m, 3); vertices of neighbouring fragments are not joined.
-        None when there is no manifest. Raises InvalidInfo for a file that is missing or broken.
+        None when there is no manifest. Raises InvalidInfo for a file that is missing or broken, and
+        for a manifest that names files elsewhere.
         """
         import numpy as np
 
-        manifest = self._read(f"{label}:0")
+        manifest = self._read(f"{label}:0", _LIST_BYTES)
         if manifest is None:
             return None
         vertices, faces = np.empty((0, 3), np.float32), np.empty((0, 3), np.int64)
         name = f"{label}:0"
         try:
-            for name in json.loads(manifest)["fragments"]:
-                more_vertices, more_faces = decode_fragment(self._read(name) or b"")
+            for name in _fragments(parse_json(manifest)):
+                more_vertices, more_faces = decode_fragment(
+                    self._read(name, _FRAGMENT_BYTES) or b""
+                )
                 faces = np.concatenate([faces, more_faces + len(vertices)])
                 vertices = np.concatenate([vertices, more_vertices])
         except (ValueError, TypeError, KeyError) as error:
@@ -250,7 +278,7 @@ class MeshFolder:
     def read_spatial_index(self, name: str) -> dict[int, list[int]]:
         """The boxes in nm of a cell's labels; none when there is no file of ours."""
         with suppress(InvalidInfo, ValueError, TypeError, AttributeError):
-            data = json.loads(self._read(name) or b"{}")
+            data = parse_json(self._read(name, _LIST_BYTES) or b"{}")
             return {int(label): [int(nm) for nm in box] for label, box in data.items()}
         return {}
 
@@ -261,11 +289,11 @@ class MeshFolder:
 
     def read_record(self, box: BoundingBox) -> Record | None:
         """Read what meshing a cell left; None when it has not been meshed. Raises InvalidInfo."""
-        text = self._read(f"{_RECORDS}/{box}")
+        text = self._read(f"{_RECORDS}/{box}", _LIST_BYTES)
         if text is None:
             return None
         try:
-            return Record.of(json.loads(text))
+            return Record.of(parse_json(text))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InvalidInfo(
                 f"{self.url}/{_RECORDS}/{box} is no record of ours: {error}"
@@ -293,6 +321,10 @@ class MeshFolder:
         """The names of all files directly in the directory, and their stored bytes."""
         return self.layer.sizes(self.directory)
 
+    def sizes_starting(self, starts: Sequence[str]) -> Iterator[tuple[str, int]]:
+        """Those of them that start in one of these ways, with their stored bytes."""
+        return self.layer.sizes_starting(self.directory, starts)
+
     def names_starting(self, starts: Sequence[str]) -> Iterator[str]:
         """Those of them that start in one of these ways."""
         return self.layer.names_starting(self.directory, starts)
@@ -302,12 +334,12 @@ class MeshFolder:
         for name in names:
             self.layer.delete(f"{self.directory}/{name}")
 
-    def _read(self, name: str) -> bytes | None:
+    def _read(self, name: str, most: int) -> bytes | None:
         stored = self.layer.read(f"{self.directory}/{name}")
         if stored is None:
             return None
         try:
-            return bytes(decompress_bytes(stored))
+            return bytes(decompress_bytes(stored, most))
         except CorruptChunk as error:
             raise InvalidInfo(f"{self.url}/{name} cannot be read: {error}") from error
 

@@ -16,6 +16,7 @@ from igneous_airflow.storage.files import Folder, StoredFile
 from igneous_airflow.storage.methods import same_method
 
 _NAME = "provenance"
+_MOST = 1 << 26  # bytes: 64 MiB, or about 100,000 entries
 
 
 def read_provenance(folder: Folder) -> dict[str, Any]:
@@ -28,8 +29,8 @@ def read_provenance(folder: Folder) -> dict[str, Any]:
     if stored is None:
         return provenance
     try:
-        provenance |= json.loads(bytes(decompress_bytes(stored)))
-    except (CorruptChunk, ValueError, TypeError) as error:
+        provenance |= json.loads(bytes(decompress_bytes(stored, _MOST)))
+    except (CorruptChunk, ValueError, TypeError, RecursionError) as error:
         raise InvalidInfo(f"{folder.url}/provenance cannot be read: {error}") from error
     if not isinstance(provenance["processing"], list):
         raise InvalidInfo(f"{folder.url}/provenance: processing is not a list")

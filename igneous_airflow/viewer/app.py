@@ -21,7 +21,7 @@ from igneous_airflow.errors import AccessDenied, IgneousError, InvalidParameter,
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import Buffer, StoredFile, open_folder
 from igneous_airflow.storage.layer import Layer
-from igneous_airflow.storage.local import leads_outside
+from igneous_airflow.storage.links import leads_outside
 from igneous_airflow.viewer.state import BASE, Shown, viewer_state
 
 #: The layers of a view, by their names, for whoever asks; None where there is no such view.
@@ -30,6 +30,7 @@ FindView = Callable[[str, Request], Mapping[str, str] | None]
 FindBeneath = Callable[[str, Request], Iterable[tuple[str, str, str]]]
 
 _HEARTBEAT_SECONDS = 30.0
+_FILE_BYTES = 1 << 30  # of a file that the browser cannot decompress
 _OPEN_PAGE = """<!doctype html>
 <meta charset="utf-8">
 <title>{title}</title>
@@ -144,7 +145,7 @@ def _answer(stored: StoredFile, request: Request) -> Response:
     if stored.compression and wanted is None and stored.compression in accepted:
         headers["Content-Encoding"] = stored.compression
     else:
-        content = decompress_bytes(stored)
+        content = decompress_bytes(stored, _FILE_BYTES)
     if wanted is None:
         return _binary(content, headers)
     limits = _range(wanted, len(content))
