@@ -20,6 +20,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from igneous_airflow.credentials import refuse_credentials
 from igneous_airflow.field_values import CONTROL, shown
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.storage.files import TRASH
@@ -64,6 +65,7 @@ def section(
 
 
 def _layer_url(text: str) -> str:
+    refuse_credentials(text)
     url = text.strip().removeprefix("precomputed://").removesuffix("|neuroglancer-precomputed:")
     scheme = url.partition("://")[0]
     if scheme in _OTHER_FORMATS:
@@ -74,11 +76,13 @@ def _layer_url(text: str) -> str:
 
 
 def _source_url(text: str) -> str:
+    refuse_credentials(text)
     return _place(re.sub(r"^(zarr[23]?|nifti)://", "", text.strip()), text)
 
 
 def _place(url: str, text: str) -> str:
     """An address in its one spelling; `text` is what somebody wrote."""
+    url = re.sub("^file://localhost/", "file:///", url)
     scheme, separator, rest = url.partition("://")
     if CONTROL.search(url):
         raise ValueError(f"{shown(url)} contains control characters")

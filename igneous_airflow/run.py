@@ -40,10 +40,11 @@ from igneous_airflow.stage import Plan, Stage
 from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.durable import sync
-from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.files import open_folder, open_own_folder
 from igneous_airflow.storage.info import INFO
 from igneous_airflow.storage.json_files import RECORD_BYTES, read_json, write_json
 from igneous_airflow.task import Task, TaskEncoder
+from igneous_airflow.validation import wrong_fields
 
 _ACTIONS: dict[LaunchState, Action] = {
     LaunchState.APPROVED: "approved",
@@ -89,7 +90,8 @@ class Run(RunRecord):
         try:
             return stage_class(self.stage).model_validate(self.resolved).accepted()
         except ValidationError as error:
-            raise InvalidParameter(f"{self.url}/{RECORD}: {error}") from error
+            problems = "; ".join(wrong_fields(error))
+            raise InvalidParameter(f"{self.url}/{RECORD}: {problems}") from None
 
     def open_queue(self) -> Queue:
         """The run's queue."""
@@ -122,6 +124,7 @@ class Run(RunRecord):
         The layer is left as it is, though without `plan_only` an empty file is written into its
         folder and deleted, to see that the run may.
         """
+        stage.require_allowed()
         earlier = cls._find(url)
         if earlier is not None and earlier._goes_on(plan_only=plan_only):  # noqa: SLF001
             plan = earlier._plan_again(stage, plan_only, trusted)  # noqa: SLF001
@@ -204,7 +207,7 @@ class Run(RunRecord):
 
     def _recorded(self, earlier: "Run | None") -> Self:
         """The run once it is recorded; what an earlier launch has left counts no more."""
-        folder, record = open_folder(self.url), self._as_record()
+        folder, record = open_own_folder(self.url), self._as_record()
         if earlier is None:
             return self._with(create_record(folder, record, None))
         self.ledger.forget_everything()
@@ -231,7 +234,7 @@ class Run(RunRecord):
         self, stage: Stage, plan_only: bool, trusted: Sequence[Mapping[str, Any]]
     ) -> Plan:
         """The plan of this run, which a launch of the stage takes up; raises PlanRefused."""
-        self._require_same(stage)
+        self.require_same(stage)
         plan = self.make_stage().plan()
         if self.was_launched:  # it was confirmed then
             plan = plan.require_accepted(resumed=True)
@@ -273,10 +276,11 @@ class Run(RunRecord):
     @classmethod
     def _find(cls, url: str) -> Self | None:
         url = url.rstrip("/")
-        record = read_record(open_folder(url))
+        record = read_record(open_own_folder(url))
         return None if record is None else cls(url=url, **dict(record))
 
-    def _require_same(self, stage: Stage) -> None:
+    def require_same(self, stage: Stage) -> None:
+        """Raise InvalidParameter when the run was launched with other parameters than a stage's."""
         requested = stage.identity()
         differing = [
             name
@@ -285,13 +289,13 @@ class Run(RunRecord):
         ]
         if differing:
             raise InvalidParameter(
-                f"the unfinished run {self.url} has other values for {', '.join(differing)}: start "
+                f"the recorded run {self.url} has other values for {', '.join(differing)}: start "
                 "a new run, or this one with the values it had"
             )
 
     def _changed(self, change: Callable[[RunRecord], RunRecord]) -> Self:
         """This run once its state was changed; the audit log says who did it."""
-        record = change_record(open_folder(self.url), self.launch_id, change)
+        record = change_record(open_own_folder(self.url), self.launch_id, change)
         for step in record.changes:
             if step not in self.changes and (action := self._audited(step.state)):
                 entry = AuditEntry(
@@ -326,7 +330,7 @@ class Run(RunRecord):
     @property
     def is_finished(self) -> bool:
         """Whether the run was proved complete, as its record says now."""
-        record = read_record(open_folder(self.url))
+        record = read_record(open_own_folder(self.url))
         return record is not None and record.is_finished and record.launch_id == self.launch_id
 
     def require_finished(self) -> None:
@@ -370,7 +374,7 @@ class Run(RunRecord):
 
     def stored_plan(self) -> bytes | None:
         """The plan that was noted, in JSON; None when there is none."""
-        stored = open_folder(self.url).read(_PLAN)
+        stored = open_own_folder(self.url).read(_PLAN)
         return None if stored is None else bytes(decompress_bytes(stored, RECORD_BYTES))
 
     def prepare(self) -> None:
@@ -572,11 +576,11 @@ class Run(RunRecord):
 
     def _stored_summary(self) -> Summary | None:
         with suppress(InvalidParameter, CorruptChunk):  # damaged: `finish` writes it again
-            return read_json(open_folder(self.url), _SUMMARY, Summary)
+            return read_json(open_own_folder(self.url), _SUMMARY, Summary)
         return None
 
     def _write(self, name: str, entry: BaseModel) -> None:
-        write_json(open_folder(self.url), name, entry)
+        write_json(open_own_folder(self.url), name, entry)
 
 
 def _startable(plan: Plan, *, plan_only: bool, trusted: Sequence[Mapping[str, Any]]) -> Plan:

@@ -13,16 +13,17 @@ tasks, so that resuming it does them, and only them, again.
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, wraps
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from igneous_airflow.errors import PlanRefused
+from igneous_airflow.errors import AccessDenied, PlanRefused
 from igneous_airflow.field_values import checked_value
-from igneous_airflow.fields import SECTIONS
+from igneous_airflow.fields import ADDRESS, FILES, LAYER, SECTIONS
 from igneous_airflow.proof import Account
+from igneous_airflow.storage.allowed import require_allowed
 from igneous_airflow.storage.methods import same_method, without_permissions
 
 
@@ -192,7 +193,9 @@ def _once_accepted(method: Callable[..., Any]) -> Callable[..., Any]:
 class Stage(BaseModel, ABC):
     """A kind of work: its fields are its parameters, its methods its life."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
+    )
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
@@ -271,6 +274,20 @@ class Stage(BaseModel, ABC):
         the cells whose it is.
         """
 
+    def require_allowed(self) -> None:
+        """Raise PlanRefused naming each address that this process may not open; opens nothing."""
+        if problems := list(self.forbidden_addresses()):
+            raise PlanRefused(self.name, [f"{name}: {why}" for name, why in problems])
+
+    def forbidden_addresses(self) -> Iterator[tuple[str, str]]:
+        """Fields whose addresses this process may not open, and why."""
+        for name in _address_fields(type(self)):
+            if url := getattr(self, name):
+                try:
+                    require_allowed(url)
+                except AccessDenied as denied:
+                    yield name, str(denied)
+
     def parameters(self) -> dict[str, Any]:
         """Every parameter as JSON data, defaults included."""
         return self.model_dump(mode="json")
@@ -300,6 +317,17 @@ def fields_of_kind(model: type[BaseModel], *kinds: str) -> list[str]:
     """The names of the fields of one of these kinds, as LAYER, in the order of the form."""
     schemas = field_schemas(model)
     return [name for name, schema in schemas.items() if schema.get("kind") in kinds]
+
+
+@cache
+def _address_fields(model: type[BaseModel]) -> tuple[str, ...]:
+    """The names of the fields that hold an address, whether or not a form could show the model."""
+    properties = model.model_json_schema(mode="validation")["properties"]
+    kinds = {
+        name: {option.get("kind") for option in (schema, *schema.get("anyOf", ()))}
+        for name, schema in properties.items()
+    }
+    return tuple(name for name, found in kinds.items() if found & {LAYER, ADDRESS, FILES})
 
 
 def _place_in_form(schema: dict[str, Any]) -> tuple[int, bool, bool]:

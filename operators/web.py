@@ -140,7 +140,13 @@ def _show_run(run: ReadableRun) -> dict[str, Any]:
     """All about a run."""
     detail: RunDetail = _overview().detail(run.id)
     words = detail.plan.describe() if detail.plan else ""
-    return detail.model_dump() | {"links": _links(detail), "plan_in_words": words}
+    # what was remembered of the run may be older than its proof, or than the loss of it
+    proved = Run.load(run.url).is_finished
+    return detail.model_dump() | {
+        "links": _links(detail),
+        "plan_in_words": words,
+        "proved": proved,
+    }
 
 
 def _show_failure(run: ReadableRun, task: int, attempt: int) -> Failure:

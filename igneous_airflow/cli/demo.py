@@ -77,6 +77,7 @@ class _Job:
     layer: str
     dag: str
     conf: dict[str, Any]
+    stages: frozenset[str]
 
 
 def _plan(url: str, *, confirm: bool) -> _Job:
@@ -90,7 +91,8 @@ def _plan(url: str, *, confirm: bool) -> _Job:
         click.echo(downsample.plan().require_accepted().describe())
     info = Layer.open(url).info
     if info.layer_type != "segmentation":
-        return _Job(url, "igneous_downsample", {"layer": url, "confirm": confirm})
+        conf = {"layer": url, "confirm": confirm}
+        return _Job(url, "igneous_downsample", conf, frozenset({"downsample"}))
     sizes = [scale.size.product for scale in info.scales]
     sizes += [sizes[0] // 4**mip for mip in range(len(sizes), 6)]
     mip = next((m for m, voxels in enumerate(sizes) if voxels <= _MESHED_VOXELS), len(sizes) - 1)
@@ -105,7 +107,8 @@ def _plan(url: str, *, confirm: bool) -> _Job:
         click.echo(f"  no meshes are made: {refusal}")
     conf = {"layer": url, "mesh_mip": mip, "shape": _MESHED_CELL, "confirm": confirm}
     without = {"run_mesh": False, "run_mesh_manifest": False} if refusals else {}
-    return _Job(url, "igneous_segmentation", conf | without)
+    stages = {"downsample"} if refusals else {"downsample", "mesh", "mesh_manifest"}
+    return _Job(url, "igneous_segmentation", conf | without, frozenset(stages))
 
 
 def _sample_layers(root: Path) -> list[str]:
@@ -157,8 +160,10 @@ def _run(airflow: EmbeddedAirflow, job: _Job) -> list[Summary]:
             bar.close()
     runs = [_load(record) for record in sorted(_records(airflow) - before, key=_written)]
     summaries = [summary for run in runs if (summary := run.summary()) is not None]
-    if call.returncode != 0 or not runs or len(summaries) < len(runs):
-        raise RunFailed(f"the DAG run on {shown(job.layer)} failed: read {log}")
+    unproved = sorted(job.stages - {summary.stage for summary in summaries})
+    if call.returncode != 0 or unproved:
+        which = f" ({', '.join(unproved)} not proved)" if unproved else ""
+        raise RunFailed(f"the DAG run on {shown(job.layer)} failed{which}: read {log}")
     return summaries
 
 

@@ -152,6 +152,7 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
     ) -> None:
         launched = make_stage(stage, values)
         if dry_run:
+            launched.require_allowed()
             plan = launched.resolved().plan().require_possible()
             click.echo(with_words(plan.describe(), _words(stage)))
             return
@@ -200,4 +201,4 @@ def make_stage(stage: type[Stage], values: dict[str, Any]) -> Stage:
         for problem in error.errors():
             place = [flags[str(part)] for part in problem["loc"][:1]]  # none: several together
             problems.append(": ".join([*place, problem["msg"].removeprefix("Value error, ")]))
-        raise click.UsageError("\n       ".join(problems)) from error
+        raise click.UsageError("\n       ".join(problems)) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from igneous_airflow.cli.addresses import queue_url
+from igneous_airflow.cli.allowed import ALLOWED, keep_out_of, limit_to
 from igneous_airflow.cli.runs import runs_option, sync_option
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.queue.protocol import LONGEST_LEASE, open_queue
@@ -27,6 +28,12 @@ _DEFAULTS = WorkerOptions()
     metavar="RUN",
     help="With --until-done: also stop once this run, by its name in the runs folder, has no "
     "outstanding tasks, though the queue holds tasks of others.",
+)
+@click.option(
+    "--allowed",
+    metavar="PREFIX,PREFIX,...",
+    help=f"Addresses below which tasks may read and write, as {ALLOWED} in the environment; where "
+    "both are given, both hold.",
 )
 @click.option(
     "--stopped-code",
@@ -72,6 +79,7 @@ def worker(
     processes: int,
     until_done: bool,
     run: str | None,
+    allowed: str | None,
     stopped_code: int,
     lease_seconds: float,
     max_attempts: int,
@@ -88,6 +96,8 @@ def worker(
     SIGTERM lets the running tasks finish; a second one gives them back at once. The exit code is 1
     when tasks were given up, else 0.
     """
+    limit_to(allowed, "--allowed")
+    keep_out_of(runs)
     _require_queue(queue, until_done)
     options = WorkerOptions(
         lease_seconds=lease_seconds,

@@ -1,5 +1,6 @@
 """Whether every fragment that should be there is, as records and files of the cells tell."""
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.meshes.place import MeshPlace
 from igneous_airflow.meshes.scope import Scope
+from igneous_airflow.proof import Account
 from igneous_airflow.storage.mesh_info import SPATIAL_INDEX, spatial_index_name
 from igneous_airflow.storage.meshes import MeshFolder, Record, read_name
 from igneous_airflow.storage.overlap import Overlap
@@ -26,8 +28,49 @@ class _Found:
     unwanted: set[str] = field(default_factory=set)  # files of the spatial index
 
 
+@dataclass(frozen=True, slots=True)
+class StoredSizes:
+    """The bytes that tasks say they wrote: of fragments by cell and label, of index files by name.
+
+    Eight bytes a fragment; 0 where a task does not tell.
+    """
+
+    fragments: "Mapping[str, array[int]]"
+    others: Mapping[str, int]
+
+    @classmethod
+    def recorded(
+        cls, folder: MeshFolder, account: Account | None, records: Mapping[str, Record]
+    ) -> "StoredSizes":
+        """Read them from the receipts; none without an account. Records are by cells, in order."""
+        fragments, others = dict[str, "array[int]"](), dict[str, int]()
+        cells = list(records)
+        for task in account.tasks() if account else ():
+            for block in task.blocks:
+                cell = cells[block]
+                names = (folder.fragment_name(label, cell) for label in records[cell].labels)
+                fragments[cell] = array("q", [task.files.get(name, 0) for name in names])
+            start = f"{folder.directory}/"
+            others |= {
+                name.removeprefix(start): size
+                for name, size in task.files.items()
+                if name.endswith(SPATIAL_INDEX)
+            }
+        return cls(fragments, others)
+
+    def is_whole(self, cell: str, index: int, size: int) -> bool:
+        """Whether a fragment, by its place among the labels of its cell, has the right size."""
+        recorded = self.fragments[cell][index] if cell in self.fragments else 0
+        return size == recorded if recorded else size > 0
+
+
 def audit_fragments(
-    place: MeshPlace, records: Mapping[str, Record], scope: Scope, *, spatial_index: bool
+    place: MeshPlace,
+    records: Mapping[str, Record],
+    stored: StoredSizes,
+    scope: Scope,
+    *,
+    spatial_index: bool,
 ) -> int:
     """Check that each cell has a fragment of each of its labels; remove what the run has replaced.
 
@@ -39,12 +82,12 @@ def audit_fragments(
     """
     folder = place.folder
     indices = {spatial_index_name(cell, place.scale): str(cell) for cell in place.cells}
-    found = _compare(folder, records, scope, indices if spatial_index else {})
+    found = _compare(folder, records, stored, scope, indices if spatial_index else {})
     if missing := found.missing:
         lacking = set(missing.values())
         raise AuditFailed(
-            f"{len(missing):,} files in {folder.url} are missing although every task reported "
-            f"success: {', '.join([*missing][:_NAMED_AT_MOST])}.",
+            f"{len(missing):,} files missing, empty or cut in {folder.url} although every task "
+            f"reported success: {', '.join([*missing][:_NAMED_AT_MOST])}.",
             [number for number, cell in enumerate(records) if cell in lacking],
         )
     with Overlap(place.layer.overlap_width) as overlap:
@@ -56,16 +99,22 @@ def audit_fragments(
 
 
 def _compare(
-    folder: MeshFolder, records: Mapping[str, Record], scope: Scope, indices: Mapping[str, str]
+    folder: MeshFolder,
+    records: Mapping[str, Record],
+    stored: StoredSizes,
+    scope: Scope,
+    indices: Mapping[str, str],
 ) -> _Found:
     """Compare what is there with the records; `indices` are the index files that should be."""
     seen = {cell: bytearray(len(record.labels)) for cell, record in records.items()}
     dust = {cell: frozenset(record.left_out) for cell, record in records.items()}
     unseen, found = dict(indices), _Found()
-    for name in folder.names():
+    for name, size in folder.sizes():
         if name.endswith(SPATIAL_INDEX):
-            if unseen.pop(name, None) is None:
+            if name not in indices:
                 found.unwanted.add(name)
+            elif size and size == stored.others.get(name, size):
+                unseen.pop(name, None)
             continue
         label, cell = read_name(name)
         if cell not in records:
@@ -73,7 +122,7 @@ def _compare(
         labels = records[cell].labels
         index = bisect_left(labels, label)
         if labels[index : index + 1] == (label,):
-            seen[cell][index] = True
+            seen[cell][index] = stored.is_whole(cell, index, size)
         elif scope.replaces(label, dust[cell]):
             found.obsolete.setdefault(label, []).append(cell)
     found.missing = {

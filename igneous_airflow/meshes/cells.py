@@ -26,19 +26,21 @@ class CellMesher:
     compress: str
     has_index: bool
 
-    def mesh(self, cell: BoundingBox) -> tuple[list[int], int]:
+    def mesh(self, cell: BoundingBox) -> tuple[dict[str, int], int]:
         """Write the fragment of every label in a cell, then a record of which these are.
 
         Fragments that are not the run's stay, and so does what index and record say of them.
-        Returns the stored bytes of the files, and the number of fragments.
+        Returns the stored bytes of each file, by its name in the layer, and the number of
+        fragments.
         """
         place, folder = self.place, self.place.folder
         boxes: dict[int, list[int]] = {}
-        sizes: list[int] = []
+        sizes: dict[str, int] = {}
 
         def write(mesh: LabelMesh) -> None:
             content = encode_fragment(mesh.vertices, mesh.faces)
-            sizes.append(folder.write_fragment(mesh.label, cell, content, self.compress))
+            stored = folder.write_fragment(mesh.label, cell, content, self.compress)
+            sizes[folder.fragment_name(mesh.label, str(cell))] = stored
 
         with Overlap(place.layer.overlap_width) as overlap:
             block, origin, dust = read_labels(place.layer, place.scale, cell, self.options, overlap)
@@ -46,7 +48,8 @@ class CellMesher:
                 boxes[mesh.label] = mesh.box
                 overlap.submit(partial(write, mesh))
         if self.has_index:
-            sizes.append(self._write_index(cell, boxes, dust))
+            name = f"{folder.directory}/{spatial_index_name(cell, place.scale)}"
+            sizes[name] = self._write_index(cell, boxes, dust)
         kept = self.scope.kept(folder.readable_record(cell), dust)
         folder.write_record(cell, Record(self.parameters, tuple(boxes), dust, kept))
         return sizes, len(boxes)

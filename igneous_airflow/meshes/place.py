@@ -9,7 +9,7 @@ from posixpath import normpath
 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
-from igneous_airflow.storage.codecs import encoding_problem
+from igneous_airflow.storage.encodings import encoding_problem
 from igneous_airflow.storage.info import Info, Scale
 from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.mesh_info import MeshInfo

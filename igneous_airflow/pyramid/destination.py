@@ -15,7 +15,7 @@ from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.pyramid.layout import ScaleWishes, scale_conflicts
 from igneous_airflow.pyramid.source import LayerSource
-from igneous_airflow.storage.codecs import encoding_problem
+from igneous_airflow.storage.encodings import encoding_problem
 from igneous_airflow.storage.files import Folder, open_folder
 from igneous_airflow.storage.info import Info, Scale, read_info
 from igneous_airflow.storage.layer import Layer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.mips import PyramidGeometry, levels_that_fit, truncated
-from igneous_airflow.storage.codecs import encoding_problem, writing_problem
+from igneous_airflow.storage.encodings import encoding_problem, writing_problem
 from igneous_airflow.storage.info import Info, Scale
 from igneous_airflow.storage.tuning import described, is_lossy, level_of, level_problem
 

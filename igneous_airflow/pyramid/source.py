@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
-from igneous_airflow.storage.codecs import writing_problem
+from igneous_airflow.storage.encodings import writing_problem
 from igneous_airflow.storage.info import Scale
 from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.overlap import Overlap

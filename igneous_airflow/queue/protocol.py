@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
+from igneous_airflow.credentials import refuse_credentials
 from igneous_airflow.errors import InvalidParameter
 
 #: The module of each URL scheme; each has an `open_queue(url)`. Backends are imported when used.
@@ -124,8 +125,9 @@ def open_queue(url: str, make_client: MakeClient | None = None) -> Queue:
     `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME`. Credentials are never part of the URL: they are
     those of the environment, or of `make_client` where the service is a cloud's.
 
-    Raises InvalidParameter for another scheme.
+    Raises InvalidParameter for another scheme, and for an address that holds credentials.
     """
+    refuse_credentials(url)
     scheme = url.partition("://")[0]
     if scheme not in _BACKENDS:
         known = ", ".join(f"{name}://" for name in sorted(_BACKENDS))

@@ -21,7 +21,14 @@ from igneous_airflow.sources.sections import look_at_sections, open_sections
 from igneous_airflow.sources.tiff_stack import open_tiff
 from igneous_airflow.sources.zarr_array import MARKS, open_zarr
 from igneous_airflow.storage import magic
-from igneous_airflow.storage.files import FileEntry, Folder, open_source_folder, plain_name
+from igneous_airflow.storage.allowed import require_links_allowed
+from igneous_airflow.storage.files import (
+    FileEntry,
+    Folder,
+    open_file,
+    open_source_folder,
+    plain_name,
+)
 from igneous_airflow.storage.parts import FileInParts
 
 FileSource = ArraySource | BuildSource
@@ -48,6 +55,8 @@ class Found:
     @property
     def folder(self) -> Folder:
         """Where the files lie."""
+        if self.kind == "file":  # its neighbors need not be allowed
+            return open_file(f"{self.url}/{self.files[0].name}")[0]
         return open_source_folder(self.url)
 
 
@@ -56,18 +65,16 @@ def find_source(url: str) -> Found:
 
     Raises SourceNotFound, and UnreadableSource for a folder of which nothing is understood.
     """
-    parent, _, name = url.rpartition("/")
-    if parent == "file://":  # in the root
-        parent = "file:///"
-    # above a bucket is nothing
-    above = None if parent.endswith(":/") else open_source_folder(parent)
-    entry = above.entry(name) if above else None
-    if above and entry is not None:
-        return _found(above, "file", [entry])
-    if above and _PATTERN.search(name):
-        files = [entry for entry in _shown(above) if fnmatch.fnmatchcase(entry.name, name)]
-        if files:  # otherwise it may be a folder of that name
-            return _found(above, "sections", files)
+    is_bucket = url.rpartition("/")[0].endswith(":/")  # above which there is nothing
+    if not is_bucket:
+        above, name = open_file(url)
+        if (entry := above.entry(name)) is not None:
+            return _found(above, "file", [entry])
+        if _PATTERN.search(name):
+            above = open_source_folder(above.url)
+            files = [entry for entry in _shown(above) if fnmatch.fnmatchcase(entry.name, name)]
+            if files:  # otherwise it may be a folder of that name
+                return _found(above, "sections", files)
     return _find_in_folder(open_source_folder(url))
 
 
@@ -97,6 +104,7 @@ def _shown(folder: Folder) -> list[FileEntry]:
 
 def _found(folder: Folder, kind: Kind, files: Iterable[FileEntry]) -> Found:
     ordered = tuple(sorted(files, key=lambda entry: natural_key(entry.name)))
+    require_links_allowed(folder.url, (entry.name for entry in ordered))
     digest = sha256()
     for entry in ordered:
         try:

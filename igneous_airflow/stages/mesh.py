@@ -328,16 +328,21 @@ class Mesh(Stage):
             has_index=self._has_index(place),
         )
         sizes, fragments = mesher.mesh(cell)
-        return Work(voxels=cell.voxels, chunks_written=fragments, bytes_written=sum(sizes))
+        return Work(
+            voxels=cell.voxels,
+            chunks_written=fragments,
+            bytes_written=sum(sizes.values()),
+            files=sizes,
+        )
 
-    def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002
+    def finish(self, by: str, account: Account | None = None) -> Audit:
         """Check that every fragment exists, remove those that are replaced by none, record it.
 
         The proof: each cell left a record of its labels, made with these parameters, and a listing
-        of the directory has a fragment for each of them.
+        of the directory has a fragment for each of them, with the bytes that its task wrote.
         """
         from igneous_airflow.confirmation import in_trash
-        from igneous_airflow.meshes.audit import audit_fragments, recorded_labels
+        from igneous_airflow.meshes.audit import StoredSizes, audit_fragments, recorded_labels
         from igneous_airflow.storage.overlap import Overlap
         from igneous_airflow.storage.provenance import record_processing
 
@@ -346,7 +351,8 @@ class Mesh(Stage):
         with Overlap(place.layer.overlap_width) as overlap:
             records = recorded_labels(folder, cells, self._fingerprint(), overlap)
         has_index = self._has_index(place)
-        count = audit_fragments(place, records, self._scope(), spatial_index=has_index)
+        stored = StoredSizes.recorded(folder, account, records)
+        count = audit_fragments(place, records, stored, self._scope(), spatial_index=has_index)
         written = {folder.directory: place.region}
         record_processing(place.layer.folder, self.provenance(), by, written=written)
         folder.end_part(self._begun(place))  # last: until then these meshes are this run's

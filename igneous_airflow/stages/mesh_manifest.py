@@ -14,7 +14,7 @@ from igneous_airflow.fields import HOW, LIMITS, Confirm, LayerUrl, section
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.prefixes import Prefixes, PrefixGroup
-from igneous_airflow.proof import Account
+from igneous_airflow.proof import Account, FoundFile, require_files
 from igneous_airflow.stage import Audit, Plan, Stage, Work, human_bytes
 
 if TYPE_CHECKING:
@@ -131,34 +131,45 @@ class MeshManifest(Stage):
         census = _Census(job, _named(job, cell))
         if problems := list(self._stale(job, census)):
             raise InvalidParameter("; ".join(problems))
-        sizes: list[int] = []
+        sizes: dict[str, int] = {}
 
         def write(label: int, cells: list[str]) -> None:
-            sizes.append(job.meshes.write_manifest(label, cells))
+            sizes[job.meshes.manifest_name(label)] = job.meshes.write_manifest(label, cells)
 
         with Overlap(job.layer.overlap_width) as overlap:
             for label, cells in sorted(census.cells.items()):
                 overlap.submit(partial(write, label, sorted(cells, key=job.index_of)))
         job.meshes.delete(census.stale)  # when no manifest names them any more
-        return Work(chunks_written=len(sizes), bytes_written=sum(sizes))
+        return Work(
+            chunks_written=len(sizes),
+            bytes_written=sum(sizes.values()),
+            files=sizes,
+            folders=(job.meshes.directory,),
+        )
 
-    def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002
+    def finish(self, by: str, account: Account | None = None) -> Audit:
         """Check that every label with fragments has its manifest, and record what was done."""
         from igneous_airflow.storage.provenance import record_processing
 
         job = self._job()
-        count, wrong, cells = 0, list[str](), list[int]()
-        for cell, group in enumerate(job.groups):
-            census = _Census(job, _named(job, group))
+        count, stale, cells = 0, list[str](), list[int]()
+
+        def files_of(block: int) -> Iterator[FoundFile]:
+            nonlocal count
+            census = _Census(job, job.meshes.sizes_starting(job.groups[block].starts))
             count += len(census.manifests)
-            before = len(wrong)
-            wrong += [f"{label}:0 is missing" for label in sorted(census.without_manifest)]
-            wrong += [f"{name} is stale" for name in census.stale]
-            cells += [cell] if len(wrong) > before else []
-        if wrong:
+            if census.stale:
+                stale.extend(census.stale)
+                cells.append(block)
+            sizes = census.manifests
+            for label in sorted(census.cells):
+                yield FoundFile(job.meshes.manifest_name(label), sizes.get(label))
+
+        require_files(files_of, len(job.groups), job.meshes.url, account)
+        if stale:
             raise AuditFailed(
-                f"{job.meshes.url}: {len(wrong):,} files are not as they should be although every "
-                f"task reported success: {', '.join(wrong[:_NAMED_AT_MOST])}.",
+                f"{job.meshes.url}: {len(stale):,} files are stale although every task reported "
+                f"success: {', '.join(stale[:_NAMED_AT_MOST])}.",
                 cells,
             )
         record_processing(job.layer.folder, self.provenance(), by, written={})
@@ -293,10 +304,9 @@ class _Census:
         from igneous_airflow.storage.meshes import read_name
 
         self.cells: dict[int, list[str]] = {}
-        self.manifests: set[int] = set()
+        self.manifests: dict[int, int] = {}  # stored bytes by label
         self.strays: list[str] = []
         self.size = 0
-        sizes: dict[int, int] = {}  # of manifests
         stray_bytes = 0
         for name, size in files:
             self.size += 1
@@ -304,17 +314,15 @@ class _Census:
             if label == 0:
                 continue
             if not cell:
-                self.manifests.add(label)
-                sizes[label] = size
+                self.manifests[label] = size
             elif job.index_of(cell) < 0:
                 self.strays.append(name)
                 stray_bytes += size
             elif not job.leaves_out(cell):
                 self.cells.setdefault(label, []).append(cell)
-        self.without_manifest = self.cells.keys() - self.manifests
-        without_fragments = sorted(self.manifests - self.cells.keys())
+        without_fragments = sorted(self.manifests.keys() - self.cells.keys())
         self.stale = [*self.strays, *(f"{label}:0" for label in without_fragments)]
-        self.stale_bytes = stray_bytes + sum(sizes[label] for label in without_fragments)
+        self.stale_bytes = stray_bytes + sum(self.manifests[n] for n in without_fragments)
 
 
 def _named(job: _Job, group: PrefixGroup) -> Iterator[tuple[str, int]]:

@@ -11,12 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from igneous_airflow.errors import CorruptChunk, InvalidParameter
 from igneous_airflow.geometry.bbox import Vec3
+from igneous_airflow.storage.encodings import READ_ONLY, codec_problem, writing_problem
 from igneous_airflow.storage.files import Buffer, StoredFile
-from igneous_airflow.storage.float_chunks import (
-    decode_fpzip,
-    decode_kempressed,
-    decode_zfpc,
-)
 from igneous_airflow.storage.label_chunks import (
     check_crackle,
     checked_compresso,
@@ -30,87 +26,20 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: What each encoding can hold: data types (empty: any) and numbers of channels (empty: any).
-_LIMITS: dict[str, tuple[frozenset[str], frozenset[int]]] = {
-    "raw": (frozenset(), frozenset()),
-    "jpeg": (frozenset({"uint8"}), frozenset({1, 3})),
-    "jxl": (frozenset({"uint8"}), frozenset({1})),  # cloud-volume garbles three channels
-    "png": (frozenset({"uint8"}), frozenset({1, 2, 3, 4})),
-    "compressed_segmentation": (frozenset({"uint32", "uint64"}), frozenset({1})),
-    "compresso": (frozenset({"uint8", "uint16", "uint32", "uint64"}), frozenset({1})),
-    "crackle": (frozenset({"uint8", "uint16", "uint32", "uint64"}), frozenset({1})),
-    "fpzip": (frozenset({"float32", "float64"}), frozenset()),
-    "kempressed": (frozenset({"float32"}), frozenset({3})),
-    "zfpc": (frozenset({"float32", "float64", "int32", "int64"}), frozenset()),
-}
 _PICTURES = frozenset({"jpeg", "png"})
 #: Encodings whose bytes a general compressor still makes smaller.
 _COMPRESSIBLE = frozenset({"raw", "compressed_segmentation", "compresso", "crackle"})
 _LIBDEFLATE_LEVEL = 6  # labels: a quarter of the time of level 9 for 2 to 16 % more bytes
-_LARGEST_PICTURE = 65_500  # pixels along an edge of a jpeg, which has x across and y * z down
 _BROTLI_HIGHEST = 11
-_HEADER_BYTES = 1 << 16  # of headers, remarks and color profiles in a chunk file
 _GZIP_MAGIC = b"\x1f\x8b\x08"  # how a stream begins
 _GZIP_WINDOW = 31  # zlib's number for a gzip stream of any window
 _LARGE_CHUNK = 1 << 17  # bytes
 _ISAL_LEVEL = 1  # grey values: a twelfth of the time of libdeflate for 0.1 % more bytes
 
 
-def encoding_problem(encoding: str, data_type: str, channels: int, chunk_size: Vec3) -> str | None:
-    """Say why an encoding cannot hold such voxels in such chunks, or None when it can."""
-    if encoding not in _LIMITS:
-        return f"encoding {encoding!r} is unknown: choose one of {', '.join(sorted(_LIMITS))}"
-    data_types, _ = _LIMITS[encoding]
-    if data_types and data_type not in data_types:
-        allowed = ", ".join(sorted(data_types))
-        return f"encoding {encoding} holds {allowed}, not {data_type}: choose raw"
-    if problem := _codec_problem(encoding, channels):
-        return problem
-    return _picture_problem(chunk_size) if encoding == "jpeg" else None
-
-
-def writing_problem(encoding: str) -> str | None:
-    """Say why chunks are not written in an encoding that can be read, or None when they are.
-
-    fpzip's encoder writes beyond its memory where noise makes a chunk longer than its voxels, and
-    cloud-volume garbles kempressed sections and reads all of zfpc as float32.
-    """
-    if encoding not in _FLOATS:
-        return None
-    return f"encoding {encoding} can be read, but not written: set encoding to raw"
-
-
-def _codec_problem(encoding: str, channels: int) -> str | None:
-    """Say why chunks of so many channels can be neither written nor read here."""
-    _, channel_counts = _LIMITS.get(encoding, (frozenset(), frozenset()))
-    if channel_counts and channels not in channel_counts:
-        allowed = ", ".join(map(str, sorted(channel_counts)))
-        return f"encoding {encoding} holds {allowed} channel(s), not {channels}: choose raw"
-    if encoding == "raw":
-        return None
-    from cloudvolume.chunks import NEEDS_INSTALL  # takes seconds to import
-
-    missing = NEEDS_INSTALL.get("fpzip" if encoding == "kempressed" else encoding)
-    if missing and encoding in _FLOATS:
-        missing = "'igneous-airflow[floats]'"
-    if missing:
-        return f"encoding {encoding} needs a library that is not installed: pip install {missing}"
-    return None
-
-
 def _require_codec(encoding: str, channels: int) -> None:
-    if problem := _codec_problem(encoding, channels):
+    if problem := codec_problem(encoding, channels):
         raise InvalidParameter(problem)
-
-
-def _picture_problem(chunk_size: Vec3) -> str | None:
-    across, down = chunk_size.x, chunk_size.y * chunk_size.z
-    if max(across, down) <= _LARGEST_PICTURE:
-        return None
-    return (
-        f"encoding jpeg: a chunk of {chunk_size} voxels is a picture of {across} by {down} pixels, "
-        f"and {_LARGEST_PICTURE} are the most: choose a smaller chunk_size"
-    )
 
 
 def compression_for(compress: str, encoding: str) -> str:
@@ -118,23 +47,6 @@ def compression_for(compress: str, encoding: str) -> str:
     if compress == "auto":
         return "gzip" if encoding in _COMPRESSIBLE else ""
     return "" if compress == "none" else compress
-
-
-def most_bytes(encoding: str, size: Vec3, voxel_bytes: int, block_size: Vec3 | None = None) -> int:
-    """The most bytes that a chunk file of `size` voxels has, before its compression.
-
-    Noise makes files larger than its voxels: by up to a third in blocks of 8 on each axis (tried
-    for all encodings), so there is room for twice as much.
-    """
-    if encoding == "raw":
-        return size.product * voxel_bytes
-    if encoding == "compressed_segmentation":
-        block = block_size or Vec3.full(8)
-        blocks = size.ceil_div(block).product
-        values = blocks * block.product * 4  # of 32 bits at most
-        return blocks * 8 + values + size.product * voxel_bytes + _HEADER_BYTES
-    padded = Vec3(*(-(-edge // 8) * 8 for edge in size))
-    return 2 * padded.product * voxel_bytes + _HEADER_BYTES
 
 
 def compress_bytes(
@@ -338,8 +250,10 @@ def _decoded(
 ) -> "NDArray[Any]":
     """Decode what was checked first, since decoders believe whatever they read."""
     size = Vec3.of(shape[:3])
-    if encoding in _FLOATS:
-        return _FLOATS[encoding](content, shape, dtype)
+    if encoding in READ_ONLY:
+        from igneous_airflow.storage import float_chunks
+
+        return float_chunks.decode(content, encoding, shape, dtype)
     if encoding == "jxl":
         return decode_jxl(content, size.product).reshape(-1).reshape(shape, order="F")
     if encoding == "jpeg":
@@ -359,6 +273,3 @@ def _decoded(
         content, encoding, shape=shape, dtype=dtype, block_size=block
     )
     return array
-
-
-_FLOATS = {"fpzip": decode_fpzip, "kempressed": decode_kempressed, "zfpc": decode_zfpc}

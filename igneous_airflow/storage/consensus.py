@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.storage.codecs import decompress_bytes
-from igneous_airflow.storage.files import open_source_folder
+from igneous_airflow.storage.files import open_file
 from igneous_airflow.storage.strict_json import parse_json
 
 SEGMENTS = 1 << 16  # of a volume, 0 included, which is background
@@ -101,8 +101,8 @@ class Consensus:
 
 def _read(url: str, parse: Callable[[dict[str, Any]], _Parsed]) -> tuple[_Parsed, str]:
     """What a JSON object says, and a hash of it; raises InvalidParameter naming the file."""
-    parent, _, name = url.rpartition("/")
-    stored = open_source_folder(parent).read(name)
+    folder, name = open_file(url)
+    stored = folder.read(name)
     if stored is None:
         raise InvalidParameter(f"{url} is not there, or no file")
     try:

@@ -23,7 +23,13 @@ _FPZIP_START = (ord("f"), ord("p"), ord("z"), 0)
 _SPARE = 1 << 10  # bytes
 
 
-def decode_fpzip(content: bytes, shape: _Shape, dtype: "np.dtype[Any]") -> "NDArray[Any]":
+def decode(content: bytes, encoding: str, shape: _Shape, dtype: "np.dtype[Any]") -> "NDArray[Any]":
+    """Decode a chunk to an (x, y, z, channel) array."""
+    kinds = {"fpzip": _fpzip, "kempressed": _kempressed, "zfpc": _zfpc}
+    return kinds[encoding](content, shape, dtype)
+
+
+def _fpzip(content: bytes, shape: _Shape, dtype: "np.dtype[Any]") -> "NDArray[Any]":
     """Decode an (x, y, z, channel) array of float32 or float64."""
     import numpy as np
 
@@ -41,10 +47,10 @@ def _fpzip_process(process: int) -> FpzipProcess:  # noqa: ARG001 - a fork needs
     return FpzipProcess()
 
 
-def decode_kempressed(content: bytes, shape: _Shape, dtype: "np.dtype[Any]") -> "NDArray[Any]":
+def _kempressed(content: bytes, shape: _Shape, dtype: "np.dtype[Any]") -> "NDArray[Any]":
     """Decode an (x, y, z, channel) array of float32, kept with z last and 2 added."""
     x, y, z, channels = shape
-    voxels = decode_fpzip(content, (x, y, channels, z), dtype).swapaxes(2, 3).copy("F")
+    voxels = _fpzip(content, (x, y, channels, z), dtype).swapaxes(2, 3).copy("F")
     voxels -= dtype.type(2)
     return voxels
 
@@ -96,7 +102,7 @@ class _RangeDecoder:
             self._low = self._low << 8 & _WORD
 
 
-def decode_zfpc(content: bytes, shape: _Shape, dtype: "np.dtype[Any]") -> "NDArray[Any]":
+def _zfpc(content: bytes, shape: _Shape, dtype: "np.dtype[Any]") -> "NDArray[Any]":
     """Decode an (x, y, z, channel) array of any of zfp's data types."""
     import numpy as np
     import zfpc

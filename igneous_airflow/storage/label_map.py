@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from igneous_airflow.errors import InvalidParameter, StorageUnavailable
 from igneous_airflow.storage import magic
 from igneous_airflow.storage.cache import cached_file
-from igneous_airflow.storage.files import Folder, open_source_folder
+from igneous_airflow.storage.files import Folder, open_file
 
 if TYPE_CHECKING:
     import h5py
@@ -48,8 +48,7 @@ class LabelMap:
     @classmethod
     def open(cls, url: str) -> "LabelMap":
         """Look into the file; raises InvalidParameter saying what is wrong with it."""
-        parent, _, name = url.rpartition("/")
-        folder = open_source_folder(parent)
+        folder, name = open_file(url)
         version, stream = folder.version(name), folder.stream(name)
         if version is None or stream is None:
             raise InvalidParameter(f"{url} is not there, or no file")

@@ -19,8 +19,8 @@ from igneous_airflow.storage.codecs import (
     decompress_bytes,
     decompress_first,
     encode,
-    most_bytes,
 )
+from igneous_airflow.storage.encodings import most_bytes
 from igneous_airflow.storage.files import Folder, StoredFile, open_folder
 from igneous_airflow.storage.info import Info, Scale, read_info, write_info
 from igneous_airflow.storage.overlap import Overlap, overlap_width
@@ -109,7 +109,7 @@ class Layer:
             count = box.voxels * channels * self.dtype.itemsize
             content = decompress_first(stored, count)
         else:
-            content = decompress_bytes(stored, self._most_bytes(scale, box))
+            content = decompress_bytes(stored, self.most_bytes_of(scale, box))
         voxels = decode(
             content,
             scale.encoding,
@@ -233,14 +233,15 @@ class Layer:
         wanted = compression_for(compress, scale.encoding)
         if level is not None or (compress != "auto" and stored.compression != wanted):
             stored = compress_bytes(
-                decompress_bytes(stored, self._most_bytes(scale, box)),
+                decompress_bytes(stored, self.most_bytes_of(scale, box)),
                 wanted,
                 grey=self._is_grey(scale),
                 level=level,
             )
         return self._store(scale, box, stored)
 
-    def _most_bytes(self, scale: Scale, box: BoundingBox) -> int:
+    def most_bytes_of(self, scale: Scale, box: BoundingBox) -> int:
+        """The most bytes that the file of a chunk has, before its compression."""
         voxel_bytes = self.dtype.itemsize * self.info.channels
         return most_bytes(scale.encoding, box.size, voxel_bytes, scale.block_size)
 

@@ -180,6 +180,10 @@ class LocalFolder:
                 if name[:length] in wanted and self._is_finished(entry):
                     yield plain_name(name)
 
+    def sizes_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[tuple[str, int]]:
+        begins = tuple(starts)
+        return ((name, size) for name, size in self.sizes(prefix) if name.startswith(begins))
+
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         for entry in self._files(prefix):
             with suppress(FileNotFoundError):  # removed meanwhile

@@ -185,6 +185,14 @@ class MeshFolder:
 
         commit(self.layer, f"{self.directory}/{_INFO}", read, change, write)
 
+    def fragment_name(self, label: int, cell: str) -> str:
+        """The name of a fragment's file, below the layer; `cell` is its box as text."""
+        return f"{self.directory}/{label}:0:{cell}"
+
+    def manifest_name(self, label: int) -> str:
+        """The name of a manifest's file, below the layer."""
+        return f"{self.directory}/{label}:0"
+
     def write_fragment(self, label: int, cell: BoundingBox, content: bytes, compress: str) -> int:
         """Write the encoded fragment of a label in a cell and return its stored bytes."""
         return self._write(f"{label}:0:{cell}", content, "model/mesh", compress)
@@ -312,6 +320,10 @@ class MeshFolder:
     def sizes(self) -> Iterator[tuple[str, int]]:
         """The names of all files directly in the directory, and their stored bytes."""
         return self.layer.sizes(self.directory)
+
+    def sizes_starting(self, starts: Sequence[str]) -> Iterator[tuple[str, int]]:
+        """Those of them that start in one of these ways, with their stored bytes."""
+        return self.layer.sizes_starting(self.directory, starts)
 
     def names_starting(self, starts: Sequence[str]) -> Iterator[str]:
         """Those of them that start in one of these ways."""

@@ -11,8 +11,8 @@ from igneous_airflow.storage.files import Folder, StoredFile
 
 _READS = frozenset(
     {
-        "url", "stream", "version", "folders", "names_starting", "sizes", "entries", "entry",
-        "read_part", "check_writable", "renames",
+        "url", "stream", "version", "folders", "names_starting", "sizes_starting", "sizes",
+        "entries", "entry", "read_part", "check_writable", "renames",
     }
 )  # fmt: skip
 

@@ -3,9 +3,6 @@
 A short stream may promise, or become, any number of bytes. Used by codecs.
 """
 
-import bz2
-import gzip
-import lzma
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from typing import Protocol
@@ -23,9 +20,6 @@ class _Decoder(Protocol):
 
     @property
     def eof(self) -> bool: ...
-
-    @property
-    def needs_input(self) -> bool: ...
 
     @property
     def unused_data(self) -> bytes: ...
@@ -57,6 +51,8 @@ def joined(parts: Iterable[bytes], most: int) -> bytearray:
 
 
 def _gzip(content: Buffer) -> Iterator[bytes]:
+    import gzip
+
     with gzip.GzipFile(fileobj=BytesIO(content)) as stream:
         yield from iter(lambda: stream.read(_PIECE), b"")
 
@@ -90,23 +86,30 @@ def _zstd(content: Buffer) -> Iterator[bytes]:
         raise EOFError("it is cut off")
 
 
-def _streams(make: Callable[[], _Decoder]) -> Callable[[Buffer], Iterator[bytes]]:
-    def undone(content: Buffer) -> Iterator[bytes]:
-        decoder, rest = make(), bytes(content)
-        while rest or not decoder.eof:
-            if decoder.eof:
-                decoder = make()
-            part = decoder.decompress(rest, _PIECE)
-            if not part and not rest and not decoder.eof:
-                raise EOFError("it is cut off")
-            rest = decoder.unused_data
-            yield part
+def _bzip2(content: Buffer) -> Iterator[bytes]:
+    import bz2
 
-    return undone
+    return _streams(bz2.BZ2Decompressor, content)
 
 
-_bzip2 = _streams(bz2.BZ2Decompressor)
-_xz = _streams(lambda: lzma.LZMADecompressor(memlimit=_LZMA_MEMORY))
+def _xz(content: Buffer) -> Iterator[bytes]:
+    import lzma
+
+    return _streams(lambda: lzma.LZMADecompressor(memlimit=_LZMA_MEMORY), content)
+
+
+def _streams(make: Callable[[], _Decoder], content: Buffer) -> Iterator[bytes]:
+    decoder, rest = make(), bytes(content)
+    while rest or not decoder.eof:
+        if decoder.eof:
+            decoder = make()
+        part = decoder.decompress(rest, _PIECE)
+        if not part and not rest and not decoder.eof:
+            raise EOFError("it is cut off")
+        rest = decoder.unused_data
+        yield part
+
+
 _KINDS: dict[str, Callable[[Buffer], Iterator[bytes]]] = {
     "gzip": _gzip,
     "br": _brotli,

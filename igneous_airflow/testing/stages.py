@@ -23,6 +23,7 @@ from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.run import Run
 from igneous_airflow.stage import Audit, Plan, Stage
 from igneous_airflow.stages import registered_stages, stage_class
+from igneous_airflow.storage.files import SUFFIXES
 from igneous_airflow.storage.rehearsal import rehearsal
 from igneous_airflow.voxel_stages import WritesLayer
 
@@ -104,7 +105,8 @@ class StageTests:
 
     def test_a_record_brings_the_stage_to_the_worker(self, example: Stage, tmp_path: Path) -> None:
         run = _launch(example, tmp_path)
-        assert Run.load(run.url).make_stage() == example.resolved()
+        assert run.requested == example.parameters()
+        assert Run.load(run.url).make_stage().parameters() == run.resolved
         assert run.blocks == len(example.resolved().cells())
 
     def test_a_record_with_a_broken_parameter_is_refused(
@@ -232,6 +234,25 @@ class StageTests:
         assert snapshot(tmp_path) == before
         launched.run(last)
         assert launched.finish("tester").outputs
+
+    def test_finish_refuses_files_that_were_emptied_and_names_their_cell(
+        self, launched: Stage
+    ) -> None:
+        works = [launched.run(cell) for cell in launched.cells()]
+        root = launched.output.removeprefix("file://")
+        for number, work in enumerate(works):
+            for name in {min(work.files), max(work.files)} if work.files else set[str]():
+                variants = [Path(f"{root}/{name}{suffix}") for suffix in ("", *SUFFIXES.values())]
+                (file,) = filter(Path.is_file, variants)
+                content = file.read_bytes()
+                assert work.files[name] == len(content), name
+                file.write_bytes(b"")
+                with pytest.raises(AuditFailed) as caught:
+                    launched.finish("tester")
+                assert caught.value.cells == (number,)
+                file.write_bytes(content)
+        assert any(work.files for work in works) == bool(launched.plan().outputs)
+        launched.finish("tester")
 
     def test_finishing_twice_is_finishing_once(self, launched: Stage, tmp_path: Path) -> None:
         for cell in launched.cells():

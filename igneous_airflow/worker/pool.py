@@ -20,6 +20,7 @@ from types import FrameType
 
 from igneous_airflow.errors import IgneousError, InvalidParameter, WorkerDied
 from igneous_airflow.queue.protocol import Lease, open_queue
+from igneous_airflow.storage.allowed import Allowed, limit_process, process_limits
 from igneous_airflow.worker.assignments import Assignments
 from igneous_airflow.worker.loop import Settled, Worker, WorkerOptions, fail
 from igneous_airflow.worker.memory import keep_freed_memory, spare_what_lasts
@@ -105,7 +106,7 @@ class WorkerPool:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=_child_main,
-            args=(self._queue_url, self._runs, self._options, theirs),
+            args=(self._queue_url, self._runs, self._options, theirs, process_limits()),
             name="igneous-worker",
         )
         # A terminal sends SIGINT to all. The parent decides; a child keeps this mask for ever. The
@@ -212,8 +213,16 @@ def _death(pid: int | None, code: int) -> str:
     return f"worker process {pid} was killed by {name}{hint}"
 
 
-def _child_main(queue_url: str, runs: str, options: WorkerOptions, connection: Connection) -> None:
-    """What each worker process runs."""
+def _child_main(
+    queue_url: str,
+    runs: str,
+    options: WorkerOptions,
+    connection: Connection,
+    limits: tuple[Allowed, ...],
+) -> None:
+    """What each worker process runs, limited as its parent is."""
+    for limit in limits:
+        limit_process(limit.setting, limit)
     is_warm = False
 
     def report(event: Lease | Settled) -> None:

@@ -23,7 +23,7 @@ from igneous_airflow.run import Run
 pytestmark = pytest.mark.airflow
 
 Make = Callable[..., Any]
-AFTER = ("queue", "enqueue", "workers", "drained", "finish", "remove_queue")
+AFTER = ("enqueue", "workers", "drained", "finish")
 
 
 def states(dag_run: Any, step: str = "downsample") -> dict[str, str]:

@@ -14,7 +14,8 @@ import pytest
 
 from igneous_airflow.errors import CorruptChunk
 from igneous_airflow.geometry.bbox import Vec3
-from igneous_airflow.storage.codecs import decode, encode, most_bytes
+from igneous_airflow.storage.codecs import decode, encode
+from igneous_airflow.storage.encodings import most_bytes
 
 SHAPE = (24, 20, 9, 1)
 ROOM = 128 << 20  # bytes that decoding may take

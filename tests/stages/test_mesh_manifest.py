@@ -348,13 +348,13 @@ def test_a_lost_manifest_is_noticed_and_comes_back_the_same(layer):
     complete(stage)
     before = snapshot(meshes_of(layer))
     (meshes_of(layer) / f"{BIG}:0").unlink()
-    with pytest.raises(AuditFailed, match=f"{BIG}:0 is missing"):
+    with pytest.raises(AuditFailed, match=f"1 file missing.*{BIG}:0"):
         stage.finish("tester")
     for cell in stage.cells():
         stage.run(cell)
     assert snapshot(meshes_of(layer)) == before
     open_folder(layer).write(f"{MESHES}/1:0:0-1_0-1_0-1", StoredFile(b""))
-    with pytest.raises(AuditFailed, match="1:0:0-1_0-1_0-1 is stale"):
+    with pytest.raises(AuditFailed, match=r"stale.*1:0:0-1_0-1_0-1"):
         stage.finish("tester")
 
 

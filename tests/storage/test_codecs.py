@@ -22,9 +22,9 @@ from igneous_airflow.storage.codecs import (
     decompress_bytes,
     decompress_first,
     encode,
-    encoding_problem,
     inflate,
 )
+from igneous_airflow.storage.encodings import encoding_problem
 from igneous_airflow.storage.files import StoredFile
 from igneous_airflow.testing.layers import random_voxels
 from igneous_airflow.testing.strategies import sizes
