@@ -265,6 +265,8 @@ class LocalFolder:
     def rename(self, old: str, new: str) -> bool:
         source, target = self._root / old, self._root / new
         with disk_errors("move", source):
+            self._links.check_way(str(target))
+            self._links.check_folder(str(source))  # it may be a file, which is looked at as well
             try:
                 os.replace(source, target)  # noqa: PTH105 - a delete calls this for every chunk
             except (FileNotFoundError, NotADirectoryError):
