@@ -64,7 +64,7 @@ def _layer_url(text: str) -> str:
     scheme = url.partition("://")[0]
     if scheme in _OTHER_FORMATS:
         raise ValueError(
-            f"{text!r}: only Neuroglancer Precomputed layers are supported, not {scheme}"
+            f"{text!r:.200}: only Neuroglancer Precomputed layers are supported, not {scheme}"
         )
     return _place(url, text)
 
@@ -79,22 +79,22 @@ def _place(url: str, text: str) -> str:
     url = re.sub("^file://localhost/", "file:///", url)
     scheme, separator, rest = url.partition("://")
     if _CONTROL.search(url):
-        raise ValueError(f"{url!r} contains control characters")
+        raise ValueError(f"{url!r:.200} contains control characters")
     if not separator:
         if not url.startswith("/"):
             raise ValueError(
-                f"{text!r} is not an address: write gs://BUCKET/PATH, s3://BUCKET/PATH or an "
+                f"{text!r:.200} is not an address: write gs://BUCKET/PATH, s3://BUCKET/PATH or an "
                 "absolute path as /data/layer"
             )
         scheme, rest = "file", url
     if scheme.startswith(("s3+", "gs+")):
         raise ValueError(
-            f"{text!r}: {scheme}:// is not a storage protocol; configure an alias instead"
+            f"{text!r:.200}: {scheme}:// is not a storage protocol; configure an alias instead"
         )
     if scheme == "file" and not rest.startswith("/"):
-        raise ValueError(f"{text!r} is not absolute: write file:///data/layer")
+        raise ValueError(f"{text!r:.200} is not absolute: write file:///data/layer")
     if not rest.strip("/"):
-        raise ValueError(f"{text!r} names no layer or file")
+        raise ValueError(f"{text!r:.200} names no layer or file")
     return f"{scheme}://{rest.rstrip('/')}"
 
 
@@ -104,18 +104,18 @@ def _vec3(value: object) -> Vec3:
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")]
     if not isinstance(value, Sequence) or len(value) != 3:
-        raise ValueError(f"write three integers x,y,z, as 64,64,64; got {value!r}")
+        raise ValueError(f"write three integers x,y,z, as 64,64,64; got {value!r:.200}")
     try:
         if any(isinstance(part, bool) or int(part) != float(part) for part in value):
             raise ValueError
         return Vec3(int(value[0]), int(value[1]), int(value[2]))
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"write three integers x,y,z, as 64,64,64; got {value!r}") from None
+        raise ValueError(f"write three integers x,y,z, as 64,64,64; got {value!r:.200}") from None
 
 
 def _resolution(value: object) -> tuple[float, float, float]:
     parts = value.split(",") if isinstance(value, str) else value
-    wrong = f"write three positive numbers x,y,z in nanometres, as 4,4,40; got {value!r}"
+    wrong = f"write three positive numbers x,y,z in nanometres, as 4,4,40; got {value!r:.200}"
     if not isinstance(parts, Sequence) or len(parts) != 3 or any(type(p) is bool for p in parts):
         raise ValueError(wrong)
     try:
@@ -147,7 +147,7 @@ def _label(value: object) -> int:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**64:
         return value
-    raise ValueError(f"{value!r} is not a label: write a whole number from 0 to {2**64 - 1}")
+    raise ValueError(f"{value!r:.200} is not a label: write a whole number from 0 to {2**64 - 1}")
 
 
 def _parts(value: object, what: str) -> Sequence[object]:
@@ -171,12 +171,12 @@ def _label_table(value: object) -> tuple[tuple[int, int], ...]:
     for pair in _parts(value, "pairs OLD:NEW, as 17:1,42:1"):
         both = pair.split(":") if isinstance(pair, str) else pair
         if not isinstance(both, Sequence) or len(both) != 2:
-            raise ValueError(f"{pair!r} is not OLD:NEW, as 17:1")
+            raise ValueError(f"{pair!r:.200} is not OLD:NEW, as 17:1")
         old, new = both
         key, label = _label(old), _label(new)
         if key == 0 or table.setdefault(key, label) != label:
             why = "0 is the background" if key == 0 else f"{key} is given twice"
-            raise ValueError(f"{pair!r}: {why}")
+            raise ValueError(f"{pair!r:.200}: {why}")
     return tuple(sorted(table.items()))
 
 
@@ -187,10 +187,13 @@ def _pair_texts(table: Iterable[tuple[int, int]]) -> list[str]:
 def folder_in_layer(name: str) -> str:
     """The name of a folder inside the layer; raises ValueError for any other place."""
     path = PurePosixPath(name.strip())
-    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in name:
-        raise ValueError(f"{name!r} is not the name of a folder inside the layer")
+    outside = path.is_absolute() or ".." in path.parts or ":" in name
+    if not path.parts or outside or _CONTROL.search(name):
+        raise ValueError(f"{name!r:.200} is not the name of a folder inside the layer")
     if path.parts[0] == TRASH:
-        raise ValueError(f"{name!r} is the trash of the layer, or lies in it: choose another name")
+        raise ValueError(
+            f"{name!r:.200} is the trash of the layer, or lies in it: choose another name"
+        )
     return str(path)
 
 
