@@ -22,6 +22,8 @@ from igneous_airflow.run import Run
 from igneous_airflow.stages import stage_class
 from igneous_airflow.worker.loop import Worker, WorkerOptions
 
+#: The first seed; the others follow it.
+BASE = int(os.environ.get("IGNEOUS_AIRFLOW_SEED", "1"))
 PHASES = ("launch", "prepare", "enqueue", "work", "finish")
 #: A stage with its parameters.
 Step = tuple[str, dict[str, Any]]

@@ -3,14 +3,12 @@
 Another campaign: `IGNEOUS_AIRFLOW_SEED=1000 make e2e`; a run alone, by its id, `-k seed1017`.
 """
 
-import json
 import multiprocessing
 import os
 import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle
 from multiprocessing.context import ForkServerContext
@@ -20,15 +18,14 @@ from random import Random
 from typing import Any
 
 import pytest
-from attempts import PHASES, Accident, Phase, Step, attempt, run_url
+from attempts import BASE, PHASES, Accident, Phase, Step, attempt, run_url
 from kill_cases import CASES, Case
+from twins import left, placed
 
 from igneous_airflow.audit_log import read_entries
 from igneous_airflow.run import Run
 from igneous_airflow.run_record import LaunchState
-from igneous_airflow.testing.stages import snapshot
 
-BASE = int(os.environ.get("IGNEOUS_AIRFLOW_SEED", "1"))
 RUNS = 63
 MOST_ACCIDENTS = 4
 PATIENCE = 120  # seconds, of one process
@@ -86,36 +83,10 @@ class Campaign:
 
 
 @pytest.fixture(scope="module")
-def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(WARM))
-    yield Campaign(tmp_path_factory.mktemp("campaign"), context)
-
-
-def left(root: Path, twin: Path) -> dict[str, Any]:
-    """Every file of the layers with its bytes; of a provenance what twins have in common."""
-    files: dict[str, Any] = {}
-    for name, content in snapshot(root).items():
-        if not name.startswith(("runs/", "queues/")):
-            files[name] = common(content, root, twin) if name.endswith("provenance") else content
-    return files
-
-
-def common(content: bytes, *places: Path) -> dict[str, Any]:
-    """A provenance without places and dates."""
-    text = content.decode()
-    for place in places:
-        text = text.replace(f"{place}/", "HERE/")
-    provenance: dict[str, Any] = json.loads(text)
-    for entry in provenance["processing"]:
-        del entry["date"]
-    return provenance
-
-
-def placed(steps: list[Step], twin: Path, root: Path) -> list[Step]:
-    """The same steps on the layers of another folder."""
-    moved: list[Step] = json.loads(json.dumps(steps).replace(str(twin), str(root)))
-    return [(name, parameters) for name, parameters in moved]
+    return Campaign(tmp_path_factory.mktemp("campaign"), context)
 
 
 def accidents(chance: Random, moments: Counter[Phase]) -> list[Accident]:
@@ -180,7 +151,7 @@ def test_a_run_killed_again_and_again_leaves_what_an_undisturbed_one_leaves(
         os.kill(process.pid or 0, chance.choice((signal.SIGCONT, signal.SIGKILL)))
         process.join(PATIENCE)
         assert process.exitcode in (0, -signal.SIGKILL)
-    assert left(root, twin.root) == twin.left
+    assert left(root, root, twin.root) == twin.left
     assert_proved(root, steps)
 
 
