@@ -36,6 +36,7 @@ from igneous_airflow.storage.files import (
 from igneous_airflow.storage.links import AnyLinks, Links
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+_FILE = "file://"
 _PARTIAL = ".partial"
 _PARTIAL_NAME = re.compile(r"\..+\.([^.]+)-([0-9]{1,9})-[0-9a-f]+\.partial", re.DOTALL)
 _PARTIAL_LIFETIME = 24 * 3600.0  # seconds; for partial files of other machines
@@ -291,12 +292,14 @@ class LocalFolder:
             raise OSError(errno.EROFS if read_only else errno.EACCES, "cannot be written to")
 
     def try_writing(self) -> None:
-        probe = self._existing() / f".probe.{_owner()}-{threading.get_ident():x}{_PARTIAL}"
+        existing = self._existing()
+        probe = existing / f".probe.{_owner()}-{threading.get_ident():x}{_PARTIAL}"
         with disk_errors("write to", self._root):
             probe.unlink(missing_ok=True)
             with probe.open("x"):  # never through a link
                 pass
             probe.unlink()
+        remove_leftovers(f"{_FILE}{existing}")
 
     def _existing(self) -> Path:
         """The folder itself, or the nearest one above it that is there."""
@@ -332,6 +335,13 @@ def _remove_if_abandoned(partial: Path) -> None:
             abandoned = time.time() - partial.stat().st_mtime > _PARTIAL_LIFETIME
         if abandoned:
             partial.unlink()
+
+
+def remove_leftovers(url: str) -> None:
+    """Remove what killed processes left half written in a folder on disk, and not below it."""
+    if url.startswith(_FILE):
+        for _ in LocalFolder(Path(url.removeprefix(_FILE))).names(""):  # listing it does
+            pass
 
 
 def _is_alive(pid: int) -> bool:
