@@ -4,8 +4,10 @@ The encodings themselves are cloud-volume's. Compression is ours to choose, beca
 speed of everything: cloud-volume always gzips at libdeflate's level 9.
 """
 
+import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from igneous_airflow.errors import CorruptChunk, InvalidParameter
@@ -37,6 +39,7 @@ _LARGEST_PICTURE = 65_500  # pixels along an edge of a jpeg, which has x across 
 _BROTLI_HIGHEST = 11
 _GZIP_WINDOW = 31  # zlib's number for a gzip stream of any window
 _LARGE_CHUNK = 1 << 17  # bytes
+_PIECE, _PIECE_STORED = 1 << 20, 1 << 10  # bytes
 _ISAL_LEVEL = 1  # grey values: a twelfth of the time of libdeflate for 0.1 % more bytes
 
 
@@ -119,8 +122,13 @@ def compress_bytes(
     )
 
 
-def decompress_bytes(file: StoredFile) -> Buffer:
-    """Undo a file's compression; raises CorruptChunk when its bytes are damaged."""
+def decompress_bytes(file: StoredFile, most: int | None = None) -> Buffer:
+    """Undo a file's compression; the content may have `most` bytes.
+
+    Raises CorruptChunk when it has more, or when its bytes are damaged.
+    """
+    if most is not None:
+        return _decompress_at_most(file, most)
     if file.compression == "":
         return file.content
     with _named_if_damaged(file):
@@ -131,6 +139,37 @@ def decompress_bytes(file: StoredFile) -> Buffer:
         from cloudfiles import compression as cloud_compression
 
         return bytes(cloud_compression.decompress(file.content, file.compression))
+
+
+def _decompress_at_most(file: StoredFile, most: int) -> Buffer:
+    """Undo a compression piece by piece, so that a short stream cannot become a long one."""
+    content = bytearray()
+    with _named_if_damaged(file):
+        for piece in _pieces(file):
+            content += piece
+            if len(content) > most:
+                break
+    if len(content) > most:
+        raise CorruptChunk(f"it holds more than the {most:,} bytes that are expected")
+    return content
+
+
+def _pieces(file: StoredFile) -> Iterator[Buffer]:
+    if file.compression == "":
+        yield file.content
+    elif file.compression == "gzip":
+        with gzip.GzipFile(fileobj=BytesIO(file.content)) as stream:
+            yield from iter(lambda: stream.read(_PIECE), b"")
+    elif file.compression == "br":
+        import brotli
+
+        decoder = brotli.Decompressor()
+        for start in range(0, len(file.content), _PIECE_STORED):
+            yield decoder.process(bytes(file.content[start : start + _PIECE_STORED]))
+    else:
+        import zstandard
+
+        yield from zstandard.ZstdDecompressor().read_to_iter(bytes(file.content))
 
 
 def decompress_first(file: StoredFile, count: int) -> Buffer:

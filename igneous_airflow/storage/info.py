@@ -19,6 +19,7 @@ from igneous_airflow.storage.commit import commit
 from igneous_airflow.storage.files import Buffer, Folder, StoredFile
 
 _NAME = "info"
+INFO_BYTES = 1 << 23  # 8 MiB, which no info file of volumes or meshes comes near
 _DATA_TYPES = frozenset(
     [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
     + [f"float{bits}" for bits in (16, 32, 64)]  # 16 and 64 as cloud-volume writes them
@@ -271,13 +272,13 @@ class Info:
 
 def read_info(folder: Folder) -> Info:
     """Read a layer's info file; raises LayerNotFound and InvalidInfo."""
-    stored = folder.read(_NAME)
+    stored = folder.read(_NAME, INFO_BYTES)
     if stored is None:
         raise LayerNotFound(
             f"there is no layer at {folder.url}: the file {folder.url}/info is missing"
         )
     try:
-        return Info.parse(decompress_bytes(stored), folder.url)
+        return Info.parse(decompress_bytes(stored, INFO_BYTES), folder.url)
     except CorruptChunk as error:
         raise InvalidInfo(f"{folder.url}/info cannot be read: {error}") from error
 

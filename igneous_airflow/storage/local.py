@@ -32,6 +32,7 @@ from igneous_airflow.storage.files import (
     StoredFile,
     content_version,
     plain_name,
+    require_at_most,
 )
 
 _PARTIAL = ".partial"
@@ -70,7 +71,7 @@ class LocalFolder:
     def url(self) -> str:
         return f"file://{self._root}"
 
-    def read(self, name: str) -> StoredFile | None:
+    def read(self, name: str, most: int | None = None) -> StoredFile | None:
         path = f"{self._root}/{name}"
         with disk_errors("read", path):
             for compression, suffix in (
@@ -82,6 +83,8 @@ class LocalFolder:
                 try:
                     # plain open: pathlib costs a tenth of the time of a small read
                     with open(f"{path}{suffix}", "rb", buffering=0) as stream:  # noqa: PTH123
+                        if most is not None:
+                            require_at_most(path, os.fstat(stream.fileno()).st_size, most)
                         return StoredFile(stream.read(), compression)
                 except (FileNotFoundError, IsADirectoryError):
                     continue
