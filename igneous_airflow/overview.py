@@ -58,6 +58,7 @@ class RunRow(BaseModel):
     done: int
     given_up: int = Field(description="tasks that are not done and will not be tried again")
     seconds: float | None = Field(description="that it took; None while it is not finished")
+    was_launched: bool = Field(description="whether it was ever allowed to work")
 
 
 class RunDetail(RunRow):
@@ -134,9 +135,9 @@ class Overview:
         self._kept: OrderedDict[tuple[str, str, str, int, int], Any] = OrderedDict()
         self._paces: dict[tuple[str, str], _Pace] = {}
 
-    def stages(self) -> list[str]:
-        """The stages of which there are runs."""
-        return sorted({run.stage for run in self._runs()})
+    def stages(self, may_read: Callable[[Run], bool]) -> list[str]:
+        """The stages of which there are runs that may be read."""
+        return sorted({run.stage for run in self._runs() if may_read(run)})
 
     def rows(
         self, filters: Filters, offset: int, limit: int, may_read: Callable[[Run], bool]
@@ -188,7 +189,7 @@ class Overview:
     ) -> tuple[str, str, str] | None:
         """The image that belongs under a run's segmentation: run, field and address.
 
-        That is one beside it, in the same folder and the same place, on which a run is recorded
+        That is one beside it, in the same folder and the same place, on which a run was launched
         that may be read. None where there is none, or the run has an image of its own.
         """
         own = [box for url in layers_of(run).values() if (box := _place(url))]
@@ -199,6 +200,8 @@ class Overview:
         for other in self._runs():
             for name, url in _layers_if_known(other).items():
                 if url in seen or url.rpartition("/")[0] != folder or not may_read(other):
+                    continue
+                if not other.was_launched:
                     continue
                 seen.add(url)
                 box = _place(url)
@@ -239,6 +242,7 @@ class Overview:
             done=count,
             given_up=run.ledger.given_up(done) if summary is None else 0,
             seconds=summary.seconds if summary else None,
+            was_launched=run.was_launched,
         )
 
     def _state_of(self, run: Run, done: DoneTasks) -> RunState:

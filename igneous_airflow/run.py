@@ -92,6 +92,11 @@ class Run(BaseModel):
         """Whether this launch may begin."""
         return Hold(self.url, self.launch_id)
 
+    @property
+    def was_launched(self) -> bool:
+        """Whether the run was ever allowed to work: not only planned, nor waiting for approval."""
+        return not self.hold.why
+
     def make_stage(self) -> Stage:
         """The stage with its parameters; raises InvalidParameter when they are none of its own."""
         try:
