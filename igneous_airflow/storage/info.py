@@ -153,7 +153,7 @@ class Info:
         """Read the file's bytes; raises InvalidInfo."""
         try:
             data = json.loads(bytes(content))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidInfo(f"{place}/info is not JSON: {error}") from error
         missing = {"data_type", "num_channels", "type", "scales"} - set(
             data if isinstance(data, dict) else ()

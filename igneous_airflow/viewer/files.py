@@ -58,11 +58,8 @@ def read_answer(
     for more than is sent at once, and what reading raises.
     """
     if wanted.part is not None and (entry := folder.entry(file.name)) is not None:
-        part = wanted.part.within(entry.size)
-        if part is None:
-            return _unsatisfiable(entry.size)
         try:
-            return _partial(_read_part(folder, file, part, held), part, entry.size)
+            return _stored_part(folder, file, (wanted.part, entry.size), held)
         except UnreadableSource:  # stored compressed, or another file by now
             held.resize(0)
     held.resize(file.most)
@@ -70,10 +67,14 @@ def read_answer(
     return None if stored is None else _whole_or_part(stored, file, wanted, held)
 
 
-def _read_part(
-    folder: Folder, file: ServedFile, part: tuple[int, int], held: Reservation
-) -> bytearray:
-    start, end = part
+def _stored_part(
+    folder: Folder, file: ServedFile, asked: tuple[ByteRange, int], held: Reservation
+) -> Answer:
+    """Read a range of a file of some bytes; raises UnreadableSource for a compressed one."""
+    wanted, size = asked
+    part = wanted.within(size)
+    # where the file has nothing of the range, its first byte tells whether it is compressed
+    start, end = part or (0, min(size, 1))
     if end - start > file.most:
         raise TooLarge(
             f"{end - start:,} bytes of a file are wanted, and {file.most:,} are the most: ask for "
@@ -81,8 +82,9 @@ def _read_part(
         )
     held.resize(end - start)
     content = bytearray(end - start)
-    folder.read_part(file.name, start, memoryview(content))
-    return content
+    if content:
+        folder.read_part(file.name, start, memoryview(content))
+    return _partial(content, part, size) if part else _unsatisfiable(size)
 
 
 def _whole_or_part(

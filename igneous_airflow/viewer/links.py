@@ -1,5 +1,6 @@
 """Where a file's name leads to on disk, through links; used by the viewer."""
 
+import os
 from pathlib import Path
 
 from igneous_airflow.storage.files import SUFFIXES, plain_name
@@ -16,16 +17,15 @@ def names_behind(url: str, name: str) -> frozenset[str] | None:
     """
     if not url.startswith(_ON_DISK):
         return frozenset({name})
-    root = Path(url.removeprefix(_ON_DISK)).resolve()
+    root = _real(url.removeprefix(_ON_DISK))
     found = set()
     for suffix in ("", *SUFFIXES.values()):
         path = root / f"{name}{suffix}"
-        if not path.exists() and not path.is_symlink():
-            continue
-        behind = path.resolve()
-        if not behind.is_relative_to(root) or not behind.is_file():
-            return None
-        found.add(plain_name(str(behind.relative_to(root))))
+        if os.path.lexists(path):
+            behind = _real(path)
+            if not behind.is_relative_to(root) or not os.path.isfile(behind):  # noqa: PTH113
+                return None
+            found.add(plain_name(str(behind.relative_to(root))))
     return frozenset(found)
 
 
@@ -33,5 +33,10 @@ def folder_is_inside(url: str, folder: str) -> bool:
     """Whether a folder of a layer is inside of it, once links are followed."""
     if not url.startswith(_ON_DISK):
         return True
-    root = Path(url.removeprefix(_ON_DISK)).resolve()
-    return (root / folder).resolve().is_relative_to(root)
+    root = _real(url.removeprefix(_ON_DISK))
+    return _real(root / folder).is_relative_to(root)
+
+
+def _real(path: Path | str) -> Path:
+    """A path without links; unlike pathlib's, links that go round in a circle are no error."""
+    return Path(os.path.realpath(path))
