@@ -3,6 +3,7 @@
 A run is shown to users who may read the DAG runs of its DAG. Loaded at the first request.
 """
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -27,9 +28,11 @@ from igneous_airflow.overview import Filters, Overview, RunDetail, RunRow, layer
 from igneous_airflow.run import Run
 from igneous_airflow.viewer.app import VIEWS, viewer_app
 from igneous_airflow.viewer.headers import PAGE, SecurityHeaders
-from igneous_airflow.viewer.pool import Busy, RequestPool
+from igneous_airflow.viewer.pool import Busy, PoolLimits, RequestPool
 
 _PAGE = Path(__file__).parent / "page"
+_LOGINS_AT_ONCE = 2
+_RUNS_AT_ONCE = 8  # calls that look at runs: mostly they reckon, and keep Airflow from it
 _bearer = HTTPBearer(auto_error=False)
 
 
@@ -41,11 +44,14 @@ def _overview() -> Overview:
 class LoggedIn:
     """Lets requests of users who are logged in through, with the user in the request's state.
 
-    Who opens a page without being logged in, as by a link from a colleague, is asked to log in.
+    A user without a login who opens a page, as by a link from a colleague, is asked to log in.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        # Airflow asks its database without leaving its event loop: many requests that come at once
+        # must let others pass in between
+        self._turns = asyncio.Semaphore(_LOGINS_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer others with 401 or 403."""
@@ -54,7 +60,8 @@ class LoggedIn:
             return
         request = Request(scope, receive)
         try:
-            request.state.igneous_user = await get_user(request, None, await _bearer(request))
+            async with self._turns:
+                request.state.igneous_user = await get_user(request, None, await _bearer(request))
         except HTTPException as refused:
             answer: Response = JSONResponse({"detail": refused.detail}, refused.status_code)
             if refused.status_code == 401 and "text/html" in request.headers.get("accept", ""):
@@ -106,14 +113,14 @@ def _readable(name: str, user: BaseUser) -> Run:
 def web_app() -> ASGIApp:
     """Make the application: `page/`, `page/api/`, `viewer/`."""
     app = FastAPI(title="Igneous", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.pool = RequestPool()
+    app.state.pool = RequestPool(PoolLimits(share=_RUNS_AT_ONCE))
     app.add_middleware(LoggedIn)
     app.add_exception_handler(IgneousError, _explain)
     app.add_api_route("/page/api/runs", _list_runs)
     app.add_api_route("/page/api/runs/{name}", _show_run)
     app.add_api_route("/page/api/runs/{name}/failures/{task}/{attempt}", _show_failure)
     app.mount("/page", SecurityHeaders(StaticFiles(directory=_PAGE, html=True), PAGE))
-    app.mount("/viewer", viewer_app(_find_view, _find_beneath, pool=app.state.pool))
+    app.mount("/viewer", viewer_app(_find_view, _find_beneath, views=app.state.pool))
     return SecurityHeaders(app)
 
 

@@ -7,7 +7,7 @@ or there is no such file.
 
 import html
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -34,26 +34,26 @@ from igneous_airflow.viewer.state import Shown, viewer_state
 #: The layers of a view, by their names, for whoever asks; None where there is no such view.
 FindView = Callable[[str, Request], Mapping[str, str] | None]
 #: What else to show beneath the layers of a view: other views, their layers' names and addresses.
-FindBeneath = Callable[[str, Request], Iterable[tuple[str, str, str]]]
+FindBeneath = Callable[[str, Request], Sequence[tuple[str, str, str]]]
 
 _PAGE = Path(__file__).parent / "page"
 #: What knows the views; in a pool it is a storage like others.
 VIEWS = "the runs folder"
 
 
-def _nothing(view: str, request: Request) -> Iterable[tuple[str, str, str]]:  # noqa: ARG001
+def _nothing(view: str, request: Request) -> Sequence[tuple[str, str, str]]:  # noqa: ARG001
     return ()
 
 
 def viewer_app(
-    find_view: FindView, find_beneath: FindBeneath = _nothing, *, pool: RequestPool | None = None
+    find_view: FindView, find_beneath: FindBeneath = _nothing, *, views: RequestPool | None = None
 ) -> ASGIApp:
     """The application; it may be mounted below any path. Raises InvalidParameter without client.
 
-    All that waits for storage, `find_view` and `find_beneath` included, is done in threads of the
-    pool.
+    `find_view` is called in threads of the pool `views`, or of the same pool as what waits for
+    layers.
     """
-    viewer = _Viewer(find_view, find_beneath, pool or RequestPool())
+    viewer = _Viewer(find_view, find_beneath, views)
     as_page = [Middleware(SecurityHeaders, policy=PAGE)]
     app = Starlette(
         routes=[
@@ -71,10 +71,13 @@ def viewer_app(
 class _Viewer:
     """Answers requests about views."""
 
-    def __init__(self, find_view: FindView, find_beneath: FindBeneath, pool: RequestPool) -> None:
+    def __init__(
+        self, find_view: FindView, find_beneath: FindBeneath, views: RequestPool | None
+    ) -> None:
         self._find = find_view
         self._find_beneath = find_beneath
-        self._pool = pool
+        self._pool = RequestPool()
+        self._views = views or self._pool
         self._budget = MemoryBudget()
         self._layers = OpenLayers()
         self._page = (_PAGE / "open.html").read_text()
@@ -87,22 +90,22 @@ class _Viewer:
 
     async def state(self, request: Request) -> Response:
         """The viewer's state for a view."""
-        layers = await self._view(request)
-        storage = storage_of([*layers.values()][-1]) if layers else VIEWS
-        return await self._pool.run(storage, partial(self._state, request, layers))
-
-    def _state(self, request: Request, layers: Mapping[str, str]) -> Response:
-        view = request.path_params["view"]
-        own = [(view, name, url) for name, url in layers.items()]
-        found = [*self._find_beneath(view, request), *own]
+        view, layers = request.path_params["view"], await self._view(request)
+        # each storage is asked for itself, so that others are not kept waiting where one hangs
+        storages = " and ".join(sorted({storage_of(url) for url in layers.values()}))
+        beneath = partial(self._find_beneath, view, request)
+        found = list(await self._pool.run(storages or VIEWS, beneath))
+        found += [(view, name, url) for name, url in layers.items()]
         titles = _titles([(name, url) for _, name, url in found])
         shown = [
-            Shown(
-                title, f"data/{quote(view, safe='')}/{quote(name, safe='')}", self._layers.open(url)
-            )
-            for title, (view, name, url) in zip(titles, found, strict=True)
+            await self._pool.run(storage_of(one[2]), partial(self._shown, title, *one))
+            for title, one in zip(titles, found, strict=True)
         ]
         return JSONResponse(viewer_state(shown), headers={"Cache-Control": "no-store"})
+
+    def _shown(self, title: str, view: str, name: str, url: str) -> Shown:
+        path = f"data/{quote(view, safe='')}/{quote(name, safe='')}"
+        return Shown.of(title, path, self._layers.open(url))
 
     async def data(self, request: Request) -> Response:
         """One file of a layer, or a part of it."""
@@ -130,7 +133,7 @@ class _Viewer:
     async def _view(self, request: Request) -> Mapping[str, str]:
         """The layers of the view that a request names; raises NotServed."""
         find = partial(self._find, request.path_params["view"], request)
-        layers = await self._pool.run(VIEWS, find)
+        layers = await self._views.run(VIEWS, find)
         if layers is None:
             raise NotServed("there is no such view")
         return layers

@@ -59,7 +59,7 @@ def read_answer(
     """
     if wanted.part is not None and (entry := folder.entry(file.name)) is not None:
         try:
-            return _stored_part(folder, file, (wanted.part, entry.size), held)
+            return _stored_part(folder, file, wanted.part, entry.size, held)
         except UnreadableSource:  # stored compressed, or another file by now
             held.resize(0)
     held.resize(file.most)
@@ -68,10 +68,9 @@ def read_answer(
 
 
 def _stored_part(
-    folder: Folder, file: ServedFile, asked: tuple[ByteRange, int], held: Reservation
+    folder: Folder, file: ServedFile, wanted: ByteRange, size: int, held: Reservation
 ) -> Answer:
-    """Read a range of a file of some bytes; raises UnreadableSource for a compressed one."""
-    wanted, size = asked
+    """Read a range of a file of `size` bytes; raises UnreadableSource for a compressed one."""
     part = wanted.within(size)
     # where the file has nothing of the range, its first byte tells whether it is compressed
     start, end = part or (0, min(size, 1))

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from igneous_airflow.errors import InvalidInfo, InvalidParameter
-from igneous_airflow.storage.info import Scale
+from igneous_airflow.storage.info import Info, Scale
 from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.meshes import read_name
 from igneous_airflow.viewer.links import folder_is_inside
@@ -37,7 +37,15 @@ class Shown:
 
     name: str
     path: str
-    layer: Layer
+    info: Info
+    objects: tuple[str, ...] = ()  # whose meshes are drawn at first
+
+    @classmethod
+    def of(cls, name: str, path: str, layer: Layer) -> "Shown":
+        """A layer, with its largest objects, which are looked for in its storage."""
+        is_segmentation = layer.info.layer_type == "segmentation"
+        objects = tuple(_largest_objects(layer)) if is_segmentation else ()
+        return cls(name, path, layer.info, objects)
 
 
 def viewer_state(shown: Sequence[Shown]) -> dict[str, Any]:
@@ -46,7 +54,7 @@ def viewer_state(shown: Sequence[Shown]) -> dict[str, Any]:
     The finest mip with voxels of the topmost layer that has some, the last, decides the place.
     Raises InvalidParameter when no layer has any, InvalidInfo for one that cannot be drawn.
     """
-    scales = [scale for one in reversed(shown) for scale in one.layer.info.scales if scale.bounds]
+    scales = [scale for one in reversed(shown) for scale in one.info.scales if scale.bounds]
     if not scales:
         raise InvalidParameter("there is nothing to show: no layer has voxels")
     scale = scales[0]
@@ -81,7 +89,7 @@ def _require_drawable(scale: Scale) -> None:
 
 
 def _layer(one: Shown) -> dict[str, Any]:
-    info = one.layer.info
+    info = one.info
     segmentation = info.layer_type == "segmentation"
     entry: dict[str, Any] = {
         "type": "segmentation" if segmentation else "image",
@@ -89,8 +97,8 @@ def _layer(one: Shown) -> dict[str, Any]:
         "name": one.name,
     }
     if segmentation:
-        if objects := list(_largest_objects(one.layer)):
-            entry |= {"segments": objects, "hideSegmentZero": True}
+        if one.objects:
+            entry |= {"segments": list(one.objects), "hideSegmentZero": True}
     elif info.channels == 3:
         entry["shader"] = _COLOUR
     elif info.data_type != "uint8":

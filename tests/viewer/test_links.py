@@ -68,13 +68,13 @@ def test_a_scale_folder_that_is_a_link_out_of_the_layer_serves_nothing(
 def test_a_mesh_folder_that_is_a_link_out_of_the_layer_serves_and_lists_nothing(
     client, folder, tmp_path
 ):
-    listed = viewer_state([Shown("labels", "x", Layer.open(f"file://{folder}"))])
+    listed = viewer_state([Shown.of("labels", "x", Layer.open(f"file://{folder}"))])
     assert listed["layers"][0]["segments"] == ["7"]
     (folder / "mesh").rename(folder / "old")
     (folder / "mesh").symlink_to(tmp_path / "home")
     for name in ("7:0", "info"):
         require_hidden(client, f"mesh/{name}")
-    state = viewer_state([Shown("labels", "x", Layer.open(f"file://{folder}"))])
+    state = viewer_state([Shown.of("labels", "x", Layer.open(f"file://{folder}"))])
     assert "segments" not in state["layers"][0]
 
 
