@@ -42,6 +42,7 @@ def view(layer: tuple[str, ...], port: int) -> None:
     app = viewer_app(lambda view, _request: views.get(view))
     # a page of a foreign name that leads to this machine would read the layers otherwise
     guarded = TrustedHostMiddleware(app, allowed_hosts=["127.0.0.1", "localhost"])
-    config = uvicorn.Config(guarded, log_level="warning")
+    # a browser that is still open would keep it from stopping
+    config = uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=1)
     with suppress(KeyboardInterrupt):  # the way to stop it
         uvicorn.Server(config).run(sockets=[listener])

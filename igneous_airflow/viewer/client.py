@@ -10,21 +10,33 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 from igneous_airflow.errors import InvalidParameter
-from igneous_airflow.viewer.headers import CLIENT, SecurityHeaders
+from igneous_airflow.viewer.headers import CLIENT, WORKER, SecurityHeaders
 
 _HEARTBEAT_SECONDS = 30.0
 
 
 def client_routes() -> list[BaseRoute]:
     """Where the client is; raises InvalidParameter when it is not installed."""
-    files = StaticFiles(directory=_client_folder(), html=True)
     policy = [Middleware(SecurityHeaders, policy=CLIENT)]
+    files = _ClientFiles(directory=_client_folder(), html=True)
     return [
         Route("/neuroglancer/events/{token}", _no_events),
         Mount("/neuroglancer/v/{token}", files, middleware=policy),
     ]
+
+
+class _ClientFiles(StaticFiles):
+    """The client's files; its scripts are told what they may do where they run as workers."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """A file."""
+        answer = await super().get_response(path, scope)
+        if path.endswith(".js"):
+            answer.headers["Content-Security-Policy"] = WORKER
+        return answer
 
 
 def _client_folder() -> Path:

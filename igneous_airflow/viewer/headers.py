@@ -46,6 +46,15 @@ CLIENT = _policy(
     }
 )
 
+#: For the client's scripts, where they run as workers: one makes its code for labels as it starts.
+WORKER = _policy(
+    {
+        "script-src": "'self' 'wasm-unsafe-eval' 'unsafe-eval'",
+        "worker-src": "'self' blob:",
+        "connect-src": "'self'",
+    }
+)
+
 
 class SecurityHeaders:
     """Adds the headers to every answer of an application.
