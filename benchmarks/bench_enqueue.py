@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from benchmarks.bench_queue import peak_megabytes, row, row_below
-from igneous_airflow.ledger import Receipt
+from igneous_airflow.proof import Account
+from igneous_airflow.receipts import Receipt
 from igneous_airflow.run import Run
-from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
+from igneous_airflow.stage import Audit, Plan, Stage, Work
 from igneous_airflow.stages import registered_stages
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.worker.loop import Worker, WorkerOptions

@@ -105,7 +105,7 @@ class Forecast(Plan):
     @classmethod
     def make(cls, plan: Plan, run: Run, rate: Rate, workers: int, prices: Prices | None) -> Self:
         """Foresee what a run takes that was launched by this plan."""
-        worker_seconds = rate.worker_seconds(plan, run.cells)
+        worker_seconds = rate.worker_seconds(plan, run.blocks)
         busy = min(workers, run.planned)
         return cls(
             **plan.model_dump(),

@@ -1,23 +1,30 @@
-"""Receipts: the durable evidence of which tasks of a run are done; used by runs and workers.
+"""The ledger: the durable evidence of which tasks of a run are done; used by runs and workers.
 
-A receipt's *name* is its task's number, so that one listing of a folder is the whole account; its
-content says what the task did. So do the names of the other entries: failed attempts with their
-errors, tasks that were given up, tasks that were given back unfinished, and fingerprints of the
-files that a task rightly left out. Every name ends in the id of the launch that it belongs to:
-what a worker of an earlier launch leaves does not count.
+Beside the receipts (`receipts.py`) it holds failed attempts with their errors, tasks that were
+given up, and tasks that were given back unfinished. The name of an entry tells its task, so that
+one listing of a folder tells of all tasks, and the launch that it belongs to: what a worker of an
+earlier launch leaves does not count.
 """
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import partial
-from hashlib import blake2b
-from itertools import count, groupby, islice
-from operator import itemgetter
+from itertools import count, islice
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from igneous_airflow.stage import Absent, Work
+from igneous_airflow.errors import AuditFailed, CorruptChunk, InvalidParameter
+from igneous_airflow.proof import Written
+from igneous_airflow.receipts import (
+    Receipt,
+    decode_receipts,
+    encode_receipts,
+    receipts_name,
+    tasks_of,
+)
+from igneous_airflow.stage import Work
 from igneous_airflow.storage.codecs import compress_bytes
 from igneous_airflow.storage.files import open_folder
 from igneous_airflow.storage.json_files import read_json, write_json
@@ -26,19 +33,8 @@ from igneous_airflow.storage.overlap import Overlap, overlap_width
 _DONE, _LEFT_OUT = "done", "left_out"
 _FAILED, _GIVEN_UP, _GIVEN_BACK = "failed", "given_up", "given_back"
 _WORKERS = "workers"
-_LARGE = 1_000  # bytes of an entry that are worth to be compressed
-
-
-class Receipt(BaseModel):
-    """What one task did."""
-
-    model_config = ConfigDict(frozen=True)
-
-    task: int
-    attempt: int
-    seconds: float
-    worker: str = Field(description="host and process that did it")
-    work: Work = Work()
+_LARGE = 1_000  # bytes of an entry that are worth compressing
+_NAMED_AT_MOST = 10
 
 
 class Failure(BaseModel):
@@ -73,51 +69,75 @@ class Ledger:
         self._launch_id = launch_id
         self._width = overlap_width(url)
 
-    def write_receipt(self, receipt: Receipt) -> None:
-        """Record that a task is done; recording it twice leaves one receipt."""
-        if receipt.work.left_out:
-            self._write(_LEFT_OUT, receipt.task, _fingerprint(receipt.work.left_out))
-        self._write(_DONE, receipt.task, entry=receipt)
+    def write_receipt(self, *receipts: Receipt) -> None:
+        """Record that tasks are done, in one file; recording it twice leaves one receipt."""
+        ordered = sorted(receipts, key=lambda receipt: receipt.task)
+        name = receipts_name([receipt.task for receipt in ordered], self._launch_id)
+        self._folder.write(f"{_DONE}/{name}", encode_receipts(ordered))
 
     def has_receipt(self, task: int) -> bool:
-        """Whether a task is done."""
+        """Whether a task has a receipt of its own."""
         return self._folder.exists(self._name(_DONE, task))
 
     def receipt(self, task: int) -> Receipt | None:
-        """Read what a task did; None when it has no receipt."""
-        return read_json(self._folder, self._name(_DONE, task), Receipt)
+        """Read what a task did; None when it has no receipt of its own that can be read."""
+        return next(iter(self._read_receipts(self._name(_DONE, task)) or ()), None)
 
     def done(self, planned: int) -> "DoneTasks":
         """List which of the planned tasks are done."""
         done = DoneTasks(planned)
-        for task, _ in self._entries(_DONE):
-            done.add(task)
+        for name in self._folder.names(_DONE):
+            for task in tasks_of(name, self._launch_id):
+                done.add(task)
         return done
 
-    def receipts(self) -> Iterator[Receipt]:
-        """Read every receipt; one read each, so not for many thousands in a bucket."""
-        with Overlap(self._width) as overlap:
-            tasks = (task for task, _ in self._entries(_DONE))
-            for _, receipt in overlap.map(self.receipt, tasks):
-                if receipt is not None:
-                    yield receipt
+    def account(self, planned: int, blocks: int, batch: int) -> "LedgerAccount":
+        """What the receipts of all planned tasks, of `batch` of the `blocks` each, say."""
+        return LedgerAccount(self, planned, blocks, batch)
 
-    def work(self) -> Work:
-        """Add up what all receipts say, without the names of what was left out."""
-        total = Work()
-        for receipt in self.receipts():
-            total += receipt.work.model_copy(update={"left_out": ()})
-        return total
+    def read_receipts(self) -> Iterator[tuple[list[int], list[Receipt] | None]]:
+        """Read every file of receipts, in the order of the first task: its tasks, and receipts.
+
+        The receipts are None where the file is damaged.
+        """
+        files = sorted(self._folder.names(_DONE))
+        names = [name for name in files if tasks_of(name, self._launch_id)]
+        with Overlap(self._width) as overlap:
+            paths = (f"{_DONE}/{name}" for name in names)
+            for name, (_, receipts) in zip(
+                names, overlap.map(self._read_receipts, paths), strict=True
+            ):
+                tasks = tasks_of(name, self._launch_id)
+                whole = receipts is not None and [r.task for r in receipts] == tasks
+                yield tasks, receipts if whole else None
+
+    def _read_receipts(self, name: str) -> list[Receipt] | None:
+        stored = self._folder.read(name)
+        if stored is None:
+            return None
+        try:
+            return list(decode_receipts(stored))
+        except InvalidParameter:  # of a newer version
+            raise
+        except (CorruptChunk, ValueError, TypeError, KeyError, RecursionError):
+            return None
 
     def withdraw(self, tasks: Iterable[int]) -> None:
         """Remove the receipts of tasks that must be done again."""
         withdrawn = set(tasks)
-        stale = [self._name(_DONE, task) for task in withdrawn]
-        left_out = list(self._entries(_LEFT_OUT))
-        stale += [self._name(_LEFT_OUT, task, end) for task, end in left_out if task in withdrawn]
         with Overlap(self._width) as overlap:
-            for name in stale:
-                overlap.submit(partial(self._folder.delete, name))
+            for name in list(self._folder.names(_DONE)):
+                of_file = tasks_of(name, self._launch_id)
+                if withdrawn.isdisjoint(of_file):
+                    continue
+                kept = [
+                    r
+                    for r in self._read_receipts(f"{_DONE}/{name}") or ()
+                    if r.task not in withdrawn
+                ]
+                if kept:
+                    self.write_receipt(*kept)
+                overlap.submit(partial(self._folder.delete, f"{_DONE}/{name}"))
 
     def write_failure(self, failure: Failure) -> None:
         """Record a failed attempt, under its number."""
@@ -127,7 +147,13 @@ class Ledger:
 
     def failure(self, task: int, attempt: int) -> Failure | None:
         """Read how an attempt failed; None when it did not."""
-        return read_json(self._folder, self._name(_FAILED, task, f"{attempt:04d}"), Failure)
+        try:
+            return read_json(self._folder, self._name(_FAILED, task, f"{attempt:04d}"), Failure)
+        except (InvalidParameter, CorruptChunk):
+            error = "the record of this failure is damaged"
+            return Failure(
+                task=task, attempt=attempt, error=error, final=False, worker="unknown", at=""
+            )
 
     def failed(self) -> list[tuple[int, int]]:
         """Task and number of each attempt that has failed."""
@@ -178,10 +204,15 @@ class Ledger:
     def workers(self, seconds: float) -> list[WorkerNote]:
         """The workers that were seen in the last seconds."""
         names = (f"{_WORKERS}/{name}" for name in self._folder.names(_WORKERS))
-        notes = (read_json(self._folder, name, WorkerNote) for name in names)
+        notes = map(self._note, names)
         since = time.time() - seconds
         seen = (note for note in notes if note is not None and note.at > since)
         return sorted(seen, key=lambda note: note.worker)
+
+    def _note(self, name: str) -> WorkerNote | None:
+        with suppress(InvalidParameter, CorruptChunk):  # damaged: the next one will tell
+            return read_json(self._folder, name, WorkerNote)
+        return None
 
     def forget_failures(self) -> None:
         """Remove what went wrong in any launch, before the tasks are tried anew."""
@@ -193,13 +224,6 @@ class Ledger:
         self.forget_failures()
         for kind in (_DONE, _LEFT_OUT, _WORKERS):
             self._folder.delete_folder(kind)
-
-    def account(self, batch: int) -> "LedgerAccount":
-        """What tasks of `batch` cells have said of the files that they left out."""
-        noted: dict[int, str | None] = {}
-        for task, fingerprint in self._entries(_LEFT_OUT):
-            noted[task] = None if task in noted else fingerprint
-        return LedgerAccount(self, noted, batch, self._width)
 
     def _name(self, kind: str, task: int, ending: str = "") -> str:
         name = f"{kind}/{task:010d}-{self._launch_id}"
@@ -230,44 +254,57 @@ class Ledger:
 
 
 class LedgerAccount:
-    """What the tasks of a run have said of the files that they left out.
+    """What the tasks of a run have said of their files, from their receipts, read one by one.
 
-    `noted` holds a fingerprint of their names for each task that left some out, or None where
-    there are several. Only where it differs from that of the files that are absent the receipt is
-    read: a file of an earlier run may be there all the same.
+    `work` adds up what they did, as far as they were read.
     """
 
-    def __init__(
-        self, ledger: Ledger, noted: dict[int, str | None], batch: int, width: int
-    ) -> None:
+    def __init__(self, ledger: Ledger, planned: int, blocks: int, batch: int) -> None:
         self._ledger = ledger
-        self._noted = noted
+        self._planned = planned
+        self._blocks = blocks
         self._batch = batch
-        self._width = width
+        self._is_read = False
+        self.work = Work()
 
-    def unexplained(self, absent: Iterable[Absent]) -> Iterator[Absent]:
-        """Give what of the absent files was not left out; the cells come in their order."""
-        by_task = groupby(absent, key=lambda pair: pair[0] // self._batch)
-        with Overlap(self._width) as overlap:
-            tasks = ((task, list(cells)) for task, cells in by_task)
-            for _, unexplained in overlap.map(self._unexplained_of, tasks):
-                yield from unexplained
+    def tasks(self) -> Iterator[Written]:
+        """Give every task once, in the order of the receipts' files.
 
-    def _unexplained_of(self, task_and_cells: tuple[int, list[Absent]]) -> list[Absent]:
-        task, cells = task_and_cells
-        if task not in self._noted:
-            return cells
-        if self._noted[task] == _fingerprint(name for _, names in cells for name in names):
-            return []
-        receipt = self._ledger.receipt(task)
-        left_out = set(receipt.work.left_out) if receipt else set[str]()
-        missing = [(cell, [n for n in names if n not in left_out]) for cell, names in cells]
-        return list(filter(itemgetter(1), missing))
+        Raises AuditFailed, after the last one, when receipts are damaged or name other tasks.
+        """
+        seen, damaged, self.work = DoneTasks(self._planned), list[int](), Work()
+        for tasks, receipts in self._ledger.read_receipts():
+            if receipts is None:
+                damaged += tasks
+                continue
+            for receipt in receipts:
+                if receipt.task not in seen and receipt.task < self._planned:
+                    seen.add(receipt.task)
+                    self.work += receipt.work.in_numbers()
+                    yield self._written(receipt)
+        self._is_read = True
+        if lost := [task for task in damaged if task < self._planned and task not in seen]:
+            raise AuditFailed(
+                f"{len(lost):,} receipts are damaged, those of the tasks "
+                f"{', '.join(map(str, lost[:_NAMED_AT_MOST]))}: what these tasks wrote cannot be "
+                "proved.",
+                [block for task in lost for block in self._blocks_of(task)],
+            )
 
+    def read_all(self) -> Work:
+        """What all tasks did; reads the receipts unless a stage has. Raises as `tasks` does."""
+        if not self._is_read:
+            for _ in self.tasks():
+                pass
+        return self.work
 
-def _fingerprint(names: Iterable[str]) -> str:
-    """Eight bytes that stand for a set of names."""
-    return blake2b("\n".join(sorted(names)).encode(), digest_size=8).hexdigest()
+    def _written(self, receipt: Receipt) -> Written:
+        work = receipt.work
+        return Written(self._blocks_of(receipt.task), work.files, frozenset(work.left_out))
+
+    def _blocks_of(self, task: int) -> range:
+        start = task * self._batch
+        return range(start, min(start + self._batch, self._blocks))
 
 
 def _note_name(worker: str) -> str:

@@ -22,12 +22,15 @@ from igneous_airflow.forecast import Forecast
 from igneous_airflow.ledger import DoneTasks, Failure, WorkerNote
 from igneous_airflow.progress import ErrorGroup, Summary, group_errors
 from igneous_airflow.run import Run
+from igneous_airflow.run_record import LaunchState
 from igneous_airflow.stage import fields_of_kind
 from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.files import open_folder
 from igneous_airflow.storage.overlap import Overlap, overlap_width
 
-RunState = Literal["held", "waiting", "working", "interrupted", "failed", "done"]
+RunState = Literal[
+    "planned", "refused", "waiting", "working", "interrupted", "failed", "cancelled", "done"
+]
 
 _FRESH = 2.0  # seconds for which an answer is given again
 _RECORDS_FRESH = {"on disk": 5.0, "in a bucket": 60.0}  # the same, for the records of all runs
@@ -35,6 +38,11 @@ _WORKER_SECONDS = 45.0  # after which a worker that says nothing counts as gone
 _ERRORS_READ = 500
 _RECEIPTS_READ = 40  # for the mean number of voxels of a task
 _PACE_SECONDS = 60.0  # over which the pace is measured
+_SETTLED: dict[LaunchState, RunState] = {
+    LaunchState.REFUSED: "refused",
+    LaunchState.CANCELLED: "cancelled",
+    LaunchState.DONE: "done",
+}
 _REMEMBERED = 20_000  # failures and receipts, which do not change
 
 Key = TypeVar("Key")
@@ -52,7 +60,7 @@ class RunRow(BaseModel):
     layer: str = Field(description="the layer that it works on, or that it makes")
     by: str
     created: float = Field(description="seconds since the epoch")
-    origin: dict[str, str]
+    triggered_by: dict[str, str]
     state: RunState
     planned: int
     done: int
@@ -66,7 +74,8 @@ class RunDetail(RunRow):
 
     parameters: dict[str, Any]
     plan: Forecast | None = Field(description="as it was when the run was launched")
-    held: str = Field(description="why the run may not begin; empty when it may")
+    why_it_waits: str = Field(description="why the run may not begin; empty when it may")
+    refusals: tuple[str, ...]
     failed_attempts: int
     tasks_per_second: float | None
     voxels_per_second: float | None
@@ -160,8 +169,9 @@ class Overview:
         return rows[offset : offset + limit], len(rows)
 
     def finished(self, stage: str) -> Iterator[Run]:
-        """The runs of a stage that were proved done, the newest first, looked for as needed."""
-        return (run for run in self._runs() if run.stage == stage and run.is_finished)
+        """The runs of a stage that were proved done, the newest first."""
+        done = LaunchState.DONE
+        return (run for run in self._runs() if run.stage == stage and run.state is done)
 
     def run(self, name: str) -> Run:
         """The record of a run; raises RunNotFound for a name that is none."""
@@ -171,6 +181,16 @@ class Overview:
         if found is None:
             raise RunNotFound(f"no run of the name {name!r} is recorded")
         return found
+
+    def launched(self, name: str) -> Run | None:
+        """The record of a run whose work was ever allowed to begin; None for any other run.
+
+        Raises RunNotFound.
+        """
+        run = self.run(name)
+        if not run.was_launched:  # it may have been a moment ago
+            run = Run.load(run.url)
+        return run if run.was_launched else None
 
     def detail(self, name: str) -> RunDetail:
         """All about a run; raises RunNotFound."""
@@ -199,9 +219,9 @@ class Overview:
         folder = layer_of(run).rpartition("/")[0]
         for other in self._runs():
             for name, url in _layers_if_known(other).items():
-                if url in seen or url.rpartition("/")[0] != folder or not may_read(other):
+                if url in seen or url.rpartition("/")[0] != folder:
                     continue
-                if not other.was_launched:
+                if not (other.was_launched and may_read(other)):
                     continue
                 seen.add(url)
                 box = _place(url)
@@ -226,9 +246,11 @@ class Overview:
         return self._rows.get(run.id, lambda: self._look(run))
 
     def _look(self, run: Run) -> RunRow:
+        run = Run.load(run.url)  # its state may have changed
         summary = self._summary(run)
-        done = DoneTasks(0) if summary else run.done()
-        count = run.planned if summary else done.count
+        is_done = run.state is LaunchState.DONE
+        done = DoneTasks(0) if is_done else run.done()
+        count = run.planned if is_done else done.count
         return RunRow(
             name=run.id,
             url=run.url,
@@ -236,27 +258,29 @@ class Overview:
             layer=layer_of(run),
             by=run.by,
             created=run.created,
-            origin=run.origin,
-            state="done" if summary else self._state_of(run, done),
+            triggered_by=run.triggered_by,
+            state=self._state_of(run, done),
             planned=run.planned,
             done=count,
-            given_up=run.ledger.given_up(done) if summary is None else 0,
+            given_up=0 if is_done else run.ledger.given_up(done),
             seconds=summary.seconds if summary else None,
             was_launched=run.was_launched,
         )
 
     def _state_of(self, run: Run, done: DoneTasks) -> RunState:
-        """What the ledger alone can tell of an unfinished run."""
+        """What the record and the ledger alone can tell."""
+        if run.state in _SETTLED:
+            return _SETTLED[run.state]
         if run.ledger.workers(_WORKER_SECONDS) or done.count >= run.planned:
             return "working"
         if run.ledger.given_up(done):
             return "failed"
         if done.count or run.ledger.failed():
             return "interrupted"
-        return "held" if run.hold.why else "waiting"
+        return "planned" if run.why_it_waits else "waiting"
 
     def _detail(self, run: Run) -> RunDetail:
-        row, ledger = self._row(run), run.ledger
+        row, ledger, now = self._row(run), run.ledger, Run.load(run.url)
         failed = ledger.failed()
         failures = [self._failure(run, *entry) for entry in failed[-_ERRORS_READ:]]
         finished = row.state == "done"
@@ -268,9 +292,10 @@ class Overview:
         left = row.planned - row.done
         return RunDetail(
             **row.model_dump(),
-            parameters=run.parameters,
+            parameters=run.resolved,
             plan=self._plan(run),
-            held=run.hold.why if row.state == "held" else "",
+            why_it_waits=now.why_it_waits,
+            refusals=now.refusals,
             failed_attempts=len(failed),
             tasks_per_second=rate,
             voxels_per_second=rate * voxels if rate and voxels else None,
@@ -278,12 +303,13 @@ class Overview:
             errors=tuple(group_errors([failure for failure in failures if failure])),
             errors_read=len(failures),
             workers=() if finished else tuple(ledger.workers(_WORKER_SECONDS)),
-            summary=self._summary(run),
+            summary=self._summary(now),
         )
 
     def _summary(self, run: Run) -> Summary | None:
         key = (run.id, run.launch_id)
-        if key not in self._summaries and (summary := run.summary()) is not None:
+        is_done = run.state is LaunchState.DONE
+        if is_done and key not in self._summaries and (summary := run.summary()) is not None:
             self._summaries[key] = summary
         return self._summaries.get(key)
 
@@ -323,7 +349,7 @@ class Overview:
 def layers_of(run: Run) -> dict[str, str]:
     """The layers that a run names, by the field's name; the one that it makes comes last."""
     named = _layer_fields(run.stage)
-    found = {name: url for name, url in run.parameters.items() if name in named and url}
+    found = {name: url for name, url in run.resolved.items() if name in named and url}
     return dict(sorted(found.items(), key=lambda layer: layer[0] == "dest"))
 
 

@@ -1,21 +1,22 @@
 """A run: one stage launched once, from plan to proof; called by the command line and by Airflow.
 
-Its record and its ledger live in one folder (its *state*), in a bucket or on disk. So every process
-that knows the folder's URL can go on with it: plan, prepare, enqueue, watch, resume, finish.
+Its record and its ledger live in one folder, in a bucket or on disk. So every process that knows
+the folder's URL can go on with it: plan, prepare, enqueue, watch, resume, finish.
 """
 
-import re
 import time
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
-from hashlib import sha256
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
+from igneous_airflow.audit_log import Action, AuditEntry, write_entry
 from igneous_airflow.errors import (
     AuditFailed,
+    CorruptChunk,
     IgneousError,
     InvalidMessage,
     InvalidParameter,
@@ -23,51 +24,44 @@ from igneous_airflow.errors import (
     RunFailed,
     RunNotFound,
 )
-from igneous_airflow.hold import Hold
 from igneous_airflow.ledger import DoneTasks, Failure, Ledger
 from igneous_airflow.progress import Progress, State, Summary, group_errors
 from igneous_airflow.queue.protocol import Counts, Queue, open_queue
+from igneous_airflow.run_record import (
+    RECORD,
+    LaunchState,
+    RunRecord,
+    StateChange,
+    change_record,
+    create_record,
+    read_record,
+)
 from igneous_airflow.stage import Plan, Stage
 from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.codecs import decompress_bytes
+from igneous_airflow.storage.durable import sync
 from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.info import INFO
 from igneous_airflow.storage.json_files import read_json, write_json
-from igneous_airflow.storage.overlap import overlap_width
-from igneous_airflow.task import LAUNCH_ID, Task, TaskEncoder
+from igneous_airflow.task import Task, TaskEncoder
 
-_RECORD, _PLAN, _SUMMARY = "run.json", "plan.json", "summary.json"
+_ACTIONS: dict[LaunchState, Action] = {
+    LaunchState.APPROVED: "approved",
+    LaunchState.LAUNCHED: "launched",
+    LaunchState.CANCELLED: "cancelled",
+}
+_PLAN, _SUMMARY = "plan.json", "summary.json"
 _ERRORS_NAMED = 5
 _ERRORS_READ = 200  # to put those together that differ by numbers only
 _TASKS_NAMED = 10
-#: Beyond so many receipts a summary leaves out what they add up to, since reading each takes its
-#: time, and in a bucket a request. The proof needs only their names.
-_READ_ON_DISK, _READ_IN_BUCKET = 1_000_000, 20_000
-_MANY_TASKS = 100_000  # beyond this many, a task works on several cells
+_MANY_TASKS = 100_000  # beyond this many, a task works on several blocks
 _LARGEST_BATCH = 100  # that is chosen by itself, so that a lost task is no great loss
 
 
-class Run(BaseModel):
-    """The record of a run."""
+class Run(RunRecord):
+    """A run as it was recorded when this was loaded, and what can be done with it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str
-    url: str = Field(description="folder of the record and the ledger")
-    launch_id: str = Field(
-        pattern=LAUNCH_ID, description="new at each launch: what older workers leave does not count"
-    )
-    stage: str
-    parameters: dict[str, Any] = Field(description="as resolved when the run was launched")
-    asked: dict[str, Any] = Field(description="as asked for, for example with mip -1")
-    queue: str
-    own_queue: bool = Field(description="whether the queue holds nothing but this run's tasks")
-    cells: int
-    batch: int = Field(default=1, ge=1, description="cells per task")
-    memory: int = Field(default=0, description="bytes of memory for the voxels of one task")
-    scratch: int = Field(default=0, description="bytes in the temporary folder of each machine")
-    by: str
-    origin: dict[str, str] = Field(default={}, description="what launched it, in its own words")
-    created: float = Field(description="seconds since the epoch")
+    url: str = Field(exclude=True, description="folder of the record and the ledger")
 
     _open_queue: Callable[[str], Queue] | None = PrivateAttr(default=None)
 
@@ -78,31 +72,21 @@ class Run(BaseModel):
         return run
 
     @property
-    def planned(self) -> int:
-        """Number of tasks."""
-        return -(-self.cells // self.batch)
+    def runs_folder(self) -> str:
+        """The address of the folder that the run's own folder is in."""
+        return self.url.rpartition("/")[0]
 
     @property
     def ledger(self) -> Ledger:
         """The run's receipts and failures."""
         return Ledger(self.url, self.launch_id)
 
-    @property
-    def hold(self) -> Hold:
-        """Whether this launch may begin."""
-        return Hold(self.url, self.launch_id)
-
-    @property
-    def was_launched(self) -> bool:
-        """Whether the run was ever allowed to work: not only planned, nor waiting for approval."""
-        return not self.hold.why
-
     def make_stage(self) -> Stage:
         """The stage with its parameters; raises InvalidParameter when they are none of its own."""
         try:
-            return stage_class(self.stage).model_validate(self.parameters)
+            return stage_class(self.stage).model_validate(self.resolved)
         except ValidationError as error:
-            raise InvalidParameter(f"{self.url}/{_RECORD}: {error}") from error
+            raise InvalidParameter(f"{self.url}/{RECORD}: {error}") from error
 
     def open_queue(self) -> Queue:
         """The run's queue."""
@@ -117,67 +101,144 @@ class Run(BaseModel):
         queue: str,
         by: str,
         own_queue: bool = True,
-        origin: dict[str, str] | None = None,
+        triggered_by: dict[str, str] | None = None,
         batch: int | None = None,
         plan_only: bool = False,
         once_planned: Callable[[Stage, Plan], None] = lambda _stage, _plan: None,
     ) -> tuple[Self, Plan]:
         """Plan a stage and record the run; or take up the unfinished run recorded at `url`.
 
-        `batch` cells make a task; by default one, or more where there would be very many tasks.
-        A run that has finished starts from the beginning. With `plan_only` the run is held, and
-        nothing need be confirmed. `once_planned` is called with the stage as it will run and its
-        plan, before anything is recorded; what it raises ends the launch. Raises PlanRefused with
-        every reason when the stage cannot start, and InvalidParameter when an unfinished run of
-        other parameters is recorded there.
+        `batch` blocks make a task; by default one, or more where there would be very many tasks.
+        A run that has finished starts from the beginning. One with `plan_only` is never launched,
+        and nothing need be confirmed. `once_planned` is called with the stage as it will run and
+        its plan, before anything is recorded; what it raises ends the launch. Raises PlanRefused
+        with every reason when the stage cannot start, and InvalidParameter when an unfinished run
+        of other parameters is recorded there.
         The layer is left as it is, though without `plan_only` an empty file is written into its
         folder and deleted, to see that the run may.
         """
         earlier = cls._find(url)
-        if earlier is not None and not earlier.is_finished:
-            earlier._require_same(stage)  # noqa: SLF001
-            stage = earlier.make_stage()
-            plan = _startable(stage.plan(), plan_only=plan_only)
-            once_planned(stage, plan)
-            return earlier, earlier._announced(plan)  # noqa: SLF001
-        asked = stage.parameters()
+        if earlier is not None and earlier._goes_on(plan_only=plan_only):  # noqa: SLF001
+            return earlier._taken_up(stage, by, once_planned, plan_only=plan_only)  # noqa: SLF001
+        requested = stage.parameters()
         try:
             stage = stage.resolved()
         except IgneousError as error:
             raise PlanRefused(stage.name, [str(error)]) from error
         plan = _startable(stage.plan(), plan_only=plan_only)
         once_planned(stage, plan)
-        cells = len(stage.cells())
-        run = cls(
-            id=url.rstrip("/").rpartition("/")[2],
-            url=url.rstrip("/"),
-            launch_id=uuid.uuid4().hex[:8],
-            stage=stage.name,
-            parameters=stage.parameters(),
-            asked=asked,
+        blocks = len(stage.cells())
+        run = cls._new(
+            stage,
+            url,
+            by,
+            requested=requested,
             queue=queue,
             own_queue=own_queue,
-            cells=cells,
-            batch=batch or _batch(cells),
+            blocks=blocks,
+            batch=batch or _batch(blocks),
             memory=plan.memory,
             scratch=plan.scratch,
-            by=by,
-            origin=origin or {},
-            created=time.time(),
+            triggered_by=triggered_by or {},
+            plan_only=plan_only,
         )
-        if plan_only:
-            run.hold.place("nothing but its plan was asked for")
-        run._write(_RECORD, run)
-        if earlier is not None:
-            run.ledger.forget_everything()
-            open_folder(run.url).delete(_SUMMARY)  # last: until then this can be done again
-        return run, run._announced(plan)
+        return run._recorded(earlier), run._announced(plan)  # noqa: SLF001
+
+    @classmethod
+    def refuse(
+        cls,
+        stage: Stage,
+        reasons: tuple[str, ...],
+        *,
+        url: str,
+        by: str,
+        triggered_by: dict[str, str],
+    ) -> None:
+        """Record that a plan was refused, with its reasons, for people who look for the run.
+
+        A run that was launched, or waits for approval, is left as it is.
+        """
+        earlier = cls._find(url)
+        if earlier is None or earlier.state is LaunchState.REFUSED:
+            refused = cls._new(
+                stage,
+                url,
+                by,
+                requested=stage.parameters(),
+                queue="",
+                own_queue=False,
+                blocks=0,
+                triggered_by=triggered_by,
+                refusals=reasons,
+            )
+            refused._recorded(earlier)  # noqa: SLF001
+
+    @classmethod
+    def _new(cls, stage: Stage, url: str, by: str, **others: Any) -> Self:
+        """A run that is not recorded yet."""
+        url = url.rstrip("/")
+        state = LaunchState.REFUSED if others.get("refusals") else LaunchState.PLANNED
+        try:
+            return cls(
+                id=url.rpartition("/")[2],
+                url=url,
+                launch_id=uuid.uuid4().hex[:8],
+                stage=stage.name,
+                resolved=stage.parameters(),
+                by=by,
+                created=time.time(),
+                changes=(StateChange.now(state, by),),
+                **others,
+            )
+        except ValidationError as error:
+            raise InvalidParameter(
+                f"{url}: name the run's folder with letters, digits, dots, dashes and underscores, "
+                "at most 200"
+            ) from error
+
+    def _recorded(self, earlier: "Run | None") -> Self:
+        """The run once it is recorded; what an earlier launch has left counts no more."""
+        folder, record = open_folder(self.url), self._as_record()
+        if earlier is None:
+            return self._with(create_record(folder, record, None))
+        self.ledger.forget_everything()
+        run = self._with(create_record(folder, record, earlier._as_record()))  # noqa: SLF001
+        folder.delete(_SUMMARY)
+        return run
+
+    def _as_record(self) -> RunRecord:
+        return RunRecord(**{name: getattr(self, name) for name in RunRecord.model_fields})
+
+    def _with(self, record: RunRecord) -> Self:
+        """This run with a newer record."""
+        return self.model_copy(update=dict(record))
+
+    def _goes_on(self, *, plan_only: bool) -> bool:
+        """Whether a launch takes this run up; otherwise it starts afresh."""
+        if self.state in (LaunchState.REFUSED, LaunchState.DONE):
+            return False
+        if self.state is LaunchState.CANCELLED:
+            return self.was_launched
+        return plan_only or not self.plan_only
+
+    def _taken_up(
+        self, stage: Stage, by: str, once_planned: Callable[[Stage, Plan], None], *, plan_only: bool
+    ) -> tuple[Self, Plan]:
+        """Go on with this run, which was planned before."""
+        self._require_same(stage)
+        stage = self.make_stage()
+        plan = _startable(stage.plan(), plan_only=plan_only)
+        once_planned(stage, plan)
+        announced = self._announced(plan)
+        if self.state is LaunchState.CANCELLED and not plan_only:
+            return self._changed(lambda record: record.continued(by)), announced
+        return self, announced
 
     def _announced(self, plan: Plan) -> Plan:
-        """The plan with what it did not know: how cells become messages, and what these cost."""
+        """The plan with what it did not know: how blocks become messages, and what these cost."""
         notes = list(plan.notes)
         if self.batch > 1:
-            notes.append(f"each task works on {self.batch:,} cells, to send fewer messages")
+            notes.append(f"each task works on {self.batch:,} blocks, to send fewer messages")
         if self.planned:
             size = len(self._encoder().encode(self.planned - 1))
             notes.append(self.open_queue().cost(self.planned, size))
@@ -186,26 +247,28 @@ class Run(BaseModel):
         )
 
     def _encoder(self) -> TaskEncoder:
-        return TaskEncoder(self.url, self.launch_id, self.make_stage(), self.batch, self.cells)
+        return TaskEncoder(self.id, self.launch_id)
 
     @classmethod
     def load(cls, url: str) -> Self:
-        """Read a run's record; raises RunNotFound."""
+        """Read a run's record; raises RunNotFound, and InvalidParameter for a damaged one."""
         run = cls._find(url)
         if run is None:
-            raise RunNotFound(f"no run is recorded at {url}: {url}/{_RECORD} is missing")
+            raise RunNotFound(f"no run is recorded at {url}: {url}/{RECORD} is missing")
         return run
 
     @classmethod
     def _find(cls, url: str) -> Self | None:
-        return read_json(open_folder(url.rstrip("/")), _RECORD, cls)
+        url = url.rstrip("/")
+        record = read_record(open_folder(url))
+        return None if record is None else cls(url=url, **dict(record))
 
     def _require_same(self, stage: Stage) -> None:
-        asked = stage.parameters()
+        requested = stage.parameters()
         differing = [
             name
-            for name, value in asked.items()
-            if stage.name != self.stage or value != self.asked.get(name)
+            for name, value in requested.items()
+            if stage.name != self.stage or value != self.requested.get(name)
         ]
         if differing:
             raise InvalidParameter(
@@ -213,10 +276,45 @@ class Run(BaseModel):
                 "a new run, or this one with the values it had"
             )
 
+    def _changed(self, change: Callable[[RunRecord], RunRecord]) -> Self:
+        """This run once its state was changed; the audit log says who did it."""
+        record = change_record(open_folder(self.url), self.launch_id, change)
+        for step in record.changes:
+            if step not in self.changes and (action := self._audited(step.state)):
+                entry = AuditEntry(
+                    at=step.at,
+                    action=action,
+                    by=step.by,
+                    what=self._output(),
+                    run=self.id,
+                    launch=self.launch_id,
+                    stage=self.stage,
+                    why=step.why,
+                    triggered_by=self.triggered_by,
+                )
+                write_entry(self.runs_folder, entry)
+        return self._with(record)
+
+    def _output(self) -> str:
+        with suppress(InvalidParameter):  # of a stage that is not installed here
+            return self.make_stage().output
+        return ""
+
+    def _audited(self, state: LaunchState) -> Action | None:
+        """What a change to a state is called in the audit log; None when it is not written."""
+        if state is LaunchState.DONE:
+            return "deleted" if self.stage == "delete" else None
+        return _ACTIONS.get(state)
+
+    def refreshed(self) -> Self:
+        """This run as it is recorded now; raises RunFailed when it was launched again meanwhile."""
+        return self._changed(lambda record: record)
+
     @property
     def is_finished(self) -> bool:
-        """Whether the run was proved complete."""
-        return open_folder(self.url).exists(_SUMMARY)
+        """Whether the run was proved complete, as its record says now."""
+        record = read_record(open_folder(self.url))
+        return record is not None and record.is_finished and record.launch_id == self.launch_id
 
     def require_finished(self) -> None:
         """Raise RunFailed unless the run was proved complete."""
@@ -225,6 +323,33 @@ class Run(BaseModel):
                 f"the {self.stage} run {self.url} was not proved done, and what comes after relies "
                 "on it: clear its failed tasks and let it finish, or start again without that step"
             )
+
+    def require_approval(self, why: str) -> Self:
+        """Let the run wait until a person approves it, unless one has."""
+
+        def change(record: RunRecord) -> RunRecord:
+            waits = record.state is LaunchState.PLANNED
+            return record.model_copy(update={"approval": why}) if waits else record
+
+        return self._changed(change)
+
+    def approve(self, by: str) -> Self:
+        """Let the run begin; `by` is the person who allows it."""
+        return self._changed(lambda record: record.moved_to(LaunchState.APPROVED, by))
+
+    def cancel(self, by: str, why: str = "") -> Self:
+        """Let no worker begin another task of the run, and empty a queue of its own.
+
+        Raises RunFailed for a run that is done or was refused.
+        """
+        run = self._changed(lambda record: record.moved_to(LaunchState.CANCELLED, by, why))
+        if run.own_queue:
+            queue = run.open_queue()
+            try:
+                queue.purge()
+            finally:
+                queue.close()
+        return run
 
     def write_plan(self, plan: Plan) -> None:
         """Note the plan, for people who look at the run."""
@@ -236,17 +361,27 @@ class Run(BaseModel):
         return None if stored is None else bytes(decompress_bytes(stored))
 
     def prepare(self) -> None:
-        """Write what the tasks rely on; may run again. Raises RunFailed for a run that is held."""
-        self.hold.require_released()
-        self.make_stage().prepare()
+        """Write what the tasks rely on; may run again.
+
+        Raises RunFailed unless the run may begin.
+        """
+        self._begun()
+        stage = self.make_stage()
+        stage.prepare()
+        sync(stage.output, [INFO])
+
+    def _begun(self) -> Self:
+        """The run once workers may do its tasks; one that is done stays so."""
+        finished = LaunchState.DONE
+        return self._changed(lambda r: r if r.state is finished else r.begun(self.by))
 
     def enqueue(self) -> int:
         """Send every task without a receipt and return how many.
 
-        They take the place of whatever a queue of the run's own still holds. Raises RunFailed for
-        a run that is held.
+        They take the place of whatever a queue of the run's own still holds. Raises RunFailed
+        unless the run may begin.
         """
-        self.hold.require_released()
+        self._begun()
         missing = self.ledger.done(self.planned).missing()
         encoder = self._encoder()
         queue = self.open_queue()
@@ -258,8 +393,13 @@ class Run(BaseModel):
         finally:
             queue.close()
 
+    def go_on(self, by: str) -> Self:
+        """Let workers do the run's tasks again, also where it was cancelled after its launch."""
+        finished = LaunchState.DONE
+        return self._changed(lambda r: r if r.state is finished else r.continued(by))
+
     def resume(self) -> int:
-        """Send what is missing when nobody could be working on it; return how many tasks.
+        """Send what is missing when no worker could be at it; return how many tasks.
 
         Does nothing while the queue holds a message for every missing task; when all of them were
         given up, its messages are those of others.
@@ -290,7 +430,7 @@ class Run(BaseModel):
             task = Task.decode(body)
         except InvalidMessage:
             return False
-        return (task.run, task.launch_id) == (self.url, self.launch_id)
+        return (task.run, task.launch) == (self.id, self.launch_id)
 
     def progress(self, counts: Counts | None = None) -> Progress:
         """Count receipts and messages; `counts` are the queue's, if they were just asked for."""
@@ -301,6 +441,9 @@ class Run(BaseModel):
                 failed_attempts=self.ledger.failed_attempts(),
                 shared=not self.own_queue,
             )
+        return self._look(counts)
+
+    def _look(self, counts: Counts | None = None) -> Progress:
         # the queue first: a task that is settled in between counts as done, not as lost
         counts = counts or self._count()
         done = self.done()
@@ -323,7 +466,11 @@ class Run(BaseModel):
     def _count(self) -> Counts:
         queue = self.open_queue()
         try:
-            return queue.counts()
+            counts = queue.counts()
+            if counts.dead and counts.exact:  # messages of others may have been put there
+                letters = queue.dead_letters(self.planned)
+                counts = replace(counts, dead=sum(self._is_own(letter.body) for letter in letters))
+            return counts
         finally:
             queue.close()
 
@@ -348,7 +495,7 @@ class Run(BaseModel):
         lines += [f"  {group.describe()}" for group in groups[:_ERRORS_NAMED]]
         if len(groups) > _ERRORS_NAMED:
             lines.append(f"  and {len(groups) - _ERRORS_NAMED:,} other errors")
-        lines.append(f"Mend the cause and resume: {self._way_out}")
+        lines.append(f"Fix the cause, then resume: {self._way_out}")
         raise RunFailed("\n".join(lines))
 
     @property
@@ -368,23 +515,26 @@ class Run(BaseModel):
         Raises RunFailed when receipts are missing, AuditFailed when output is. Tasks whose output
         is missing lose their receipts, so that resuming the run does them again.
         """
-        self.require_done(self.progress())
+        self._begun()
+        self.require_done(self._look())
+        account = self.ledger.account(self.planned, self.blocks, self.batch)
         try:
-            audit = self.make_stage().finish(self.by, self.ledger.account(self.batch))
+            audit = self.make_stage().finish(self.by, account)
+            work = account.read_all()
         except AuditFailed as error:
             raise self._taken_back(error) from None
-        readable = _READ_ON_DISK if overlap_width(self.url) == 1 else _READ_IN_BUCKET
-        earlier = self.summary()
+        earlier = self._stored_summary()
         summary = Summary(
             run=self.id,
             stage=self.stage,
             tasks=self.planned,
             seconds=earlier.seconds if earlier else round(time.time() - self.created, 2),
             audit=audit,
-            work=self.ledger.work() if self.planned <= readable else None,
+            work=work,
             failed_attempts=self.ledger.failed_attempts(),
         )
         self._write(_SUMMARY, summary)
+        self._changed(lambda record: record.moved_to(LaunchState.DONE, self.by))
         return summary
 
     def _taken_back(self, error: AuditFailed) -> AuditFailed:
@@ -393,7 +543,8 @@ class Run(BaseModel):
         if not tasks:
             return error
         self.ledger.withdraw(tasks)
-        open_folder(self.url).delete(_SUMMARY)  # last: until then this can be done again
+        # last: until then this can be done again
+        self._changed(lambda record: record.moved_to(LaunchState.LAUNCHED, self.by))
         named = ", ".join(map(str, tasks[:_TASKS_NAMED]))
         others = ", ..." if len(tasks) > _TASKS_NAMED else ""
         return AuditFailed(
@@ -404,7 +555,12 @@ class Run(BaseModel):
 
     def summary(self) -> Summary | None:
         """What the finished run did; None while it has not finished."""
-        return read_json(open_folder(self.url), _SUMMARY, Summary)
+        return self._stored_summary() if self.is_finished else None
+
+    def _stored_summary(self) -> Summary | None:
+        with suppress(InvalidParameter, CorruptChunk):  # damaged: `finish` writes it again
+            return read_json(open_folder(self.url), _SUMMARY, Summary)
+        return None
 
     def _write(self, name: str, entry: BaseModel) -> None:
         write_json(open_folder(self.url), name, entry)
@@ -426,15 +582,3 @@ def _startable(plan: Plan, *, plan_only: bool) -> Plan:
 def _batch(cells: int) -> int:
     """How many cells make a task when nobody says."""
     return min(max(1, -(-cells // _MANY_TASKS)), _LARGEST_BATCH)
-
-
-def run_folder_name(*parts: str) -> str:
-    """A folder's name for a run known by other words: readable, and different for other words."""
-    words = "/".join(parts)
-    readable = re.sub(r"[^A-Za-z0-9.-]+", "_", words).strip("_.")[:100]
-    return f"{readable}-{sha256(words.encode()).hexdigest()[:8]}"
-
-
-def new_run_name(stage: str) -> str:
-    """A folder's name for a run that nobody has named: the stage and the time."""
-    return run_folder_name(stage, datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f"))

@@ -3,25 +3,24 @@
 Derived from it, elsewhere and once: the Airflow form, the command line, the queue message, the
 provenance entry and the conformance tests.
 
-How a stage proves its output: `run` says in its `Work` which files of a cell it left out on
-purpose. `finish` lists what is there, and asks for every file that is not whether it was left out
-(`count_left_out`). One that was not makes it raise AuditFailed with the numbers of the cells that
-should have written it. The run then takes back the receipts of these cells' tasks, so that resuming
-it does them, and only them, again.
+How a stage proves its output: `run` says in its `Work` which files it wrote for a block, with their
+stored bytes, and which it left out on purpose. `finish` lists what is there and compares
+(`require_files`). A file that is missing, empty or cut makes it raise AuditFailed with the numbers
+of the blocks that should have written it. The run then takes back the receipts of these blocks'
+tasks, so that resuming it does them, and only them, again.
 """
 
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from igneous_airflow.errors import AuditFailed, PlanRefused
+from igneous_airflow.errors import PlanRefused
 from igneous_airflow.fields import SECTIONS
-
-_NAMED_AT_MOST = 10
+from igneous_airflow.proof import Account
 
 
 class Plan(BaseModel):
@@ -99,6 +98,13 @@ class Work(BaseModel):
     chunks_written: int = 0
     chunks_skipped: int = Field(default=0, description="all-background chunks left out on request")
     bytes_written: int = Field(default=0, description="stored bytes")
+    files: dict[str, int] = Field(
+        default_factory=dict,
+        description="stored bytes of each file that was written, by its name below `output`",
+    )
+    folders: tuple[str, ...] = Field(
+        default=(), description="folders below `output` in which files were only removed"
+    )
     left_out: tuple[str, ...] = Field(
         default=(), description="names of the files that are not there, and rightly so"
     )
@@ -107,10 +113,19 @@ class Work(BaseModel):
     )
 
     def __add__(self, other: "Work") -> "Work":
-        names = type(self).model_fields.keys() - {"counts"}
+        names = type(self).model_fields.keys() - {"counts", "files", "folders"}
         counts = Counter(self.counts) + Counter(other.counts)
         sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return Work(**sums, counts=dict(counts))
+        return Work(
+            **sums,
+            counts=dict(counts),
+            files=self.files | other.files,
+            folders=tuple(dict.fromkeys((*self.folders, *other.folders))),
+        )
+
+    def in_numbers(self) -> "Work":
+        """The same without the names of files."""
+        return self.model_copy(update={"files": {}, "folders": (), "left_out": ()})
 
 
 class Audit(BaseModel):
@@ -121,51 +136,6 @@ class Audit(BaseModel):
     outputs: dict[str, int] = Field(description="what was made, and how many files of it there are")
     files: str = Field(default="chunks", description="what these files are")
     absent: int = Field(default=0, description="files that were left out: all background")
-
-
-#: The number of a cell, and the names of files of its that are not there.
-Absent = tuple[int, Sequence[str]]
-
-
-class Account(Protocol):
-    """What the cells of a stage have said of the files that they left out; a run has one."""
-
-    def unexplained(self, absent: Iterable[Absent]) -> Iterator[Absent]:
-        """Give what of the absent files was not left out; the cells come in their order."""
-
-
-def count_left_out(
-    absent: Iterable[Absent], place: str, account: Account | None, *, may_be_absent: bool = False
-) -> int:
-    """How many of the absent files were left out; raises AuditFailed naming the others.
-
-    Without an account all of them were if they may be absent at all, and none otherwise. `place` is
-    what the files should be in.
-    """
-    seen = missing = 0
-    named: list[str] = []
-    cells: list[int] = []
-
-    def counted() -> Iterator[Absent]:
-        nonlocal seen
-        for cell, names in absent:
-            seen += len(names)
-            yield cell, names
-
-    for cell, names in account.unexplained(counted()) if account else counted():
-        if account is None and may_be_absent:
-            continue
-        missing += len(names)
-        named += names[: _NAMED_AT_MOST - len(named)]
-        cells.append(cell)
-    if missing:
-        others = ", ..." if missing > len(named) else "."
-        raise AuditFailed(
-            f"{missing:,} chunks of {place} are missing although every task reported success: "
-            f"{', '.join(named)}{others}",
-            cells,
-        )
-    return seen
 
 
 class Stage(BaseModel, ABC):
@@ -184,6 +154,11 @@ class Stage(BaseModel, ABC):
         for name in vars(copied).keys() - type(self).model_fields.keys():
             del vars(copied)[name]
         return copied
+
+    @property
+    def output(self) -> str:
+        """Address of the folder that the names of files in `Work` are below; empty for none."""
+        return ""
 
     def resolved(self) -> Self:
         """Replace values that depend on the layer's present state, as `mip=-1`, by what they mean.

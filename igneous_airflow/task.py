@@ -1,43 +1,30 @@
-"""A task: one message of the queue, a stage at some of its cells in a run.
+"""A task: one message of the queue, which names a run, one of its launches, and a number.
 
-Messages are JSON data with every parameter of the stage, checked when read. They name no code but
-a registered stage. Written by `run.py`, read by the workers.
+It holds no parameters and no addresses: a worker looks the run up below the runs folder that it was
+given, and believes only the record there (`worker/assignments.py`). Written by `run.py`.
 """
 
 import json
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from igneous_airflow.errors import InvalidMessage, InvalidParameter
-from igneous_airflow.stage import Stage
-from igneous_airflow.stages import stage_class
+from igneous_airflow.errors import InvalidMessage
+from igneous_airflow.run_record import LAUNCH_ID, RUN_ID
 
-_VERSION = 1
-#: Part of the names of receipts.
-LAUNCH_ID = r"^[0-9a-z]{4,32}$"
+_SHOWN = 200  # characters of a foreign message, in an error
 
 
 class Task(BaseModel):
-    """Cells `start` up to `stop` of a stage, as task number `index` of the run at `run`."""
+    """Task number `task` of one launch of a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    version: int = Field(default=_VERSION, ge=_VERSION, le=_VERSION)
-    run: str = Field(min_length=1, description="URL of the folder that records the run")
-    launch_id: str = Field(pattern=LAUNCH_ID, description="of the launch that sent the message")
-    stage: str
-    parameters: dict[str, Any]
-    index: int = Field(ge=0)
-    start: int = Field(ge=0)
-    stop: int
-
-    @model_validator(mode="after")
-    def _holds_cells(self) -> Self:
-        if self.stop <= self.start:
-            raise ValueError(f"no cells from {self.start} to {self.stop}")
-        return self
+    version: Literal[2] = 2
+    run: str = Field(pattern=RUN_ID, description="the run's id")
+    launch: str = Field(pattern=LAUNCH_ID, description="of the launch that sent the message")
+    task: int = Field(ge=0)
 
     @classmethod
     def decode(cls, body: str) -> Self:
@@ -45,37 +32,38 @@ class Task(BaseModel):
         try:
             return cls.model_validate_json(body)
         except ValidationError as error:
-            raise InvalidMessage(f"this message is not a task: {error}: {body[:500]!r}") from error
+            raise InvalidMessage(_older(body) or _foreign(body, error)) from None
 
-    def make_stage(self) -> Stage:
-        """The stage with its parameters checked; raises InvalidMessage."""
-        try:
-            return stage_class(self.stage).model_validate(self.parameters)
-        except (ValidationError, InvalidParameter) as error:
-            raise InvalidMessage(f"this message holds no valid {self.stage}: {error}") from error
+
+def _older(body: str) -> str:
+    """What to do about a message of format 1, which held all parameters; empty for any other."""
+    try:
+        data: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(data, dict) or data.get("version") != 1 or "parameters" not in data:
+        return ""
+    run = str(data.get("run", "")).rstrip("/").rpartition("/")[2][:_SHOWN]
+    return f"this message was sent by an older version: igneous-airflow resume {run!r}"
+
+
+def _foreign(body: str, error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    why = "; ".join(f"{'.'.join(map(str, p['loc']))} {p['msg']}".strip() for p in problems[:3])
+    return f"this message is not a task of igneous-airflow ({why}): {body[:_SHOWN]!r}"
 
 
 class TaskEncoder:
-    """Writes the messages of one run: only the numbers at the end differ, so the rest is kept."""
+    """Writes the messages of one launch of a run: only the number at the end differs."""
 
-    def __init__(self, run: str, launch_id: str, stage: Stage, batch: int, cells: int) -> None:
-        common = {
-            "version": _VERSION,
-            "run": run,
-            "launch_id": launch_id,
-            "stage": stage.name,
-            "parameters": stage.parameters(),
-        }
-        self._head = json.dumps(common, separators=(",", ":"))[:-1]
-        self._batch = batch
-        self._cells = cells
+    def __init__(self, run: str, launch: str) -> None:
+        head = {"version": 2, "run": run, "launch": launch}
+        self._head = json.dumps(head, separators=(",", ":"))[:-1]
 
-    def encode(self, index: int) -> str:
-        """The message of task `index`."""
-        start = index * self._batch
-        stop = min(start + self._batch, self._cells)
-        return f'{self._head},"index":{index},"start":{start},"stop":{stop}}}'
+    def encode(self, task: int) -> str:
+        """The message of a task."""
+        return f'{self._head},"task":{task}}}'
 
-    def encode_all(self, indices: Iterator[int]) -> Iterator[str]:
+    def encode_all(self, tasks: Iterator[int]) -> Iterator[str]:
         """The messages of many tasks, one after the other."""
-        return map(self.encode, indices)
+        return map(self.encode, tasks)

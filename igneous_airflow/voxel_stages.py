@@ -39,7 +39,8 @@ from igneous_airflow.fields import (
     section,
 )
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
-from igneous_airflow.stage import Account, Audit, Plan, Stage, Work, count_left_out
+from igneous_airflow.proof import Account, require_files
+from igneous_airflow.stage import Audit, Plan, Stage, Work
 
 if TYPE_CHECKING:
     from igneous_airflow.pyramid.destination import Request
@@ -191,6 +192,11 @@ class WritesLayer(PyramidOptions):
         ),
     ] = None
 
+    @property
+    def output(self) -> str:
+        """The destination."""
+        return self.dest
+
     @abstractmethod
     def _route(self) -> "Route":
         """What is read, what is written, in which pieces; reads metadata only."""
@@ -272,6 +278,7 @@ class WritesLayer(PyramidOptions):
             chunks_written=done.chunks_written,
             chunks_skipped=done.chunks_skipped,
             bytes_written=done.bytes_written,
+            files=done.files,
             left_out=tuple(done.left_out),
             counts=self._counts(route),
         )
@@ -285,8 +292,9 @@ class WritesLayer(PyramidOptions):
         route = self._accepted_route()
         layer = Layer.open(self.dest)
         audit = ChunkAudit(layer, route.cells, route.written_in)
-        absent = count_left_out(
-            audit.absent(), self.dest, account, may_be_absent=self.skip_empty != "write"
+        may_be_absent = self.skip_empty != "write"
+        absent = require_files(
+            audit.files_of, len(route.cells), self.dest, account, may_be_absent=may_be_absent
         )
         record_processing(layer.folder, self.provenance(), by, sources=self._sources())
         return Audit(outputs=audit.outputs, absent=absent)

@@ -41,4 +41,4 @@ def _name(run: Run, what: str) -> str:
 
 
 def _tags(run: Run) -> dict[str, str]:
-    return {"dag_id": dag} if (dag := run.origin.get("dag_id")) else {}
+    return {"dag_id": dag} if (dag := run.triggered_by.get("dag_id")) else {}

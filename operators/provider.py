@@ -39,6 +39,12 @@ def get_provider_info() -> dict[str, Any]:
                         default="file://{AIRFLOW_HOME}/igneous",
                         example="s3://bucket/igneous",
                     ),
+                    "sync": _option(
+                        "Whether workers wait, on local disks, until what a task wrote is on the "
+                        "disk before the task counts as done. Turn it off for scratch disks whose "
+                        "content need not survive a power cut.",
+                        default="True",
+                    ),
                     "workers": _option(
                         "Where workers run unless a run says otherwise: local processes of the "
                         "Airflow task, or pods in a Kubernetes cluster.",

@@ -13,7 +13,8 @@ from airflow.sdk import conf
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.queue.sqs_address import Address
-from igneous_airflow.run import Run, run_folder_name
+from igneous_airflow.run import Run
+from igneous_airflow.run_record import run_folder_name
 
 _FILE = "file://"
 _TEMPLATE = Path(__file__).parent.parent / "worker_image" / "pod_template.yaml"
@@ -107,6 +108,11 @@ def workers_run_on() -> Literal["local", "kubernetes"]:
     raise InvalidParameter(
         f"[igneous] workers = {text!r} in Airflow's configuration: write local or kubernetes"
     )
+
+
+def syncs_files() -> bool:
+    """The option `[igneous] sync`."""
+    return bool(conf.getboolean("igneous", "sync"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from igneous_airflow.operators.metrics import report_done
 from igneous_airflow.operators.params import RunOptions, read_params, refuse_unknown
 from igneous_airflow.operators.settings import load_run, queue_url, run_url
 from igneous_airflow.run import Run
+from igneous_airflow.run_record import LaunchState
 from igneous_airflow.stage import Plan, Stage
 from igneous_airflow.storage.provenance import author
 
@@ -104,8 +105,8 @@ class PlanStage(BaseOperator, SkipMixin):
             result = {RUN_URL: run.url, "plan": plan.model_dump(mode="json")}
             if options.plan_only:
                 self._end(context, result)
-            elif not run.hold.released_by and (why := why_to_approve(plan)):
-                run.hold.place(why)
+            elif run.state is LaunchState.PLANNED and (why := why_to_approve(plan)):
+                run = run.require_approval(why)
                 self._push(context, result)
                 ask(context, run, plan, why)
         return result
@@ -116,11 +117,11 @@ class PlanStage(BaseOperator, SkipMixin):
         with explained(context):
             run = load_run(self._run_url(context))
             if not is_approved:
-                run.hold.place(f"{by} has rejected its plan")
-                raise RunFailed(f"{by} has rejected the plan: nothing was written to the layer")
-            run.hold.release(by)
+                run.cancel(by, f"{by} rejected its plan")
+                raise RunFailed(f"{by} rejected the plan: nothing was written to the layer")
+            run.approve(by)
             plan = Forecast.of(run)
-        self.log.info("%s has approved the plan", by)
+        self.log.info("%s approved the plan", by)
         return {RUN_URL: run.url, "plan": plan.model_dump(mode="json") if plan else None}
 
     def _require_earlier(self, options: RunOptions) -> None:
@@ -154,6 +155,12 @@ class PlanStage(BaseOperator, SkipMixin):
         stage = running.pop(self.step.name)
         queue, own_queue = queue_url(url, options.queue)
         require_workable(options, stage, (url, queue))
+        by = dag_run.triggering_user_name or author()
+        triggered_by = {
+            "dag_id": dag_run.dag_id,
+            "dag_run_id": dag_run.run_id,
+            "group_id": self.group_id,
+        }
         later: list[Plan] = []
 
         def plan_later(first: Stage, plan: Plan) -> None:
@@ -169,16 +176,16 @@ class PlanStage(BaseOperator, SkipMixin):
                 own_queue=own_queue,
                 batch=options.batch,
                 plan_only=options.plan_only,
-                by=dag_run.triggering_user_name or author(),
-                origin={
-                    "dag_id": dag_run.dag_id,
-                    "dag_run_id": dag_run.run_id,
-                    "group_id": self.group_id,
-                },
+                by=by,
+                triggered_by=triggered_by,
                 once_planned=plan_later,
             )
-        except PlanRefused as refused:
-            raise self._refusal(refused, self.step, values) from None
+        except (PlanRefused, AirflowFailException) as refused:
+            error = refused
+            if isinstance(refused, PlanRefused):
+                error = self._refusal(refused, self.step, values)
+            Run.refuse(stage, (str(error),), url=url, by=by, triggered_by=triggered_by)
+            raise error from None
         return run, plan, later
 
     def _require_possible(

@@ -14,7 +14,8 @@ from igneous_airflow.errors import RunNotFound
 from igneous_airflow.fields import LayerUrl, SourceUrl
 from igneous_airflow.operators.settings import run_url
 from igneous_airflow.operators.stage import explained
-from igneous_airflow.run import Run, run_folder_name
+from igneous_airflow.run import Run
+from igneous_airflow.run_record import run_folder_name
 from igneous_airflow.sources.arrivals import Arrival, find_arrivals
 from igneous_airflow.stages.ingest import Ingest
 from igneous_airflow.storage.files import open_folder

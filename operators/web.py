@@ -93,7 +93,7 @@ Pool = Annotated[RequestPool, Depends(_pool)]
 
 def _may_read(user: BaseUser, run: Run | RunRow) -> bool:
     """Whether a user may see a run; one that no DAG launched, who may read all DAG runs."""
-    dag = run.origin.get("dag_id")
+    dag = run.triggered_by.get("dag_id")
     allowed: bool = get_auth_manager().is_authorized_dag(
         method="GET",
         access_entity=DagAccessEntity.RUN,
@@ -144,7 +144,7 @@ def _listed(user: BaseUser, asked: Asked) -> dict[str, Any]:
     known: dict[str, bool] = {}  # by DAG: an answer may cost a query
 
     def may_read(run: Run) -> bool:
-        dag = run.origin.get("dag_id", "")
+        dag = run.triggered_by.get("dag_id", "")
         if dag not in known:
             known[dag] = _may_read(user, run)
         return known[dag]
@@ -186,10 +186,10 @@ def _links(run: RunRow) -> dict[str, str]:
     """Where else to look at a run, relative to the page."""
     is_shown = run.layer and run.was_launched
     links = {"View": f"../viewer/open/{quote(run.name)}"} if is_shown else {}
-    dag, dag_run = run.origin.get("dag_id"), run.origin.get("dag_run_id")
+    dag, dag_run = run.triggered_by.get("dag_id"), run.triggered_by.get("dag_run_id")
     if dag and dag_run:
         links["DAG run"] = f"../../dags/{quote(dag)}/runs/{quote(dag_run)}"
-        if group := run.origin.get("group_id"):
+        if group := run.triggered_by.get("group_id"):
             links["Task logs"] = f"{links['DAG run']}/tasks/group/{quote(group)}"
     return links
 
@@ -200,8 +200,8 @@ def _find_view(name: str, request: Request) -> Mapping[str, str] | None:
     A run that was only planned, or waits for approval, has no right to any layer.
     """
     with suppress(RunNotFound):
-        run = _overview().run(name)
-        if _may_read(request.state.igneous_user, run) and run.was_launched:
+        run = _overview().launched(name)
+        if run is not None and _may_read(request.state.igneous_user, run):
             return layers_of(run)
     return None
 

@@ -5,8 +5,8 @@ import pytest
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.forecast import Forecast, Prices, Rate
 from igneous_airflow.geometry.bbox import Vec3
-from igneous_airflow.ledger import Receipt
 from igneous_airflow.overview import Overview
+from igneous_airflow.receipts import Receipt
 from igneous_airflow.run import Run
 from igneous_airflow.stage import Plan, Work
 from igneous_airflow.stages.downsample import Downsample
@@ -128,7 +128,9 @@ def test_the_newest_runs_of_the_stage_that_were_proved_done_are_found(launch, la
             continue
         run.prepare()
         run.enqueue()
-        Worker(run.open_queue(), WorkerOptions(until_done=True), lambda _: None).work()
+        Worker(
+            run.open_queue(), run.runs_folder, WorkerOptions(until_done=True), lambda _: None
+        ).work()
         run.finish()
     overview = Overview(f"file://{tmp_path}/state")
     assert [run.id for run in overview.finished("downsample")] == ["second", "first"]

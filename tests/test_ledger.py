@@ -1,12 +1,17 @@
 """Receipts and failures: what they say is what was done, once."""
 
+import json
+import re
 import uuid
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igneous_airflow.ledger import DoneTasks, Failure, Ledger, Receipt
+from igneous_airflow.errors import AuditFailed, InvalidParameter
+from igneous_airflow.ledger import DoneTasks, Failure, Ledger
+from igneous_airflow.proof import FoundFile, require_files
+from igneous_airflow.receipts import Receipt
 from igneous_airflow.stage import Work
 from igneous_airflow.storage.files import StoredFile, open_folder
 
@@ -37,7 +42,7 @@ def test_a_new_ledger_is_empty(ledger):
     done = ledger.done(3)
     assert done.count == 0
     assert list(done.missing()) == [0, 1, 2]
-    assert list(ledger.receipts()) == []
+    assert list(ledger.read_receipts()) == []
     assert last_failures(ledger) == []
     assert ledger.failed_attempts() == ledger.failed_attempts_at(0) == ledger.given_back(0) == 0
     assert ledger.given_up(done) == 0
@@ -59,7 +64,7 @@ def test_a_receipt_is_read_as_it_was_written_and_the_last_one_counts(ledger):
     ledger.write_receipt(receipt(5, attempt=1))
     second = receipt(5, attempt=2, work=Work(voxels=2**60, chunks_written=3, bytes_written=9))
     ledger.write_receipt(second)
-    assert list(ledger.receipts()) == [second]
+    assert list(ledger.read_receipts()) == [([5], [second])]
 
 
 def test_receipts_beyond_the_plan_and_files_of_others_do_not_count(ledger, url):
@@ -78,11 +83,10 @@ def test_what_another_launch_left_does_not_count(ledger, url):
     done = ledger.done(3)
     assert done.count == 0
     assert not ledger.has_receipt(1)
-    assert list(ledger.receipts()) == last_failures(ledger) == []
+    assert list(ledger.read_receipts()) == last_failures(ledger) == []
     assert ledger.failed_attempts() == ledger.failed_attempts_at(0) == ledger.given_back(2) == 0
     assert ledger.given_up(done) == 0
-    absent = [(1, ["8_8_40/0-8_0-8_0-8"])]
-    assert list(ledger.account(batch=1).unexplained(absent)) == absent
+    assert list(ledger.account(3, 3, 1).tasks()) == []
 
 
 def test_a_long_receipt_is_compressed(tmp_path):
@@ -100,7 +104,7 @@ def test_a_long_receipt_is_compressed(tmp_path):
 def test_what_receipts_say_is_added_up_without_names(ledger):
     for task in range(3):
         ledger.write_receipt(receipt(task, work=Work(voxels=2**60, left_out=(f"{task}",))))
-    assert ledger.work() == Work(voxels=3 * 2**60)
+    assert ledger.account(3, 3, 1).read_all() == Work(voxels=3 * 2**60)
 
 
 def last_failures(ledger, planned=100, limit=1000):
@@ -162,88 +166,210 @@ def test_a_forgotten_run_leaves_nothing_and_can_be_recorded_again(ledger, url):
     assert list(ledger.done(2).missing()) == [1]
 
 
-# What was left out
+# What tasks say of their files
 
 
-def unexplained(ledger, absent, batch=1):
-    return list(ledger.account(batch).unexplained(iter(absent)))
+def missing(ledger, absent, batch=1, tasks=9):
+    """Which of the absent files of each block no task has left out."""
+    files = dict(absent)
+
+    def files_of(block):
+        return [FoundFile(name, None) for name in files.get(block, ())]
+
+    account = ledger.account(tasks, tasks * batch, batch)
+    try:
+        require_files(files_of, tasks * batch, "the layer", account)
+    except AuditFailed as failed:
+        named = re.search(r": (.*)\.$", str(failed))
+        return named[1].split(", "), list(failed.cells)
+    return [], []
 
 
 def leave_out(ledger, task, *names):
     ledger.write_receipt(receipt(task, work=Work(chunks_skipped=len(names), left_out=names)))
 
 
-def test_files_that_nobody_left_out_are_unexplained(ledger):
+def test_files_that_no_task_left_out_are_missing(ledger):
     ledger.write_receipt(receipt(0))
     leave_out(ledger, 1, "b")
-    assert unexplained(ledger, [(0, ["a"])]) == [(0, ["a"])]
-    assert unexplained(ledger, []) == []
+    assert missing(ledger, [(0, ["a"])]) == (["a"], [0])
+    assert missing(ledger, []) == ([], [])
 
 
-def test_what_a_task_left_out_is_explained_without_reading_its_receipt(ledger, monkeypatch):
+def test_what_a_task_left_out_may_be_absent(ledger):
     leave_out(ledger, 3, "a", "b", "c")
-    monkeypatch.setattr(Ledger, "receipt", lambda *_: 1 / 0)
-    assert unexplained(ledger, [(3, ["c", "a", "b"])]) == []
+    assert missing(ledger, [(3, ["c", "a", "b"])]) == ([], [])
 
 
 def test_a_file_that_was_lost_beside_those_left_out_is_found(ledger):
+    for task in (2, 5):
+        leave_out(ledger, task)
     leave_out(ledger, 3, "a", "b")
     leave_out(ledger, 4, "d")
     absent = [(2, ["x"]), (3, ["a", "b", "lost"]), (4, ["d"]), (5, ["y", "z"])]
-    assert unexplained(ledger, absent) == [(2, ["x"]), (3, ["lost"]), (5, ["y", "z"])]
+    assert missing(ledger, absent) == (["x", "lost", "y", "z"], [2, 3, 5])
 
 
 def test_a_file_that_was_lost_in_place_of_one_left_out_is_found(ledger):
     """As many files are absent as were left out: one of an earlier run is there all the same."""
     leave_out(ledger, 0, "a", "b")
-    assert unexplained(ledger, [(0, ["a", "lost"])]) == [(0, ["lost"])]
+    assert missing(ledger, [(0, ["a", "lost"])]) == (["lost"], [0])
 
 
 def test_files_of_an_earlier_run_may_be_where_some_were_left_out(ledger):
     leave_out(ledger, 0, "a", "b")
-    assert unexplained(ledger, [(0, ["b"])]) == []
+    assert missing(ledger, [(0, ["b"])]) == ([], [])
 
 
 def test_a_task_that_left_out_other_files_when_it_was_repeated_is_believed_the_last_time(ledger):
     leave_out(ledger, 0, "a", "b")
     leave_out(ledger, 0, "a")
-    assert unexplained(ledger, [(0, ["a"])]) == []
-    assert unexplained(ledger, [(0, ["a", "b"])]) == [(0, ["b"])]
+    assert missing(ledger, [(0, ["a"])]) == ([], [])
+    assert missing(ledger, [(0, ["a", "b"])]) == (["b"], [0])
 
 
-def test_a_receipt_that_was_withdrawn_explains_nothing(ledger):
+def test_a_receipt_that_was_withdrawn_counts_no_more(ledger):
     leave_out(ledger, 0, "a")
     leave_out(ledger, 1, "b")
     ledger.withdraw([1, 7])
     assert list(ledger.done(2).missing()) == [1]
-    assert unexplained(ledger, [(0, ["a"]), (1, ["b"])]) == [(1, ["b"])]
+    assert [written.blocks for written in ledger.account(2, 2, 1).tasks()] == [range(1)]
 
 
-def test_a_task_of_several_cells_explains_what_all_of_them_left_out(ledger):
+def test_a_task_of_several_blocks_tells_what_all_of_them_left_out(ledger):
     leave_out(ledger, 0, "0a", "2b")
     leave_out(ledger, 1, "3a")
     absent = [(0, ["0a"]), (2, ["2b"]), (3, ["3a", "lost"]), (5, ["lost too"])]
-    assert unexplained(ledger, absent, batch=3) == [(3, ["lost"]), (5, ["lost too"])]
+    assert missing(ledger, absent, batch=3) == (["lost", "lost too"], [3, 5])
 
 
 @given(st.data())
 @settings(deadline=None, max_examples=50)
-def test_exactly_what_was_left_out_is_explained(data):
+def test_exactly_what_was_left_out_may_be_absent(data):
     ledger = Ledger(f"mem://{uuid.uuid4()}/run", LAUNCH)
     batch = data.draw(st.integers(1, 3))
-    names = st.sets(st.sampled_from("abcd"), max_size=4)
+    names = st.sampled_from([set(), {"a"}, {"b"}])
     left_out = data.draw(st.dictionaries(st.integers(0, 8), names, max_size=9))
-    absent = data.draw(st.dictionaries(st.integers(0, 8), names.filter(bool), max_size=9))
-    for task in range(9 // batch + 1):
-        cells = range(task * batch, task * batch + batch)
-        leave_out(ledger, task, *(f"{c}{n}" for c in cells for n in left_out.get(c, ())))
-    listed = [(cell, [f"{cell}{n}" for n in absent[cell]]) for cell in sorted(absent)]
-    missing = {
-        f"{cell}{name}" for cell in absent for name in absent[cell] - left_out.get(cell, set())
+    absent = data.draw(st.dictionaries(st.integers(0, 8), names, max_size=9))
+    for task in range(9):
+        blocks = range(task * batch, task * batch + batch)
+        leave_out(ledger, task, *(f"{c}{n}" for c in blocks for n in left_out.get(c, ())))
+    listed = [(block, [f"{block}{n}" for n in absent[block]]) for block in sorted(absent)]
+    lost = {
+        f"{block}{name}" for block in absent for name in absent[block] - left_out.get(block, set())
     }
-    found = unexplained(ledger, listed, batch)
-    assert {name for _, names in found for name in names} == missing
-    assert all(name.startswith(str(cell)) for cell, names in found for name in names)
+    named, blocks = missing(ledger, listed, batch)
+    assert set(named) == lost
+    assert blocks == sorted({int(name[0]) for name in lost})
+
+
+def sized(ledger, files, found, receipts=1):
+    """What is wrong with files of one task that are as `found`, by the bytes it says it wrote."""
+    ledger.write_receipt(receipt(0, work=Work(files=files)))
+    account = ledger.account(1, 1, 1)
+    try:
+        require_files(lambda _: [FoundFile(*pair) for pair in found.items()], 1, "layer", account)
+    except AuditFailed as failed:
+        return f"{failed.cells}: {failed}"
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({"a": 10, "b": 7}, ""),
+        ({"a": 10, "b": 0}, r"b \(0 bytes, not 7\)"),
+        ({"a": 9, "b": 7}, r"a \(9 bytes, not 10\)"),
+        ({"a": 10, "b": 8}, r"b \(8 bytes, not 7\)"),
+        ({"a": 10, "b": None}, r": b\."),
+        ({"a": 10, "b": 7, "c": 1}, r"c \(there, but its task did not write it\)"),
+    ],
+)
+def test_files_of_other_sizes_than_their_task_recorded_are_named(ledger, found, words):
+    said = sized(ledger, {"a": 10, "b": 7}, found)
+    assert re.search(words, said)
+    assert bool(words) == bool(said)
+
+
+@pytest.mark.parametrize(("size", "is_fine"), [(0, False), (1, True), (99, True), (None, False)])
+def test_without_recorded_sizes_a_file_must_have_a_possible_one(ledger, size, is_fine):
+    """As receipts of format 1 do, which say nothing of sizes."""
+    assert (sized(ledger, {}, {"a": size}) == "") is is_fine
+
+
+def test_a_receipt_of_format_1_is_read(ledger, url):
+    older = {"task": 3, "attempt": 2, "seconds": 1.5, "worker": "h:1", "work": {"voxels": 9}}
+    open_folder(url).write(f"done/0000000003-{LAUNCH}", StoredFile(json.dumps(older).encode()))
+    assert ledger.receipt(3) == receipt(
+        3, attempt=2, seconds=1.5, worker="h:1", work=Work(voxels=9)
+    )
+    assert list(ledger.done(5).missing()) == [0, 1, 2, 4]
+
+
+@given(st.sets(st.integers(0, 10**6), min_size=1, max_size=20), st.data())
+@settings(deadline=None, max_examples=50)
+def test_receipts_written_together_count_like_receipts_written_alone(tasks, data):
+    ledger = Ledger(f"mem://{uuid.uuid4()}/run", LAUNCH)
+    ledger.write_receipt(*(receipt(task, work=Work(voxels=task)) for task in tasks))
+    assert set(ledger.done(10**6 + 1).missing()).isdisjoint(tasks)
+    account = ledger.account(10**6 + 1, 10**6 + 1, 1)
+    assert [written.blocks.start for written in account.tasks()] == sorted(tasks)
+    assert account.work == Work(voxels=sum(tasks))
+    gone = data.draw(st.sets(st.sampled_from(sorted(tasks))))
+    ledger.withdraw(gone)
+    assert [w.blocks.start for w in account.tasks()] == sorted(tasks - gone)
+
+
+def test_too_many_receipts_for_one_name_are_refused(ledger):
+    with pytest.raises(ValueError, match="100 receipts do not go into one file"):
+        ledger.write_receipt(*map(receipt, range(0, 100_000, 1000)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"task": "x"}',
+        b"[" * 100_000,
+        b'{"version": 2}',
+        b'{"version": 2, "receipts": []}',
+    ],
+)
+def test_a_damaged_receipt_is_named_with_its_blocks_and_can_be_withdrawn(ledger, url, content):
+    ledger.write_receipt(receipt(0))
+    open_folder(url).write(f"done/0000000001-{LAUNCH}", StoredFile(content))
+    account = ledger.account(2, 7, 4)
+    with pytest.raises(
+        AuditFailed, match="1 receipts are damaged, those of the tasks 1:"
+    ) as failed:
+        account.read_all()
+    assert failed.value.cells == (4, 5, 6)
+    assert ledger.receipt(1) is None
+    ledger.withdraw([1])
+    assert list(ledger.done(2).missing()) == [1]
+
+
+def test_a_receipt_of_a_newer_version_asks_for_an_update(ledger, url):
+    newer = b'{"version": 3, "receipts": []}'
+    open_folder(url).write(f"done/0000000001-{LAUNCH}", StoredFile(newer))
+    with pytest.raises(InvalidParameter, match="newer igneous-airflow"):
+        ledger.account(2, 2, 1).read_all()
+
+
+def test_a_damaged_failure_or_note_of_a_worker_hides_no_other(ledger, url):
+    ledger.write_failure(failure(0, 1))
+    ledger.note_worker("here:1", 0)
+    folder = open_folder(url)
+    folder.write(f"failed/0000000001-{LAUNCH}-0001", StoredFile(b"{"))
+    folder.write("workers/there-1", StoredFile(b"{"))
+    assert [f.error for f in last_failures(ledger)] == [
+        failure(0, 1).error,
+        "the record of this failure is damaged",
+    ]
+    assert [note.worker for note in ledger.workers(60)] == ["here:1"]
 
 
 @given(st.integers(0, 50), st.lists(st.integers(-5, 60)))

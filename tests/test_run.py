@@ -15,17 +15,21 @@ from igneous_airflow.errors import (
     RunNotFound,
 )
 from igneous_airflow.geometry.bbox import Vec3
-from igneous_airflow.ledger import Failure, Receipt
+from igneous_airflow.ledger import Failure
 from igneous_airflow.progress import Pace, Progress, State, human_seconds
+from igneous_airflow.proof import Account
 from igneous_airflow.queue.protocol import Queue, open_queue
-from igneous_airflow.run import Run, new_run_name
-from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
+from igneous_airflow.receipts import Receipt
+from igneous_airflow.run import Run
+from igneous_airflow.run_record import new_run_name
+from igneous_airflow.stage import Audit, Plan, Stage, Work
 from igneous_airflow.stages.delete import Delete
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.stages.transfer import Transfer
 from igneous_airflow.storage.local import LocalFolder
 from igneous_airflow.task import Task
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
+from igneous_airflow.worker.assignments import Assignments
 from igneous_airflow.worker.loop import Worker, WorkerOptions
 
 LaunchRun = Callable[..., Run]
@@ -68,13 +72,16 @@ def layer(tmp_path: Path) -> str:
 
 @pytest.fixture
 def launch(tmp_path: Path) -> LaunchRun:
-    def launch(stage: Stage, *, queue: str = "", own_queue: bool = True) -> Run:
+    def launch(
+        stage: Stage, *, queue: str = "", own_queue: bool = True, batch: int | None = None
+    ) -> Run:
         run, _ = Run.launch(
             stage,
             url=f"file://{tmp_path}/state/run",
             queue=queue or f"sqlite://{tmp_path}/state/run/queue.db",
             by="somebody@example.org",
             own_queue=own_queue,
+            batch=batch,
         )
         return run
 
@@ -84,7 +91,9 @@ def launch(tmp_path: Path) -> LaunchRun:
 def work(run: Run) -> None:
     """Do what is in the queue, in this process."""
     queue = run.open_queue()
-    Worker(queue, WorkerOptions(idle_seconds=0, until_done=True), lambda _: None).work()
+    Worker(
+        queue, run.runs_folder, WorkerOptions(idle_seconds=0, until_done=True), lambda _: None
+    ).work()
     queue.close()
 
 
@@ -98,7 +107,7 @@ def take(run: Run) -> tuple[Queue, Any]:
 def fail_next(run: Run, error: str, attempt: int = 1) -> None:
     """Give up the next task, as a worker does."""
     queue, lease = take(run)
-    task = Task.decode(lease.body).index
+    task = Task.decode(lease.body).task
     run.ledger.write_failure(
         Failure(task=task, attempt=attempt, error=error, final=True, worker="here:1", at="now")
     )
@@ -119,7 +128,7 @@ def bodies(run: Run) -> list[str]:
 
 
 def queued(run: Run) -> list[int]:
-    return [Task.decode(body).index for body in bodies(run)]
+    return [Task.decode(body).task for body in bodies(run)]
 
 
 def tree(path: Path) -> dict[str, bytes | None]:
@@ -135,7 +144,7 @@ def test_a_launched_run_is_recorded_with_every_parameter(many, launch: LaunchRun
     again = Run.load(run.url)
     assert again == run
     assert (again.id, again.stage, again.planned) == ("run", "many", 10)
-    assert again.parameters == {"count": 10, "flavour": "plain"}
+    assert again.resolved == {"count": 10, "flavour": "plain"}
     assert again.make_stage() == many()
     assert again.progress().state is State.STALLED
 
@@ -200,14 +209,14 @@ def test_a_worker_that_outlives_a_start_afresh_leaves_nothing_that_counts(many, 
     run.finish()
     again = launch(many(count=3))
     old = Task.decode(lease.body)
-    run.ledger.write_receipt(Receipt(task=old.index, attempt=1, seconds=0, worker="old:1"))
+    run.ledger.write_receipt(Receipt(task=old.task, attempt=1, seconds=0, worker="old:1"))
     run.ledger.write_failure(
         Failure(task=2, attempt=1, error="old", final=True, worker="old:1", at="now")
     )
-    assert again.launch_id != run.launch_id == old.launch_id
+    assert again.launch_id != run.launch_id == old.launch
     assert (again.done().count, again.progress().dead) == (0, 0)
     assert again.enqueue() == 3
-    assert {Task.decode(body).launch_id for body in bodies(again)} == {again.launch_id}
+    assert {Task.decode(body).launch for body in bodies(again)} == {again.launch_id}
     queue.close()
 
 
@@ -231,13 +240,12 @@ def test_the_coarsest_mip_is_resolved_once_and_stays_the_same(launch: LaunchRun,
     run = launch(asked)
     run.prepare()
     run.enqueue()
-    assert run.parameters["mip"] == 0
-    assert launch(asked) == run  # although the coarsest mip is 1 by now
+    assert run.resolved["mip"] == 0
+    assert launch(asked).launch_id == run.launch_id  # although the coarsest mip is 1 by now
     work(run)
     assert run.finish().audit.outputs == {"16_16_40": 4}
-    queue, lease = take(launch_next(launch, asked))
-    assert Task.decode(lease.body).parameters["mip"] == 1
-    queue.close()
+    launch_next(launch, asked)
+    assert Run.load(run.url).resolved["mip"] == 1
 
 
 def launch_next(launch: LaunchRun, stage: Stage) -> Run:
@@ -264,13 +272,13 @@ def test_a_run_that_is_not_recorded_is_named(tmp_path: Path):
 @pytest.mark.parametrize("record", ["", "[]", '{"id": "x"}', "\x00"])
 def test_a_record_that_is_broken_is_named(tmp_path: Path, record: str):
     (tmp_path / "run.json").write_text(record)
-    with pytest.raises(InvalidParameter, match="damaged, or of another version"):
+    with pytest.raises(InvalidParameter, match="damaged"):
         Run.load(f"file://{tmp_path}")
 
 
 def test_a_record_with_parameters_of_another_version_is_named(many, launch: LaunchRun):
     run = launch(many())
-    changed = run.model_copy(update={"parameters": {"count": "plenty"}})
+    changed = run.model_copy(update={"resolved": {"count": "plenty"}})
     with pytest.raises(InvalidParameter, match=r"run\.json"):
         changed.make_stage()
 
@@ -306,23 +314,20 @@ def test_what_others_have_in_a_shared_queue_stays(many, launch: LaunchRun, tmp_p
     while (lease := queue.lease(60)) is not None:
         bodies.append(lease.body)
     assert bodies[0] == "somebody else's"
-    assert [Task.decode(body).index for body in bodies[1:]] == [0, 1, 0, 1]
+    assert [Task.decode(body).task for body in bodies[1:]] == [0, 1, 0, 1]
 
 
 def test_tasks_of_several_cells_cover_every_cell_once(many, launch: LaunchRun):
-    run = launch(many(count=10)).model_copy(update={"batch": 4})
+    run = launch(many(count=10), batch=4)
     assert run.planned == 3
     run.enqueue()
-    queue, cells = run.open_queue(), []
-    while (lease := queue.lease(60)) is not None:
-        task = Task.decode(lease.body)
-        cells.append(list(range(task.start, task.stop)))
-        queue.release(lease, after=1000)
+    assignments = Assignments(run.runs_folder)
+    cells = [list(assignments.of(body).blocks) for body in bodies(run)]
     assert cells == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 def test_a_batched_run_is_worked_on_and_finished(launch: LaunchRun, layer: str):
-    run = launch(Downsample(layer=layer, num_mips=1)).model_copy(update={"batch": 3})
+    run = launch(Downsample(layer=layer, num_mips=1), batch=3)
     run.prepare()
     assert run.enqueue() == 2
     work(run)
@@ -623,30 +628,31 @@ def test_five_kinds_of_errors_are_named_at_most(many, launch: LaunchRun):
     assert "  and 2 other errors" in str(failed.value)
 
 
-def test_a_run_that_is_held_writes_nothing_until_it_is_released(
+def test_a_run_that_waits_for_approval_writes_nothing_until_it_is_approved(
     launch: LaunchRun, layer: str, tmp_path: Path
 ):
     run = launch(Downsample(layer=layer, num_mips=1))
-    run.hold.place("somebody has to look at it")
+    run = run.require_approval("somebody has to look at it")
     before = tree(tmp_path / "layer")
     for begin in (run.prepare, run.enqueue, run.resume):
-        with pytest.raises(RunFailed, match=r"is held \(somebody has to look at it\)"):
+        with pytest.raises(RunFailed, match=r"may not begin \(somebody has to look at it\)"):
             begin()
     assert tree(tmp_path / "layer") == before
     assert run.progress().waiting == 0
-    assert (run.hold.why, run.hold.released_by) == ("somebody has to look at it", "")
-    run.hold.release("somebody")
-    assert (run.hold.why, run.hold.released_by) == ("", "somebody")
+    assert (run.why_it_waits, run.approved_by) == ("somebody has to look at it", "")
+    run = run.approve("somebody")
+    assert (run.why_it_waits, run.approved_by) == ("", "somebody")
     run.prepare()
     assert run.enqueue() == 4
 
 
-def test_a_run_that_starts_anew_was_released_by_nobody(launch: LaunchRun, layer: str):
-    run = launch(Downsample(layer=layer, num_mips=1))
-    run.hold.place("why")
-    run.hold.release("somebody")
-    again = run.model_copy(update={"launch_id": "00000000"})
-    assert (again.hold.why, again.hold.released_by) == ("", "")
+def test_a_run_that_starts_again_was_approved_by_no_one(many, launch: LaunchRun):
+    run = launch(many()).require_approval("why").approve("somebody")
+    run.enqueue()
+    work(run)
+    run.finish()
+    again = launch(many())
+    assert (again.approval, again.approved_by) == ("", "")
 
 
 def test_nothing_need_be_confirmed_for_a_plan(layer: str, tmp_path: Path):
@@ -655,7 +661,7 @@ def test_nothing_need_be_confirmed_for_a_plan(layer: str, tmp_path: Path):
         Run.launch(Delete(layer=layer), **arguments)
     run, plan = Run.launch(Delete(layer=layer), **arguments, plan_only=True)
     assert plan.unconfirmed
-    assert run.hold.why == "nothing but its plan was asked for"
+    assert run.why_it_waits == "only its plan was requested"
     again, _ = Run.launch(Delete(layer=layer), **arguments, plan_only=True)
     assert again.launch_id == run.launch_id
 
@@ -680,7 +686,7 @@ def test_finishing_with_output_missing_records_no_provenance(
     run.enqueue()
     work(run)
     next((tmp_path / "layer/16_16_40").iterdir()).unlink()
-    with pytest.raises(AuditFailed, match="1 chunks"):
+    with pytest.raises(AuditFailed, match="1 file missing"):
         run.finish()
     assert not (tmp_path / "layer/provenance").exists()
     assert not run.is_finished
@@ -716,7 +722,7 @@ def test_tasks_whose_output_was_lost_are_named_and_only_they_are_done_again(
     launch: LaunchRun, make_stage, name: str, batch: int
 ):
     stage, path = make_stage(name)
-    run = launch(stage).model_copy(update={"batch": batch})
+    run = launch(stage, batch=batch)
     complete(run)
     whole = tree(path)
     lost = sorted(path.glob("16_16_40/*"))[1:3]
@@ -725,7 +731,7 @@ def test_tasks_whose_output_was_lost_are_named_and_only_they_are_done_again(
     with pytest.raises(AuditFailed) as failed:
         run.finish()
     words = str(failed.value)
-    assert "2 chunks of" in words
+    assert "2 files missing" in words
     assert all(f"16_16_40/{chunk.name.removesuffix('.gz')}" in words for chunk in lost)
     assert f"igneous-airflow resume {run.url.removeprefix('file://')}" in words
     assert not (path / "provenance").exists()
@@ -749,7 +755,7 @@ def test_a_run_that_had_finished_can_be_mended_when_output_is_lost_later(
     run.open_queue().delete()
     whole = tree(path / "16_16_40")
     sorted(path.glob("16_16_40/*"))[0].unlink()
-    with pytest.raises(AuditFailed, match="1 chunks of"):
+    with pytest.raises(AuditFailed, match="1 file missing"):
         run.finish()
     assert not run.is_finished
     assert run.resume() == 1
@@ -792,20 +798,66 @@ def test_receipts_may_be_taken_back_in_several_goes(
     assert tree(path) == whole
 
 
-def test_the_proof_reads_no_receipts_however_many_there_are(
+def test_the_proof_reads_each_receipt_once(
     launch: LaunchRun, make_stage, monkeypatch: pytest.MonkeyPatch
 ):
+    stage, _ = make_stage("downsample")
+    run = launch(stage)
+    complete(run)
+    read: list[str] = []
+    whole = LocalFolder.read
+
+    def counted(folder: LocalFolder, name: str) -> Any:
+        read.append(name)
+        return whole(folder, name)
+
+    monkeypatch.setattr(LocalFolder, "read", counted)
+    summary = run.finish()
+    assert summary.work is not None
+    assert (summary.audit.absent, summary.audit.outputs) == (3, {"16_16_40": 5})
+    receipts = [name for name in read if name.startswith("done/")]
+    assert len(receipts) == len(set(receipts)) == run.planned
+
+
+@pytest.mark.parametrize("left", [0, 1, -1])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", ["downsample", "transfer"])
+def test_files_that_were_emptied_or_cut_are_named_and_done_again(
+    launch: LaunchRun, make_stage, name: str, batch: int, left: int
+):
+    stage, path = make_stage(name)
+    run = launch(stage, batch=batch)
+    complete(run)
+    whole = tree(path)
+    cut = sorted(path.glob("16_16_40/*"))[1]
+    content = cut.read_bytes()
+    cut.write_bytes(content[:left])
+    with pytest.raises(AuditFailed, match="1 file missing, empty or cut") as failed:
+        run.finish()
+    size = len(content[:left])
+    chunk = cut.name.removesuffix(".gz")
+    assert f"16_16_40/{chunk} ({size:,} bytes, not {len(content):,})" in str(failed.value)
+    assert run.resume() == 1
+    work(run)
+    assert tree(path) == whole
+    run.finish()
+
+
+def test_a_damaged_receipt_is_named_and_its_task_done_again(launch: LaunchRun, make_stage):
     stage, path = make_stage("downsample")
     run = launch(stage)
     complete(run)
-    monkeypatch.setattr("igneous_airflow.run._READ_ON_DISK", 0)
-    monkeypatch.setattr("igneous_airflow.ledger.Ledger.receipt", lambda *_: 1 / 0)
-    summary = run.finish()
-    assert summary.work is None
-    assert (summary.audit.absent, summary.audit.outputs) == (3, {"16_16_40": 5})
-    sorted(path.glob("16_16_40/*"))[-1].unlink()
-    with pytest.raises(AuditFailed, match="1 chunks of"):
+    whole = tree(path)
+    receipt = sorted(Path(run.url.removeprefix("file://")).glob("done/*"))[2]
+    receipt.write_bytes(receipt.read_bytes()[:-5])
+    with pytest.raises(AuditFailed, match="1 receipts are damaged, those of the tasks 2"):
         run.finish()
+    assert list(run.done().missing()) == [2]
+    assert run.resume() == 1
+    work(run)
+    assert tree(path) == whole
+    run.finish()
+    assert run.is_finished
 
 
 def test_finishing_twice_leaves_one_entry_and_a_readable_summary(
@@ -867,7 +919,7 @@ def test_very_many_cells_are_put_together_to_tasks(
         many(count=cells), url=f"file://{tmp_path}/run", queue="memory://q", by="me", batch=asked
     )
     assert (run.batch, run.planned, plan.tasks) == (batch, tasks, tasks)
-    assert (f"works on {batch:,} cells" in plan.describe()) == (batch > 1)
+    assert (f"works on {batch:,} blocks" in plan.describe()) == (batch > 1)
 
 
 def test_a_batch_of_cells_is_one_task_with_one_receipt(
@@ -878,7 +930,9 @@ def test_a_batch_of_cells_is_one_task_with_one_receipt(
     )
     assert run.enqueue() == 3
     work(run)
-    receipts = {receipt.task: receipt.work.voxels for receipt in run.ledger.receipts()}
+    receipts = {
+        r.task: r.work.voxels for _, found in run.ledger.read_receipts() for r in found or ()
+    }
     assert receipts == {0: 0 + 1 + 2 + 3, 1: 4 + 5 + 6 + 7, 2: 8 + 9}
     assert run.progress().state is State.DONE
 

@@ -8,7 +8,7 @@ from igneous_airflow.cli.demo import demo
 from igneous_airflow.cli.embedded import airflow
 from igneous_airflow.cli.levels import levels
 from igneous_airflow.cli.picture import picture
-from igneous_airflow.cli.runs import finish, redrive, resume, status
+from igneous_airflow.cli.runs import cancel, finish, redrive, resume, status
 from igneous_airflow.cli.stages import command_name, stage_commands, stages
 from igneous_airflow.cli.trigger import trigger
 from igneous_airflow.cli.view import view
@@ -36,6 +36,7 @@ for _command in (
     worker,
     status,
     resume,
+    cancel,
     redrive,
     finish,
     stages,

@@ -1,7 +1,6 @@
 """Commands on runs: watch, resume, finish; and how a run is worked on from a terminal."""
 
 import os
-import shlex
 import sys
 import time
 from typing import Any
@@ -12,6 +11,8 @@ from tqdm import tqdm
 from igneous_airflow.cli.addresses import folder_url, program, quoted, shown
 from igneous_airflow.progress import Pace, Progress, State
 from igneous_airflow.run import Run
+from igneous_airflow.run_record import LaunchState
+from igneous_airflow.storage.provenance import author
 from igneous_airflow.worker.loop import Settled, WorkerOptions
 from igneous_airflow.worker.pool import WorkerPool
 
@@ -36,6 +37,17 @@ def runs_option() -> click.Option:
         callback=_runs_url,
         help="Folder in which runs are recorded: a path or a bucket URL.",
     )
+
+
+#: On a command that works with local processes.
+sync_option = click.option(
+    "--sync/--no-sync",
+    envvar="IGNEOUS_AIRFLOW_SYNC",
+    default=True,
+    show_default=True,
+    help="On local disks, wait until what a task wrote is on the disk before the task counts as "
+    "done. Turn it off for scratch disks whose content need not survive a power cut.",
+)
 
 
 def _add_run_argument(command: click.Command) -> click.Command:
@@ -103,9 +115,11 @@ def _next_step(run: Run, progress: Progress, judgement: State) -> str:
     """What to do about an unfinished run, in words."""
     path = quoted(run.url)
     resume = f"{program()} resume {path}"
-    worker = f"{program()} worker {quoted(run.queue)} --until-done"
-    if why := run.hold.why:
-        return f"nothing: the run is held ({why}); start it anew to do the work"
+    worker = worker_command(run)
+    if run.state is LaunchState.CANCELLED and run.was_launched:
+        return f"nothing: it was cancelled; go on with it: {resume}"
+    if why := run.why_it_waits:
+        return f"nothing: it may not begin ({why}); start it again to do the work"
     if judgement is State.WAITING and progress.delayed:
         return f"wait for the next attempts, if there are workers; if not: {worker}"
     return {
@@ -113,7 +127,7 @@ def _next_step(run: Run, progress: Progress, judgement: State) -> str:
         State.WORKING: f"wait; or, if the workers were killed just now, go on: {resume}",
         State.INTERRUPTED: f"nobody works on it any more; go on: {resume}",
         State.STALLED: f"tasks are neither done nor in the queue; send them again: {resume}",
-        State.FAILED: f"mend the cause and try again what was given up: {resume}",
+        State.FAILED: f"fix the cause, then try again what was given up: {resume}",
         State.DONE: f"prove it and record it: igneous-airflow finish {path}",
     }[judgement]
 
@@ -123,22 +137,37 @@ def _next_step(run: Run, progress: Progress, judgement: State) -> str:
 @click.option(
     "--processes", type=click.IntRange(1), default=2, show_default=True, help="Worker processes."
 )
+@sync_option
 @click.option(
     "--send-only", is_flag=True, help="Only send the tasks again, for workers that are elsewhere."
 )
-def resume(run: str, runs: str, processes: int, send_only: bool) -> None:
+def resume(run: str, runs: str, processes: int, sync: bool, send_only: bool) -> None:
     """Go on with RUN on this machine: only tasks without a receipt are done again."""
     loaded = _load(run, runs)
     if (summary := loaded.summary()) is not None:
         click.echo(summary.describe())
         return
+    loaded = loaded.go_on(author())
     loaded.prepare()
     # what waits in a queue of several runs may be others': one who resumes knows better
     sent = loaded.resume() if loaded.own_queue else loaded.enqueue()
     if send_only:
         click.echo(f"sent {sent:,} tasks to {loaded.queue}")
         return
-    work_on(loaded, processes)
+    work_on(loaded, processes, sync=sync)
+
+
+@_add_run_argument
+@click.command
+def cancel(run: str, runs: str) -> None:
+    """Cancel RUN: workers finish the tasks they hold and begin no other.
+
+    What is done stays; `resume` goes on with the rest.
+    """
+    cancelled = _load(run, runs).cancel(author())
+    click.echo(
+        f"{cancelled.id} is cancelled. Go on with: {program()} resume {quoted(cancelled.url)}"
+    )
 
 
 @_add_run_argument
@@ -154,7 +183,7 @@ def redrive(run: str, runs: str) -> None:
         return
     click.echo(
         f"{sent:,} tasks are back in {loaded.queue}.\n"
-        f"  if no worker is left:  igneous-airflow worker {shlex.quote(loaded.queue)} --until-done"
+        f"  if no worker is left:  {worker_command(loaded)}"
     )
 
 
@@ -165,7 +194,12 @@ def finish(run: str, runs: str) -> None:
     click.echo(_load(run, runs).finish().describe())
 
 
-def work_on(run: Run, processes: int) -> None:
+def worker_command(run: Run) -> str:
+    """What to type for a worker of a run."""
+    return f"{program()} worker {quoted(run.queue)} --runs {quoted(run.runs_folder)} --until-done"
+
+
+def work_on(run: Run, processes: int, *, sync: bool) -> None:
     """Work on a run with local processes and a progress bar until it is finished.
 
     Exits and says how to resume when it was interrupted; raises RunFailed when tasks failed for
@@ -174,7 +208,7 @@ def work_on(run: Run, processes: int) -> None:
     for attempt in range(_ROUNDS):
         if attempt:
             run.enqueue()
-        code = _work(run, processes)
+        code = _work(run, processes, sync=sync)
         progress = run.progress()
         if progress.state is not State.STALLED:
             break
@@ -213,7 +247,7 @@ def bar_of(run: Run, *, done: int = 0) -> "tqdm[Any]":
     )
 
 
-def _work(run: Run, processes: int) -> int:
+def _work(run: Run, processes: int, *, sync: bool) -> int:
     with bar_of(run, done=run.done().count) as bar:
 
         def on_settled(event: Settled) -> None:
@@ -222,5 +256,5 @@ def _work(run: Run, processes: int) -> int:
             elif event.error:
                 bar.write(event.line(), file=sys.stderr)
 
-        options = WorkerOptions(until_done=True)
-        return WorkerPool(run.queue, processes, options, on_settled).run()
+        options = WorkerOptions(until_done=True, sync=sync)
+        return WorkerPool(run.queue, run.runs_folder, processes, options, on_settled).run()

@@ -8,9 +8,10 @@ import click
 from pydantic import ValidationError
 
 from igneous_airflow.cli.addresses import embedded_queue, folder_url, program, queue_url, quoted
-from igneous_airflow.cli.runs import runs_option, work_on
+from igneous_airflow.cli.runs import runs_option, sync_option, work_on, worker_command
 from igneous_airflow.fields import ADDRESS, FILES, LAYER
-from igneous_airflow.run import Run, new_run_name
+from igneous_airflow.run import Run
+from igneous_airflow.run_record import new_run_name
 from igneous_airflow.stage import Stage, field_schemas, fields_of_kind, with_words
 from igneous_airflow.stages import registered_stages
 from igneous_airflow.storage.provenance import author
@@ -40,7 +41,7 @@ def stage_commands() -> Iterator[click.Command]:
             short_help=_summary(stage),
             params=[*_parameters(stage), *_common_options()],
         )
-        yield command
+        yield sync_option(command)
 
 
 def command_name(stage_name: str) -> str:
@@ -115,8 +116,8 @@ def _common_options() -> Iterator[click.Parameter]:
     yield click.Option(
         ["--batch"],
         type=click.IntRange(1),
-        metavar="CELLS",
-        help="Cells of a task: 1, or more where there would be over 100,000 tasks.",
+        metavar="BLOCKS",
+        help="Blocks of a task: 1, or more where there would be over 100,000 tasks.",
     )
     yield runs_option()
 
@@ -129,6 +130,7 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
         processes: int,
         batch: int | None,
         runs: str,
+        sync: bool,
         **values: Any,
     ) -> None:
         launched = make_stage(stage, values)
@@ -149,7 +151,7 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
         run.prepare()
         sent = run.enqueue()
         if queue is None:
-            work_on(run, processes)
+            work_on(run, processes, sync=sync)
             if stage.followed_by:
                 layer = values[fields_of_kind(stage, LAYER)[0]]
                 command = command_name(stage.followed_by)
@@ -158,7 +160,7 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
         path = quoted(run.url)
         click.echo(
             f"{sent:,} tasks are in {queue}.\n"
-            f"  work on them:   {program()} worker {quoted(queue)} --until-done\n"
+            f"  work on them:   {worker_command(run)}\n"
             f"  watch them:     {program()} status {path}\n"
             f"  when all done:  {program()} finish {path}"
         )

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from igneous_airflow.cli.addresses import folder_url, queue_url
+from igneous_airflow.cli.addresses import queue_url
+from igneous_airflow.cli.runs import runs_option, sync_option
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.worker.loop import Settled, WorkerOptions
@@ -24,17 +25,16 @@ _DEFAULTS = WorkerOptions()
 @click.option(
     "--run",
     metavar="RUN",
-    callback=lambda _context, _parameter, value: value and folder_url(value),
-    help="With --until-done: stop as well when this run waits for nobody, though the queue holds "
-    "tasks of others.",
+    help="With --until-done: also stop once this run, by its name in the runs folder, has no "
+    "outstanding tasks, though the queue holds tasks of others.",
 )
 @click.option(
     "--stopped-code",
     type=click.IntRange(0, 255),
     default=0,
     show_default=True,
-    help="Exit code when this was stopped before --until-done had come true, for who starts "
-    "workers again, as Kubernetes does.",
+    help="Exit code if stopped before the queue was drained, so that a supervisor such as "
+    "Kubernetes restarts the worker.",
 )
 @click.option(
     "--lease-seconds",
@@ -63,10 +63,12 @@ _DEFAULTS = WorkerOptions()
     envvar="IGNEOUS_AIRFLOW_ALIVE_FILE",
     help="A file to touch all the time, for probes.",
 )
+@sync_option
 @click.option("--stop-with-parent", type=int, metavar="PID", hidden=True)
 @click.version_option(package_name="igneous-airflow")
 def worker(
     queue: str,
+    runs: str,
     processes: int,
     until_done: bool,
     run: str | None,
@@ -75,9 +77,13 @@ def worker(
     max_attempts: int,
     grace_seconds: float,
     alive_file: Path | None,
+    sync: bool,
     stop_with_parent: int | None,
 ) -> None:
     """Work on the tasks of QUEUE, one line of log for each.
+
+    A task names a run, and is worked on if the run is recorded in the runs folder as launched.
+    Anything else in the queue goes to its dead letters.
 
     SIGTERM lets the running tasks finish; a second one gives them back at once. The exit code is 1
     when tasks were given up, else 0.
@@ -89,14 +95,18 @@ def worker(
         grace_seconds=grace_seconds,
         until_done=until_done,
         run=run,
+        sync=sync,
     )
-    pool = WorkerPool(queue, processes, options, on_settled=_log)
+    pool = WorkerPool(queue, runs, processes, options, on_settled=_log)
     if stop_with_parent is not None:
         pool.stop_with(stop_with_parent)
     if alive_file is not None:
         pool.show_life(alive_file)
     code = pool.run()
     sys.exit(code or (stopped_code if until_done and pool.stopped else 0))
+
+
+worker.params.insert(1, runs_option())
 
 
 def _require_queue(url: str, until_done: bool) -> None:

@@ -1,19 +1,23 @@
 """What a stage left in the storage, chunk by chunk; used when a stage finishes."""
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.geometry.grid import Grid
+from igneous_airflow.proof import FoundFile
 from igneous_airflow.storage.info import Scale
 from igneous_airflow.storage.layer import Layer
 
+_ABSENT = -1
+
 
 class ChunkAudit:
-    """The chunk files that the cells of a stage should have written, and those that are not there.
+    """The chunk files that the cells of a stage should have written, as they are in the storage.
 
     `written` gives the scales that a box of cells writes, each with the box of whole chunks there.
-    Lists the folder of each scale once, and holds one byte a chunk.
+    Lists the folder of each scale once, and holds eight bytes a chunk: its stored bytes.
     """
 
     def __init__(
@@ -25,41 +29,29 @@ class ChunkAudit:
         self._cells = cells
         self._written = written
         self._seen = {
-            scale.key: _present(layer, scale, Grid(box, scale.chunk_size))
+            scale.key: _stored_bytes(layer, scale, Grid(box, scale.chunk_size))
             for scale, box in written(cells.box)
         }
 
     @property
     def outputs(self) -> dict[str, int]:
         """How many chunk files of each scale are there, by the scale's key."""
-        return {key: flags.count(1) for key, (_, flags) in self._seen.items()}
+        return {key: len(sizes) - sizes.count(_ABSENT) for key, (_, sizes) in self._seen.items()}
 
-    def absent(self) -> Iterator[tuple[int, list[str]]]:
-        """Numbers of the cells that lack files, in order, each with the files' names."""
-        if all(0 not in flags for _, flags in self._seen.values()):
-            return
-        for number, cell in enumerate(self._cells):
-            names = [
-                f"{scale.key}/{chunk}"
-                for scale, box in self._written(cell)
-                for chunk in self._absent(scale, box)
-            ]
-            if names:
-                yield number, names
-
-    def _absent(self, scale: Scale, box: BoundingBox) -> Iterator[BoundingBox]:
-        grid, flags = self._seen[scale.key]
-        for line in grid.lines(box):
-            place = flags.find(0, line.start, line.stop)
-            while place >= 0:
-                yield grid[place]
-                place = flags.find(0, place + 1, line.stop)
+    def files_of(self, block: int) -> Iterator[FoundFile]:
+        """The files that a cell should have, by its number."""
+        for scale, box in self._written(self._cells[block]):
+            grid, sizes = self._seen[scale.key]
+            for line in grid.lines(box):
+                for place in line:
+                    name, size = f"{scale.key}/{grid[place]}", sizes[place]
+                    yield FoundFile(name, None if size == _ABSENT else size)
 
 
-def _present(layer: Layer, scale: Scale, chunks: Grid) -> tuple[Grid, bytearray]:
-    """Flag those of a scale's chunks that have files."""
-    flags = bytearray(len(chunks))
-    for name in layer.folder.names(scale.key):
+def _stored_bytes(layer: Layer, scale: Scale, chunks: Grid) -> "tuple[Grid, array[int]]":
+    """The sizes of those of a scale's chunks that have files."""
+    sizes = array("q", [_ABSENT]) * len(chunks)
+    for name, size in layer.folder.sizes(scale.key):
         with suppress(ValueError):  # a file of somebody else's, or of another part
-            flags[chunks.index_of(BoundingBox.parse(name))] = 1
-    return chunks, flags
+            sizes[chunks.index_of(BoundingBox.parse(name))] = size
+    return chunks, sizes

@@ -1,7 +1,6 @@
 """Chunk files copied as they are, where nothing changes but the place; used by routes."""
 
 from dataclasses import dataclass, field
-from threading import Lock
 
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.pyramid.destination import Destination
@@ -16,11 +15,19 @@ class FileCopier:
     source: LayerSource
     place: Destination
     options: WriteOptions
-    chunks_written: int = 0
+    files: dict[str, int] = field(default_factory=dict)
     chunks_skipped: int = 0
-    bytes_written: int = 0
     left_out: tuple[str, ...] = ()
-    _counting: Lock = field(default_factory=Lock)
+
+    @property
+    def chunks_written(self) -> int:
+        """How many files were written."""
+        return len(self.files)
+
+    @property
+    def bytes_written(self) -> int:
+        """Their stored bytes."""
+        return sum(self.files.values())
 
     def copy(self, chunk: BoundingBox) -> None:
         """Copy the file of one chunk of the destination; one that is missing is filled."""
@@ -33,6 +40,4 @@ class FileCopier:
             size = layer.write_chunk(scale, chunk, voxels, compress=compress, level=level)
         else:
             size = layer.copy_chunk(scale, chunk, stored, compress=compress, level=level)
-        with self._counting:
-            self.chunks_written += 1
-            self.bytes_written += size
+        self.files[f"{scale.key}/{chunk}"] = size

@@ -6,7 +6,6 @@ a chunk is written as soon as its last voxel has arrived.
 
 from dataclasses import dataclass, field
 from functools import partial
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -60,11 +59,9 @@ class PyramidWriter:
     options: WriteOptions
     overlap: Overlap
     finest: bool = False
-    chunks_written: int = 0
-    bytes_written: int = 0
+    files: dict[str, int] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     _open: dict[tuple[int, BoundingBox], _OpenChunk] = field(default_factory=dict)
-    _counting: Lock = field(default_factory=Lock)
     _scales: tuple[Scale, ...] = field(init=False)
     _grids: list[Grid] = field(init=False)
     _latest: list[BoundingBox | None] = field(init=False)
@@ -73,6 +70,16 @@ class PyramidWriter:
         self._scales = (self.pyramid.source, *self.pyramid.levels)
         self._grids = [scale.chunks for scale in self._scales]
         self._latest = [None] * len(self._grids)
+
+    @property
+    def chunks_written(self) -> int:
+        """How many chunks were written."""
+        return len(self.files)
+
+    @property
+    def bytes_written(self) -> int:
+        """Stored bytes of the chunks that were written."""
+        return sum(self.files.values())
 
     @property
     def chunks_skipped(self) -> int:
@@ -139,12 +146,10 @@ class PyramidWriter:
         self.overlap.submit(partial(self._write_chunk, scale, chunk, voxels))
 
     def _write_chunk(self, scale: Scale, chunk: BoundingBox, voxels: Array) -> None:
-        stored = self.layer.write_chunk(
+        # one assignment to a key of its own, which needs no lock
+        self.files[f"{scale.key}/{chunk}"] = self.layer.write_chunk(
             scale, chunk, voxels, compress=self.options.compress, level=self.options.compress_level
         )
-        with self._counting:
-            self.chunks_written += 1
-            self.bytes_written += stored
 
 
 def _is_all(voxels: Array, value: float) -> bool:

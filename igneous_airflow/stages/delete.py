@@ -13,7 +13,8 @@ from igneous_airflow.errors import AuditFailed, IgneousError, InvalidParameter
 from igneous_airflow.fields import WHAT, WHERE, Bounds, LayerUrl, Mip, section
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
-from igneous_airflow.stage import Account, Audit, Plan, Stage, Work, human_bytes
+from igneous_airflow.proof import Account
+from igneous_airflow.stage import Audit, Plan, Stage, Work, human_bytes
 
 if TYPE_CHECKING:
     from igneous_airflow.storage.info import Scale
@@ -131,6 +132,11 @@ class Delete(Stage):
         ),
     ] = False
 
+    @property
+    def output(self) -> str:
+        """The layer."""
+        return self.layer
+
     def resolved(self) -> Self:
         """Note the keys of the scales that the mips are now; bounds of everything are none."""
         from igneous_airflow.storage.layer import Layer
@@ -202,7 +208,7 @@ class Delete(Stage):
         with Overlap(layer.overlap_width) as overlap:
             for chunk in scale.chunks.overlapping(cell.box):
                 overlap.submit(partial(layer.delete_chunk, scale, chunk))
-        return Work()
+        return Work(folders=(scale.key,))
 
     def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002
         """Check that the files are gone, remove the scales from the info, record what was done.

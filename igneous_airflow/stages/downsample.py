@@ -20,7 +20,8 @@ from igneous_airflow.fields import (
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.mips import count_levels, divisor_nearest_64
-from igneous_airflow.stage import Account, Audit, Plan, Work, count_left_out
+from igneous_airflow.proof import Account, require_files
+from igneous_airflow.stage import Audit, Plan, Work
 from igneous_airflow.voxel_stages import PyramidOptions, describe_scale, older_mips
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ class Downsample(PyramidOptions):
                 "at its default"
             )
         return self
+
+    @property
+    def output(self) -> str:
+        """The layer."""
+        return self.layer
 
     def resolved(self) -> Self:
         """Replace mip -1 by the coarsest mip that exists now."""
@@ -172,6 +178,7 @@ class Downsample(PyramidOptions):
             chunks_written=writer.chunks_written,
             chunks_skipped=writer.chunks_skipped,
             bytes_written=writer.bytes_written,
+            files=writer.files,
             left_out=tuple(writer.left_out),
         )
 
@@ -190,8 +197,9 @@ class Downsample(PyramidOptions):
             return [(scale, pyramid.level_box(level, box)) for level, scale in levels]
 
         audit = ChunkAudit(layer, cells, written)
-        absent = count_left_out(
-            audit.absent(), self.layer, account, may_be_absent=self.skip_empty != "write"
+        may_be_absent = self.skip_empty != "write"
+        absent = require_files(
+            audit.files_of, len(cells), self.layer, account, may_be_absent=may_be_absent
         )
         record_processing(layer.folder, self.provenance(), by)
         return Audit(outputs=audit.outputs, absent=absent)

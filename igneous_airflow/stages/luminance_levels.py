@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
-from igneous_airflow.errors import AuditFailed, IgneousError, InvalidParameter
+from igneous_airflow.errors import IgneousError, InvalidParameter
 from igneous_airflow.fields import (
     LIMITS,
     WHAT,
@@ -24,7 +24,8 @@ from igneous_airflow.fields import (
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Slab, Slabs
 from igneous_airflow.geometry.patches import Patches, Sample
-from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
+from igneous_airflow.proof import Account, FoundFile, require_files
+from igneous_airflow.stage import Audit, Plan, Stage, Work
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -172,24 +173,27 @@ class LuminanceLevels(Stage):
                         num_patches=len(patches),
                         coverage_ratio=int(row.sum()) / area,
                     )
-                    written = image.levels.write(z, levels)
-                    work += Work(voxels=int(row.sum()), bytes_written=written)
+                    stored = image.levels.write(z, levels)
+                    name = image.levels.name(z)
+                    work += Work(voxels=int(row.sum()), bytes_written=stored, files={name: stored})
         return work
 
-    def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002
+    @property
+    def output(self) -> str:
+        """The folder of the levels."""
+        return self.levels_path or self.layer
+
+    def finish(self, by: str, account: Account | None = None) -> Audit:
         """Check that every section has its levels, then record where they are from."""
-        from igneous_airflow.storage.levels import named
         from igneous_airflow.storage.provenance import record_processing
 
         image = self._accepted_image()
-        present = image.levels.sizes()
-        if missing := [z for z in image.sections if z not in present]:
-            slabs = enumerate(image.slabs)
-            raise AuditFailed(
-                f"{image.levels.place} lacks the levels of {named(missing)} although every task "
-                "reported success.",
-                [cell for cell, slab in slabs if not present.keys() >= set(slab)],
-            )
+        levels, slabs, present = image.levels, image.slabs, image.levels.sizes()
+
+        def files_of(block: int) -> Iterator[FoundFile]:
+            return (FoundFile(levels.name(z), present.get(z)) for z in slabs[block])
+
+        require_files(files_of, len(slabs), levels.folder.url, account)
         elsewhere = image.levels.folder.url != image.layer.folder.url
         sources = (self.layer,) if elsewhere else ()
         record_processing(image.levels.folder, self.provenance(), by, sources=sources)

@@ -27,7 +27,8 @@ from igneous_airflow.fields import (
     section,
 )
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
-from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
+from igneous_airflow.proof import Account
+from igneous_airflow.stage import Audit, Plan, Stage, Work
 
 if TYPE_CHECKING:
     from igneous_airflow.kernels.meshing import LabelMesh
@@ -167,6 +168,11 @@ class Mesh(Stage):
         ),
     ] = None
     memory_target: MemoryTarget = 3_500_000_000
+
+    @property
+    def output(self) -> str:
+        """The layer."""
+        return self.layer
 
     def resolved(self) -> Self:
         """Replace mip -1, and note the directory and the shape, which `prepare` may change."""

@@ -14,7 +14,8 @@ from igneous_airflow.fields import HOW, LIMITS, LayerUrl, section
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.prefixes import Prefixes, PrefixGroup
-from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
+from igneous_airflow.proof import Account
+from igneous_airflow.stage import Audit, Plan, Stage, Work
 
 if TYPE_CHECKING:
     from igneous_airflow.storage.info import Scale
@@ -66,6 +67,11 @@ class MeshManifest(Stage):
             json_schema_extra=section(HOW),
         ),
     ] = False
+
+    @property
+    def output(self) -> str:
+        """The layer."""
+        return self.layer
 
     def plan(self) -> Plan:
         """Count labels and fragments, and name every reason to refuse."""

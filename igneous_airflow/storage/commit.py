@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from igneous_airflow.errors import StorageUnavailable
+from igneous_airflow.storage.durable import sync
 from igneous_airflow.storage.files import Folder
 from igneous_airflow.storage.local import locked
 
@@ -21,7 +22,7 @@ def commit(
 ) -> _Content:
     """Change a file of a folder, and return what it says then.
 
-    It is read anew, changed, written and read back; where somebody else's write came between, this
+    It is read again, changed, written and read back; where another process wrote in between, this
     is repeated, so `change` must leave alone what it has changed already. On disk a lock keeps our
     own processes apart. Raises StorageUnavailable when the change never holds.
     """
@@ -32,6 +33,7 @@ def commit(
             if changed == current:
                 return current
             write(changed)
+            sync(folder.url, [name])
     raise StorageUnavailable(
         f"{folder.url}/{name} keeps being overwritten by somebody else: try again"
     )

@@ -18,7 +18,7 @@ from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.commit import commit
 from igneous_airflow.storage.files import Buffer, Folder, StoredFile
 
-_NAME = "info"
+INFO = "info"
 INFO_BYTES = 1 << 23  # 8 MiB, which no info file of volumes or meshes comes near
 _DATA_TYPES = frozenset(
     [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -272,7 +272,7 @@ class Info:
 
 def read_info(folder: Folder) -> Info:
     """Read a layer's info file; raises LayerNotFound and InvalidInfo."""
-    stored = folder.read(_NAME, INFO_BYTES)
+    stored = folder.read(INFO, INFO_BYTES)
     if stored is None:
         raise LayerNotFound(
             f"there is no layer at {folder.url}: the file {folder.url}/info is missing"
@@ -286,7 +286,7 @@ def read_info(folder: Folder) -> Info:
 def write_info(folder: Folder, info: Info) -> None:
     """Write a layer's info file, replacing it as a whole."""
     text = json.dumps(info.data, indent=2, sort_keys=True)
-    folder.write(_NAME, StoredFile(text.encode()), content_type="application/json")
+    folder.write(INFO, StoredFile(text.encode()), content_type="application/json")
 
 
 def add_scales(folder: Folder, scales: Sequence[Scale]) -> Info:
@@ -316,4 +316,4 @@ def name_mesh_directory(folder: Folder, directory: str) -> Info:
 def _changed(folder: Folder, change: Callable[[Info], Info]) -> Info:
     """Change a layer's info, keeping whatever others change meanwhile."""
     read_info(folder)  # before the lock, which needs the folder to be there
-    return commit(folder, _NAME, partial(read_info, folder), change, partial(write_info, folder))
+    return commit(folder, INFO, partial(read_info, folder), change, partial(write_info, folder))

@@ -73,6 +73,10 @@ class LevelsFolder:
         """How many files to read or write at once."""
         return overlap_width(self.folder.url)
 
+    def name(self, z: int) -> str:
+        """The name of the file of a section, below the folder."""
+        return f"{self._prefix}/{z}"
+
     def write(self, z: int, levels: Levels) -> int:
         """Write the levels of a section and return the bytes of the file."""
         text = json.dumps(

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from igneous_airflow.errors import AuditFailed, InvalidMessage
+from igneous_airflow.errors import AuditFailed, InvalidParameter
 from igneous_airflow.geometry.bbox import BoundingBox
+from igneous_airflow.run import Run
 from igneous_airflow.stage import Audit, Stage
 from igneous_airflow.stages import registered_stages, stage_class
 from igneous_airflow.storage.rehearsal import rehearsal
-from igneous_airflow.task import Task, TaskEncoder
 from igneous_airflow.voxel_stages import WritesLayer
 
 #: Modules that must not be imported just because a stage is described.
@@ -102,20 +102,19 @@ class StageTests:
         assert type(example).model_validate(json.loads(json.dumps(parameters))) == example
         assert type(example).model_validate_json(example.model_dump_json()) == example
 
-    def test_a_message_brings_the_stage_to_the_worker(self, example: Stage) -> None:
-        encoder = TaskEncoder("file:///run", "launch", example, batch=2, cells=3)
-        bodies = list(encoder.encode_all(iter([0, 1])))
-        tasks = [Task.decode(body) for body in bodies]
-        assert [(task.index, task.start, task.stop) for task in tasks] == [(0, 0, 2), (1, 2, 3)]
-        assert all(task.make_stage() == example for task in tasks)
-        assert all(name in bodies[0] for name in type(example).model_fields)
+    def test_a_record_brings_the_stage_to_the_worker(self, example: Stage, tmp_path: Path) -> None:
+        run = _launch(example, tmp_path)
+        assert Run.load(run.url).make_stage() == example.resolved()
+        assert run.blocks == len(example.resolved().cells())
 
-    def test_a_message_with_a_broken_parameter_is_refused(self, example: Stage) -> None:
+    def test_a_record_with_a_broken_parameter_is_refused(
+        self, example: Stage, tmp_path: Path
+    ) -> None:
+        run = _launch(example, tmp_path)
         for name in type(example).model_fields:
-            body = json.loads(TaskEncoder("file:///run", "launch", example, 1, 1).encode(0))
-            body["parameters"][name] = {"neither": ["here", "nor there"]}
-            with pytest.raises(InvalidMessage, match=name):
-                Task.decode(json.dumps(body)).make_stage()
+            broken = {**run.resolved, name: {"neither": ["here", "nor there"]}}
+            with pytest.raises(InvalidParameter, match=name):
+                run.model_copy(update={"resolved": broken}).make_stage()
 
     def test_preparing_in_a_rehearsal_writes_nothing(self, example: Stage, tmp_path: Path) -> None:
         """As it is done when a chain is planned."""
@@ -202,6 +201,11 @@ class StageTests:
         files = set(snapshot(tmp_path))
         assert launched.finish("tester") == audit
         assert set(snapshot(tmp_path)) == files
+
+
+def _launch(stage: Stage, folder: Path) -> Run:
+    url = f"file://{folder}/runs/run"
+    return Run.launch(stage, url=url, queue="memory://conformance", by="tester")[0]
 
 
 def complete(stage: Stage, random: Random | None = None) -> Audit:

@@ -8,12 +8,12 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from igneous_airflow.errors import (
     InvalidMessage,
@@ -22,18 +22,23 @@ from igneous_airflow.errors import (
     TransientError,
     WorkerDied,
 )
-from igneous_airflow.ledger import Failure, Ledger, Receipt
+from igneous_airflow.ledger import Failure
 from igneous_airflow.queue.protocol import Lease, Queue
+from igneous_airflow.receipts import Receipt
 from igneous_airflow.run import Run
-from igneous_airflow.stage import Stage, Work
-from igneous_airflow.task import Task
+from igneous_airflow.stage import Work
+from igneous_airflow.storage.durable import sync
+from igneous_airflow.worker.assignments import Assignment, Assignments
 from igneous_airflow.worker.heartbeat import Heartbeat
 
 _RUN_SECONDS = 30.0  # between looks at the run to wait for
 _LOOKS = 5  # at a queue whose counters lag, before it is believed to be drained
 _LONGEST_IDLE = 20.0  # seconds of one look at such a queue; messages end it at once
 
-Outcome = Literal["done", "repeated", "retry", "failed", "given back"]
+_MOST_DOUBLINGS = 20  # of the delay after a failure
+
+#: A message is refused that is not a task of a run that may be worked on.
+Outcome = Literal["done", "repeated", "retry", "failed", "refused", "given back"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,8 @@ class WorkerOptions:
     idle_seconds: float = 0.5  # how long to wait for a message before looking up
     grace_seconds: float = 20.0  # from the request to stop until the task is given back
     until_done: bool = False  # stop when no task is left to wait for
-    run: str | None = None  # with `until_done`: stop as well when this run waits for nobody
+    run: str | None = None  # with `until_done`: also stop once this run has no outstanding tasks
+    sync: bool = True  # on local disks, let what a task wrote reach the disk before its receipt
 
     @property
     def max_silent(self) -> int:
@@ -100,22 +106,28 @@ def worker_name() -> str:
 class Worker:
     """Works on a queue until told to stop, or until it is drained when `until_done` is set.
 
-    A queue that several runs share may never be drained: `run` names the one to wait for.
+    A queue that several runs share may never be drained: `options.run` names the one to wait for.
+    Work is done only for runs that are recorded as launched below the folder `runs`.
 
     `report` is told of every lease taken and of every task settled.
     """
 
     def __init__(
-        self, queue: Queue, options: WorkerOptions, report: Callable[[Lease | Settled], None]
+        self,
+        queue: Queue,
+        runs: str,
+        options: WorkerOptions,
+        report: Callable[[Lease | Settled], None],
     ) -> None:
         self._queue = queue
+        self._runs = runs
+        self._assignments = Assignments(runs)
         self._options = options
         self._report = report
         self._heartbeat = Heartbeat(queue, options.lease_seconds)
         self._stopping = False
         self._interruptible = False
         self._next_look = time.monotonic() + _RUN_SECONDS
-        self._opened: tuple[object, Stage, Sequence[Any]] | None = None
 
     def stop(self) -> None:
         """Take no further task; a second call gives the running one back at once."""
@@ -152,12 +164,12 @@ class Worker:
             return False
         self._next_look = time.monotonic() + _RUN_SECONDS
         with suppress(TransientError):  # the next look will tell
-            return Run.load(self._options.run).is_decided()
+            return Run.load(f"{self._runs}/{self._options.run}").is_decided()
         return False
 
     def _take(self, lease: Lease) -> None:
         if self._stopping:  # asked to while waiting for the lease
-            _give_back(self._queue, lease)
+            self._give_back(lease)
             return
         self._report(lease)
         self._report(self.settle(lease))
@@ -165,25 +177,36 @@ class Worker:
     def settle(self, lease: Lease) -> Settled:
         """Run the task of a lease and settle the message, whatever happens."""
         try:
-            task = Task.decode(lease.body)
+            task = self._assignments.of(lease.body)
         except InvalidMessage as error:
             reason = str(error)
             _let_go(partial(self._queue.bury, lease, reason))
-            return Settled("failed", attempt=lease.attempt, error=reason)
+            return Settled("refused", attempt=lease.attempt, error=reason)
+        except TransientError as error:  # of the runs folder, so that no ledger can be written
+            delay = self._options.delay(min(lease.attempt, _MOST_DOUBLINGS))
+            _let_go(partial(self._queue.release, lease, after=delay))
+            return Settled("retry", attempt=lease.attempt, error=f"{type(error).__name__}: {error}")
         if silent := self._silent_deaths(task, lease):
             death = WorkerDied(f"{silent} workers that took this task ended without a word")
             return fail(self._queue, lease, task, death, self._options, give_up=True)
         try:
             settled = self._do(task, lease)
         except GiveBack:
-            _give_back(self._queue, lease)
+            self._give_back(lease)
             return _settled("given back", task, lease.attempt)
         except Exception as error:  # noqa: BLE001 - whatever a task raises is the task's failure
             return fail(self._queue, lease, task, error, self._options)
         _let_go(partial(self._queue.done, lease))
         return settled
 
-    def _silent_deaths(self, task: Task, lease: Lease) -> int:
+    def _give_back(self, lease: Lease) -> None:
+        """Let another worker have the task at once; that is no failure of the task's."""
+        _let_go(partial(self._queue.release, lease))
+        with suppress(Exception):  # then this lease counts as one that ended without a word
+            task = self._assignments.of(lease.body)
+            task.ledger.note_given_back(task.index)
+
+    def _silent_deaths(self, task: Assignment, lease: Lease) -> int:
         """How many leases of a task ended without a word, when these are too many; else 0.
 
         A task that ends its worker's whole machine, for want of memory as a rule, would otherwise
@@ -192,15 +215,15 @@ class Worker:
         if lease.attempt <= self._options.max_silent:
             return 0
         with suppress(Exception):  # what is wrong with the ledger comes out when the task runs
-            ledger = _ledger(task)
+            ledger = task.ledger
             known = ledger.failed_attempts_at(task.index) + ledger.given_back(task.index)
             silent = lease.attempt - 1 - known
             return silent if silent >= self._options.max_silent else 0
         return 0
 
-    def _do(self, task: Task, lease: Lease) -> Settled:
+    def _do(self, task: Assignment, lease: Lease) -> Settled:
         """Run a task that has no receipt yet, and write its receipt."""
-        ledger = _ledger(task)
+        ledger = task.ledger
         if ledger.has_receipt(task.index):
             return _settled("repeated", task, lease.attempt)
         started = time.monotonic()
@@ -220,26 +243,23 @@ class Worker:
         settled = _settled("done", task, attempt)
         return replace(settled, cell=cell, seconds=seconds, voxels=work.voxels)
 
-    def _run(self, task: Task, lease: Lease) -> tuple[str, Work]:
-        """Run the cells of a task; returns the first one's name and what was done."""
+    def _run(self, task: Assignment, lease: Lease) -> tuple[str, Work]:
+        """Run the blocks of a task; returns the first one's name and what was done.
+
+        What was written has reached the disk when it returns.
+        """
         with self._heartbeat.keep(lease):
             self._interruptible = True
             try:
-                stage, cells = self._open(task)
+                stage, blocks = task.launched.work
                 work = Work()
-                for index in range(task.start, task.stop):
-                    work += stage.run(cells[index])
-                return str(cells[task.start]), work
+                for index in task.blocks:
+                    work += stage.run(blocks[index])
+                if self._options.sync:
+                    sync(stage.output, work.files, work.folders)
+                return str(blocks[task.blocks.start]), work
             finally:
                 self._interruptible = False
-
-    def _open(self, task: Task) -> tuple[Stage, Sequence[Any]]:
-        """The stage and cells of a task; those of the last one are kept for others like it."""
-        like = (task.run, task.stage, task.parameters)
-        if self._opened is None or self._opened[0] != like:
-            stage = task.make_stage()
-            self._opened = (like, stage, stage.cells())
-        return self._opened[1:]
 
 
 def _let_go(settle: Callable[[], None]) -> None:
@@ -252,18 +272,10 @@ def _let_go(settle: Callable[[], None]) -> None:
         settle()
 
 
-def _give_back(queue: Queue, lease: Lease) -> None:
-    """Let another worker have the task at once; that is no failure of the task's."""
-    _let_go(partial(queue.release, lease))
-    with suppress(Exception):  # then this lease counts as one that ended without a word
-        task = Task.decode(lease.body)
-        _ledger(task).note_given_back(task.index)
-
-
 def fail(
     queue: Queue,
     lease: Lease,
-    task: Task,
+    task: Assignment,
     error: BaseException,
     options: WorkerOptions,
     *,
@@ -275,7 +287,7 @@ def fail(
     """
     attempt = lease.attempt
     with suppress(Exception):  # the ledger may be what does not answer
-        attempt = _ledger(task).failed_attempts_at(task.index) + 1
+        attempt = task.ledger.failed_attempts_at(task.index) + 1
     final = give_up or isinstance(error, PermanentError) or attempt >= options.max_attempts
     text = f"{type(error).__name__}: {error}"
     failure = Failure(
@@ -288,7 +300,7 @@ def fail(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     with suppress(Exception):  # perhaps the task failed for want of the same storage
-        _ledger(task).write_failure(failure)
+        task.ledger.write_failure(failure)
     if final:
         _let_go(partial(queue.bury, lease, text))
     else:
@@ -296,10 +308,5 @@ def fail(
     return replace(_settled("failed" if final else "retry", task, attempt), error=text)
 
 
-def _ledger(task: Task) -> Ledger:
-    return Ledger(task.run, task.launch_id)
-
-
-def _settled(outcome: Outcome, task: Task, attempt: int) -> Settled:
-    run = task.run.rpartition("/")[2]
-    return Settled(outcome, run, task.stage, task.index, attempt=attempt)
+def _settled(outcome: Outcome, task: Assignment, attempt: int) -> Settled:
+    return Settled(outcome, task.run.id, task.run.stage, task.index, attempt=attempt)

@@ -20,7 +20,7 @@ from types import FrameType
 
 from igneous_airflow.errors import IgneousError, InvalidParameter, WorkerDied
 from igneous_airflow.queue.protocol import Lease, open_queue
-from igneous_airflow.task import Task
+from igneous_airflow.worker.assignments import Assignments
 from igneous_airflow.worker.loop import Settled, Worker, WorkerOptions, fail
 from igneous_airflow.worker.memory import keep_freed_memory, spare_what_lasts
 from igneous_airflow.worker.presence import Presence
@@ -42,18 +42,20 @@ class _Child:
 class WorkerPool:
     """Runs worker processes until they end by themselves or a signal stops them.
 
-    `on_settled` is told of each task. The first SIGTERM or SIGINT lets running tasks finish; the
-    second gives them back at once.
+    They work for runs that are recorded below the folder `runs`. `on_settled` is told of each task.
+    The first SIGTERM or SIGINT lets running tasks finish; the second gives them back at once.
     """
 
     def __init__(
         self,
         queue_url: str,
+        runs: str,
         processes: int,
         options: WorkerOptions,
         on_settled: Callable[[Settled], None],
     ) -> None:
         self._queue_url = queue_url
+        self._runs = runs
         self._processes = processes
         self._options = options
         self._on_settled = on_settled
@@ -63,7 +65,7 @@ class WorkerPool:
         self._stop_with_parent: int | None = None
         self._alive_file: Path | None = None
         self._early_deaths = 0
-        self._presence = Presence()
+        self._presence = Presence(runs)
         self.failed = 0
 
     def stop_with(self, parent: int) -> None:
@@ -103,7 +105,7 @@ class WorkerPool:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=_child_main,
-            args=(self._queue_url, self._options, theirs),
+            args=(self._queue_url, self._runs, self._options, theirs),
             name="igneous-worker",
         )
         # A terminal sends SIGINT to all. The parent decides; a child keeps this mask for ever. The
@@ -159,7 +161,7 @@ class WorkerPool:
                 self._early_deaths = 0
 
     def _settled(self, event: Settled) -> None:
-        self.failed += event.outcome == "failed"
+        self.failed += event.outcome in ("failed", "refused")
         self._on_settled(event)
 
     def _bury(self, child: _Child) -> None:
@@ -183,7 +185,7 @@ class WorkerPool:
         """Record the death of a worker as a failed attempt of the task that it held."""
         queue = open_queue(self._queue_url)
         try:
-            task = Task.decode(lease.body)
+            task = Assignments(self._runs).of(lease.body)
             return fail(queue, lease, task, WorkerDied(death), self._options)
         except IgneousError as error:  # the lease runs out by itself
             return Settled("retry", attempt=lease.attempt, error=f"{death} ({error})")
@@ -210,7 +212,7 @@ def _death(pid: int | None, code: int) -> str:
     return f"worker process {pid} was killed by {name}{hint}"
 
 
-def _child_main(queue_url: str, options: WorkerOptions, connection: Connection) -> None:
+def _child_main(queue_url: str, runs: str, options: WorkerOptions, connection: Connection) -> None:
     """What each worker process runs."""
     is_warm = False
 
@@ -224,7 +226,7 @@ def _child_main(queue_url: str, options: WorkerOptions, connection: Connection) 
 
     keep_freed_memory()
     queue = open_queue(queue_url)
-    worker = Worker(queue, options, report)
+    worker = Worker(queue, runs, options, report)
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         signal.setitimer(signal.ITIMER_REAL, max(options.grace_seconds, 0.001))

@@ -10,8 +10,7 @@ from threading import Event, Lock, Thread
 from types import TracebackType
 from typing import Self
 
-from igneous_airflow.ledger import Ledger
-from igneous_airflow.task import Task
+from igneous_airflow.worker.assignments import Assignment, Assignments
 
 _PERIOD = 15.0  # seconds between notes
 
@@ -19,9 +18,10 @@ _PERIOD = 15.0  # seconds between notes
 class Presence:
     """Notes for the worker processes of one machine, as long as the block is not left."""
 
-    def __init__(self) -> None:
+    def __init__(self, runs: str) -> None:
+        self._assignments = Assignments(runs)
         self._held: dict[int, str | None] = {}  # by process: the message of the task in hand
-        self._runs: dict[int, Task] = {}  # by process: the last task it had
+        self._runs: dict[int, Assignment] = {}  # by process: the last task it had
         self._lock = Lock()
         self._stop = Event()
         self._thread = Thread(target=self._go_on, name="presence", daemon=True)
@@ -61,7 +61,7 @@ class Presence:
             task = self._runs.pop(process, None)
         if task is not None:
             with suppress(Exception):  # a note that stays grows old
-                Ledger(task.run, task.launch_id).forget_worker(_name(process))
+                task.ledger.forget_worker(_name(process))
 
     def _go_on(self) -> None:
         while not self._stop.wait(1.0 if not self._runs else _PERIOD):
@@ -73,11 +73,11 @@ class Presence:
 
     def _note(self, process: int, message: str | None) -> None:
         if message is not None:
-            self._runs[process] = Task.decode(message)
+            self._runs[process] = self._assignments.of(message)
         task = self._runs.get(process)
         if task is not None:
             in_hand = None if message is None else task.index
-            Ledger(task.run, task.launch_id).note_worker(_name(process), in_hand)
+            task.ledger.note_worker(_name(process), in_hand)
 
 
 def _name(process: int) -> str:

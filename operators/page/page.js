@@ -195,7 +195,7 @@ function showDetail(run) {
   }
   find("#message").textContent = "";
   showState(find(".state", place), run);
-  find(".where", place).textContent = `${run.held && `${run.held}; `}started ${moment(run.created)} by ${run.by}, recorded in ${address(run.url)}`;
+  find(".where", place).textContent = `${run.why_it_waits && `${run.why_it_waits}; `}started ${moment(run.created)} by ${run.by}, recorded in ${address(run.url)}`;
   fillBar(find(".bar", place), run);
   showNumbers(find(".numbers", place), run);
   find(".plan", place).hidden = !run.plan;

@@ -14,6 +14,7 @@ from users import HIDDEN_DAG, READER
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
+from igneous_airflow.stages.transfer import Transfer
 from igneous_airflow.testing.layers import random_voxels, write_layer
 
 Ask = Callable[..., "Answer"]
@@ -55,13 +56,14 @@ def layers(airflow: RealAirflow, tmp_path_factory: pytest.TempPathFactory) -> Pa
     origins = {SHOWN: "igneous_downsample", HIDDEN: HIDDEN_DAG, NOBODYS: ""}
     for name, dag in origins.items():
         layer = write_layer(folder / name, random_voxels(Vec3(16, 16, 8)))
-        Run.launch(
+        run, _ = Run.launch(
             Downsample(layer=layer, num_mips=1),
             url=f"file://{airflow.runs}/{name}",
             queue="memory://access",
             by="somebody@example.org",
-            origin={"dag_id": dag, "dag_run_id": "manual", "group_id": "x"} if dag else {},
+            triggered_by={"dag_id": dag, "dag_run_id": "manual", "group_id": "x"} if dag else {},
         )
+        run.prepare()
     (folder / "unrecorded").mkdir()
     (folder / "unrecorded" / "info").write_text("secret")
     (folder / "secret").write_text("secret")
@@ -125,10 +127,21 @@ def test_a_run_is_hidden_from_those_who_may_not_read_its_dag(ask: Ask, run: str)
         assert ask(path, READER).status == 404
 
 
-def test_the_list_holds_what_a_user_may_read(ask: Ask) -> None:
+def test_the_list_holds_what_a_user_may_read(ask: Ask, airflow: RealAirflow, layers: Path) -> None:
+    hidden = Run.load(f"file://{airflow.runs}/{HIDDEN}")
+    transfer = Transfer(src=f"file://{layers}/{HIDDEN}", dest=f"file://{layers}/copy")
+    Run.launch(
+        transfer,
+        url=f"file://{airflow.runs}/a-transfer",
+        queue="memory://access",
+        by="somebody@example.org",
+        triggered_by=hidden.triggered_by,
+    )
+
     def listed(user: str) -> set[str]:
-        answer = ask("/igneous/page/api/runs?layer=access-&limit=200", user)
-        return {run["name"] for run in json.loads(answer.text)["runs"]}
+        answer = json.loads(ask("/igneous/page/api/runs?layer=access-&limit=200", user).text)
+        assert ("transfer" in answer["stages"]) == (user == "admin")
+        return {run["name"] for run in answer["runs"]}
 
     assert listed("admin") == {SHOWN, HIDDEN, NOBODYS}
     assert listed(READER) == {SHOWN}

@@ -8,7 +8,8 @@ from playwright.sync_api import Page, expect
 from real_airflow import RealAirflow
 
 from igneous_airflow.geometry.bbox import Vec3
-from igneous_airflow.ledger import Failure, Receipt
+from igneous_airflow.ledger import Failure
+from igneous_airflow.receipts import Receipt
 from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.testing.layers import random_voxels, write_layer

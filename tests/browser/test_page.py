@@ -10,7 +10,7 @@ from playwright.sync_api import FrameLocator, Page, expect
 from real_airflow import DAG, RealAirflow
 
 from igneous_airflow.geometry.bbox import Vec3
-from igneous_airflow.ledger import Receipt
+from igneous_airflow.receipts import Receipt
 from igneous_airflow.run import Run
 from igneous_airflow.stage import Work
 from igneous_airflow.stages.downsample import Downsample

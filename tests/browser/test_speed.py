@@ -13,7 +13,8 @@ from playwright.sync_api import Page
 from real_airflow import RealAirflow
 
 from igneous_airflow.geometry.bbox import Vec3
-from igneous_airflow.ledger import Failure, Receipt
+from igneous_airflow.ledger import Failure
+from igneous_airflow.receipts import Receipt
 from igneous_airflow.run import Run
 from igneous_airflow.stage import Work
 from igneous_airflow.stages.downsample import Downsample
@@ -41,10 +42,14 @@ def _runs(airflow: RealAirflow, tmp_path_factory: pytest.TempPathFactory) -> Ite
         url=f"file://{airflow.runs}/{LARGE}",
         queue="memory://speed",
         by="a@example.org",
-        origin={"dag_id": "igneous_downsample", "dag_run_id": "manual", "group_id": "downsample"},
+        triggered_by={
+            "dag_id": "igneous_downsample",
+            "dag_run_id": "manual",
+            "group_id": "downsample",
+        },
     )
-    large = first.model_copy(update={"cells": TASKS, "created": time.time() - 3600})
-    large._write("run.json", large)
+    large = first.model_copy(update={"blocks": TASKS, "created": time.time() - 3600})
+    large._recorded(first)
     for task in range(TASKS - 10):
         large.ledger.write_receipt(
             Receipt(task=task, attempt=1, seconds=1, worker="host:1", work=Work(voxels=262_144))
@@ -65,7 +70,7 @@ def _runs(airflow: RealAirflow, tmp_path_factory: pytest.TempPathFactory) -> Ite
         name = f"speed-{number}"
         url = f"file://{airflow.runs}/{name}"
         run = first.model_copy(update={"id": name, "url": url, "created": time.time()})
-        run._write("run.json", run)
+        run._recorded(None)
         run.ledger.write_receipt(Receipt(task=0, attempt=1, seconds=1, worker="host:1"))
     time.sleep(6)  # the list of the runs that there were before is given for 5 seconds
     yield

@@ -110,7 +110,7 @@ def test_a_message_of_somebody_else_is_buried_with_exit_code_1(cli, tmp_path: Pa
     answer = cli("worker", url, "--until-done")
     assert answer.code == 1
     assert len(answer.out.splitlines()) == 1
-    assert "outcome=failed" in answer.out
+    assert "outcome=refused" in answer.out
     assert "\x1b" not in answer.out
     assert open_queue(url).counts().dead == 1
 

@@ -7,11 +7,12 @@ import pytest
 from igneous_airflow.cli import runs
 from igneous_airflow.cli.addresses import embedded_queue, folder_url
 from igneous_airflow.errors import CorruptChunk, StorageUnavailable, TransientError
-from igneous_airflow.ledger import Receipt
 from igneous_airflow.progress import Progress
+from igneous_airflow.queue.protocol import Lease
+from igneous_airflow.receipts import Receipt
 from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
-from igneous_airflow.task import Task
+from igneous_airflow.worker.assignments import Assignment, Assignments
 from igneous_airflow.worker.loop import WorkerOptions, fail
 
 
@@ -30,6 +31,11 @@ def run(layer: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def receive(run: Run, *tasks: int) -> None:
     for task in tasks:
         run.ledger.write_receipt(Receipt(task=task, attempt=1, seconds=0, worker="here:1"))
+
+
+def assigned(run: Run, lease: Lease | None) -> Assignment:
+    assert lease is not None
+    return Assignments(run.runs_folder).of(lease.body)
 
 
 def test_status_of_a_run_that_is_worked_on(cli, run: Run, state: Path):
@@ -57,18 +63,20 @@ def test_status_of_a_run_that_is_worked_on(cli, run: Run, state: Path):
     ]
 
 
-def test_status_of_a_run_that_nobody_has_begun(cli, run: Run):
+def test_status_of_a_run_that_nobody_has_begun(cli, run: Run, state: Path):
     answer = cli("status", "run-1")
     assert "state    waiting" in answer.out
     assert "waiting  4, and 0 held by workers" in answer.out
-    assert f"start one: igneous-airflow worker {run.queue} --until-done" in answer.out
+    assert (
+        f"start one: igneous-airflow worker {run.queue} --runs {state} --until-done" in answer.out
+    )
 
 
-def test_addresses_in_commands_are_words_of_the_shell(cli, run: Run):
+def test_addresses_in_commands_are_words_of_the_shell(cli, run: Run, state: Path):
     queue = "sqs://tasks?region=us-east-1&endpoint=http://127.0.0.1:1"
     moved = run.model_copy(update={"queue": queue})
     step = runs._next_step(moved, Progress(planned=4, done=0, waiting=4, exact=False), "waiting")
-    assert f"igneous-airflow worker '{queue}' --until-done" in step
+    assert f"igneous-airflow worker '{queue}' --runs {state} --until-done" in step
     words = runs._waiting(Progress(planned=4, done=0, waiting=4, exact=False))
     assert "lag behind by up to a minute" in words
 
@@ -96,7 +104,7 @@ def test_status_of_a_run_whose_workers_were_killed(cli, run: Run):
 def test_status_of_a_run_all_of_whose_tasks_wait_for_another_attempt(cli, run: Run):
     queue = run.open_queue()
     while (lease := queue.lease(60)) is not None:
-        fail(queue, lease, Task.decode(lease.body), StorageUnavailable("later"), WorkerOptions())
+        fail(queue, lease, assigned(run, lease), StorageUnavailable("later"), WorkerOptions())
     answer = cli("status", "run-1")
     assert "state    waiting" in answer.out
     assert "waiting  4, and 0 held by workers; 4 failed before and wait for" in answer.out
@@ -113,7 +121,8 @@ def test_status_of_workers_that_are_between_two_tasks(
 
 def test_status_counts_nothing_of_others_in_a_shared_queue_as_failed(cli, run: Run):
     shared = run.model_copy(update={"own_queue": False})
-    shared._write("run.json", shared)
+    shared._recorded(run)
+    shared.enqueue()
     queue = run.open_queue()
     queue.send(["nonsense of somebody else"])
     while (lease := queue.lease(60)) is not None:
@@ -139,7 +148,7 @@ def test_status_of_a_run_whose_messages_were_lost(cli, run: Run):
 def test_status_of_a_run_with_tasks_given_up_names_their_errors(cli, run: Run):
     queue = run.open_queue()
     while (lease := queue.lease(60)) is not None:
-        task = Task.decode(lease.body)
+        task = assigned(run, lease)
         error = CorruptChunk(f"chunk {task.index} is broken\nin two lines")
         fail(queue, lease, task, error, WorkerOptions())
     answer = cli("status", "run-1")
@@ -147,7 +156,7 @@ def test_status_of_a_run_with_tasks_given_up_names_their_errors(cli, run: Run):
     assert "state    failed" in answer.out
     assert "failed   4 given up, 4 failed attempts" in answer.out
     assert "task 3, attempt 1: CorruptChunk: chunk 3 is broken" in answer.out
-    assert "mend the cause and try again what was given up: igneous-airflow resume" in answer.out
+    assert "fix the cause, then try again what was given up: igneous-airflow resume" in answer.out
 
 
 def test_status_of_done_and_finished_runs(cli, run: Run):
@@ -194,7 +203,7 @@ def test_a_record_that_is_broken_exits_1(cli, state: Path):
     (state / "run-2" / "run.json").write_text("{")
     answer = cli("status", "run-2")
     assert answer.code == 1
-    assert "damaged, or of another version" in answer.err
+    assert "is damaged" in answer.err
 
 
 def test_resuming_sends_again_what_was_lost_and_finishes(cli, run: Run, state: Path, layer: Path):
@@ -215,7 +224,7 @@ def test_output_that_is_missing_at_the_end_exits_1(cli, run: Run, layer: Path):
     next((layer / "16_16_40").iterdir()).unlink()
     answer = cli("finish", "run-1")
     assert answer.code == 1
-    assert "1 chunks" in answer.err
+    assert "1 file missing" in answer.err
     assert "16_16_40/" in answer.err
 
 
@@ -244,11 +253,11 @@ def test_messages_lost_on_the_way_are_sent_again_by_themselves(
 ):
     work, rounds = runs._work, []
 
-    def losing(run: Run, processes: int) -> int:
+    def losing(run: Run, processes: int, *, sync: bool) -> int:
         rounds.append(processes)
         if len(rounds) < 3:
             run.open_queue().purge()
-        return work(run, processes)
+        return work(run, processes, sync=sync)
 
     monkeypatch.setattr(runs, "_work", losing)
     answer = cli("resume", "run-1", "--processes", "1")
@@ -258,7 +267,7 @@ def test_messages_lost_on_the_way_are_sent_again_by_themselves(
 def test_messages_that_are_lost_again_and_again_end_in_an_error(
     cli, run: Run, monkeypatch: pytest.MonkeyPatch
 ):
-    def losing(run: Run, processes: int) -> int:
+    def losing(run: Run, processes: int, *, sync: bool) -> int:
         run.open_queue().purge()
         return 0
 
@@ -289,7 +298,7 @@ def test_redrive_sends_the_dead_letters_of_a_run_and_nothing_else(cli, run: Run)
     queue = run.open_queue()
     for _ in range(2):
         lease = queue.lease(60)
-        fail(queue, lease, Task.decode(lease.body), CorruptChunk("broken"), WorkerOptions())
+        fail(queue, lease, assigned(run, lease), CorruptChunk("broken"), WorkerOptions())
     queue.send(["not a task"])
     held = queue.lease(60)
     assert held is not None
@@ -305,7 +314,7 @@ def test_redrive_sends_the_dead_letters_of_a_run_and_nothing_else(cli, run: Run)
 def test_redrive_without_dead_letters_forgets_no_failure(cli, run: Run):
     queue = run.open_queue()
     lease = queue.lease(60)
-    fail(queue, lease, Task.decode(lease.body), TransientError("later"), WorkerOptions())
+    fail(queue, lease, assigned(run, lease), TransientError("later"), WorkerOptions())
     assert "No task" in cli("redrive", "run-1").out
     assert run.ledger.failed_attempts() == 1
 

@@ -51,7 +51,7 @@ def launch(layer: Path, state: Path) -> Run:
 
 def work_undisturbed(run: Run) -> None:
     options = WorkerOptions(idle_seconds=0, until_done=True)
-    Worker(run.open_queue(), options, lambda _: None).work()
+    Worker(run.open_queue(), run.runs_folder, options, lambda _: None).work()
     run.finish()
 
 
@@ -87,6 +87,7 @@ def test_workers_killed_at_random_moments_leave_what_an_undisturbed_run_leaves(
         workers = subprocess.Popen(
             [
                 *(sys.executable, "-m", "igneous_airflow", "worker", run.queue),
+                *("--runs", run.runs_folder),
                 *("--processes", "2", "--until-done", "--lease-seconds", "1"),
             ],
             stdout=subprocess.DEVNULL,
@@ -157,7 +158,9 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(
     work_undisturbed(launch(roomy, tmp_path))
     run = launch(full, tmp_path)
 
-    answer = command("worker", run.queue, "--until-done", "--max-attempts", "1")
+    answer = command(
+        "worker", run.queue, "--runs", run.runs_folder, "--until-done", "--max-attempts", "1"
+    )
     assert answer.returncode == 1
     assert "Traceback" not in answer.stdout + answer.stderr
     assert run.progress().state is State.FAILED
@@ -184,7 +187,7 @@ def test_a_full_disk_under_queue_and_receipts_ends_in_words_and_can_be_mended(
                 stream.write(b"x" * 4096)
         except OSError:
             pass
-    answer = command("worker", run.queue, "--until-done")
+    answer = command("worker", run.queue, "--runs", run.runs_folder, "--until-done")
     assert answer.returncode == 1
     assert "Traceback" not in answer.stdout + answer.stderr
     assert "full" in answer.stdout + answer.stderr

@@ -93,7 +93,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     run.prepare()
     run.enqueue()
-    Worker(run.open_queue(), WorkerOptions(until_done=True), lambda _: None).work()
+    Worker(run.open_queue(), run.runs_folder, WorkerOptions(until_done=True), lambda _: None).work()
     run.finish()
     return path / "layer"
 

@@ -449,6 +449,7 @@ def test_work_that_others_finish_completes_a_dag_run_without_its_workers(
     wait_until(lambda: airflow.call("GET", drained)["state"] == "deferred", seconds=60)
     (queue,) = airflow.runs.glob("*_helped_*/queue.db")
     command = [sys.executable, "-m", "igneous_airflow", "worker", f"sqlite://{queue}"]
+    command += ["--runs", str(airflow.runs)]
     subprocess.run([*command, "--until-done"], check=True, capture_output=True, timeout=300)
     assert airflow.end_of("helped") == "success"
     assert airflow.call("GET", airflow.task("helped", "workers"))["state"] == "failed"

@@ -99,13 +99,14 @@ def web_server(folder: Path) -> Iterator[WebServer]:
 
 def launch(airflow: RealAirflow, name: str, stage: Any) -> str:
     dag = f"igneous_{stage.name}"
-    Run.launch(
+    run, _ = Run.launch(
         stage,
         url=f"file://{airflow.runs}/{name}",
         queue="memory://viewer",
         by="maker",
-        origin={"dag_id": dag, "dag_run_id": "manual", "group_id": "x"},
+        triggered_by={"dag_id": dag, "dag_run_id": "manual", "group_id": "x"},
     )
+    run.prepare()
     return name
 
 

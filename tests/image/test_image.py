@@ -95,7 +95,9 @@ def assert_drained(run: Run, folder: Path) -> None:
     assert run.progress().state is State.DONE
     run.finish()
     twin = launch(folder, "twin")
-    Worker(twin.open_queue(), WorkerOptions(until_done=True), lambda _: None).work()
+    Worker(
+        twin.open_queue(), twin.runs_folder, WorkerOptions(until_done=True), lambda _: None
+    ).work()
     twin.finish()
     assert stored(folder / "layer") == stored(folder / "twin")
 

@@ -29,12 +29,12 @@ from igneous_airflow.operators.trigger import StageDrainedTrigger
 from igneous_airflow.operators.workers import LocalWorkers
 from igneous_airflow.progress import State
 from igneous_airflow.queue import sqs_queues
-from igneous_airflow.queue.protocol import open_queue
+from igneous_airflow.queue.protocol import Lease, open_queue
 from igneous_airflow.queue.sqs_address import Address
 from igneous_airflow.queue.sqs_service import connect
 from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
-from igneous_airflow.task import Task
+from igneous_airflow.worker.assignments import Assignment, Assignments
 from igneous_airflow.worker.loop import Worker, WorkerOptions, fail
 
 pytestmark = pytest.mark.airflow
@@ -42,6 +42,11 @@ pytestmark = pytest.mark.airflow
 SERVER = runpy.run_path(str(Path(__file__).parents[1] / "queue" / "sqs_server.py"))
 SECRET = "the-secret-key-of-the-connection"
 Make = Callable[..., Any]
+
+
+def assigned(run: Run, lease: Lease) -> Assignment:
+    return Assignments(run.runs_folder).of(lease.body)
+
 
 STEP = Step(Downsample)
 FORM = Form(Chain((STEP,)))
@@ -100,7 +105,9 @@ def names(client: Any) -> list[str]:
 
 def work(run: Run, tasks: int = 1_000) -> None:
     """Work as a worker elsewhere does, with credentials of its own."""
-    worker = Worker(run.open_queue(), WorkerOptions(idle_seconds=0, until_done=True), print)
+    worker = Worker(
+        run.open_queue(), run.runs_folder, WorkerOptions(idle_seconds=0, until_done=True), print
+    )
     queue = run.open_queue()
     for _ in range(tasks):
         if (lease := queue.lease(60)) is None:
@@ -356,7 +363,7 @@ async def test_that_workers_gave_up_all_that_is_left_is_believed_at_once(
     run.enqueue()
     queue = run.open_queue()
     while lease := queue.lease(60):
-        fail(queue, lease, Task.decode(lease.body), AccessDenied("no"), WorkerOptions())
+        fail(queue, lease, assigned(run, lease), AccessDenied("no"), WorkerOptions())
     assert await asyncio.wait_for(verdict(trigger_of(run)), 20) == "failed"
     queue.delete()
 

@@ -73,7 +73,7 @@ def test_each_step_works_on_what_the_one_before_made(
     assert len(list((dest / "8_8_40").iterdir())) == 4
     assert scales(layer) == []
     assert not list(layer.glob("4_4_40/*"))
-    assert {stage: run.parameters["mip"] for stage, run in runs(tmp_path).items()} == {
+    assert {stage: run.resolved["mip"] for stage, run in runs(tmp_path).items()} == {
         "transfer": 0,
         "downsample": 0,
         "delete": 0,

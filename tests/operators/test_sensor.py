@@ -12,10 +12,10 @@ from airflow.sdk.exceptions import (
     TaskDeferred,
 )
 
-from igneous_airflow.ledger import Receipt
 from igneous_airflow.operators.sensor import StageDrainedSensor
 from igneous_airflow.operators.trigger import StageDrainedTrigger
 from igneous_airflow.progress import State
+from igneous_airflow.receipts import Receipt
 from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
 

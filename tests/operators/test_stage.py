@@ -50,7 +50,7 @@ def test_the_steps_of_a_stage_leave_the_mips_and_take_the_queue_away(
     run = Run.load(url)
     queue = Path(run.queue.removeprefix("sqlite://"))
     assert queue.parent == Path(url.removeprefix("file://"))
-    Worker(run.open_queue(), WorkerOptions(until_done=True), lambda _: None).work()
+    Worker(run.open_queue(), run.runs_folder, WorkerOptions(until_done=True), lambda _: None).work()
     RemoveQueue(task_id="remove", run_url=url).execute({})
     assert queue.exists(), "an unfinished run keeps its queue"
 
@@ -109,7 +109,7 @@ def test_parameters_of_the_group_come_before_those_of_the_dag_run(
     own = {"layer": str(make_layer()), "num_mips": 1}
     planning = PlanStage(task_id="plan", form=FORM, step=STEP, parameters=own)
     run = Run.load(planning.execute(context(num_mips=7))["run_url"])
-    assert run.parameters["num_mips"] == 1
+    assert run.resolved["num_mips"] == 1
 
 
 def test_without_a_user_who_triggered_it_the_author_is_whoever_works_here(

@@ -82,7 +82,7 @@ def test_tasks_that_were_given_up_are_named_and_only_they_are_done_again(
     launch: Make, make_layer: Make
 ) -> None:
     run = launch()
-    layer = Path(run.parameters["layer"].removeprefix("file://"))
+    layer = Path(run.resolved["layer"].removeprefix("file://"))
     chunk = layer / "4_4_40" / "0-64_64-128_0-64"
     content = chunk.read_bytes()
     chunk.unlink()

@@ -76,13 +76,14 @@ def test_a_run_that_was_only_planned_shows_nothing_of_its_layers(
 
 
 def launch(airflow: RealAirflow, name: str, stage: Any, dag: str) -> str:
-    Run.launch(
+    run, _ = Run.launch(
         stage,
         url=f"file://{airflow.runs}/{name}",
         queue="memory://viewer",
         by="maker",
-        origin={"dag_id": dag, "dag_run_id": "manual", "group_id": "x"},
+        triggered_by={"dag_id": dag, "dag_run_id": "manual", "group_id": "x"},
     )
+    run.prepare()
     return name
 
 
@@ -93,7 +94,6 @@ def test_a_run_that_was_launched_shows_the_files_of_the_format_only(
     source = write_layer(tmp_path / "em", random_voxels(Vec3(16, 16, 8)))
     stage = Transfer(src=source, dest=f"file://{airflow.home}")
     run = launch(airflow, "made-in-home", stage, "igneous_transfer")
-    stage.prepare()
     data = f"/igneous/viewer/data/{run}"
     assert looker(f"{data}/src/info").status == 200
     assert looker(f"{data}/dest/info").status == 200

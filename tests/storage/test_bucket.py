@@ -32,7 +32,8 @@ from igneous_airflow.errors import (
     StorageUnavailable,
 )
 from igneous_airflow.geometry.bbox import Vec3
-from igneous_airflow.ledger import Ledger, Receipt
+from igneous_airflow.ledger import Ledger
+from igneous_airflow.receipts import Receipt
 from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.storage.bucket import BucketFolder

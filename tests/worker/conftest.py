@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import pytest
 
 from igneous_airflow.geometry.bbox import Vec3
+from igneous_airflow.proof import Account
 from igneous_airflow.queue.memory import MemoryQueue
 from igneous_airflow.run import Run
-from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
+from igneous_airflow.stage import Audit, Plan, Stage, Work
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.testing.layers import random_voxels, write_layer
 
@@ -62,11 +63,14 @@ def launch(
 ) -> Callable[..., Run]:
     """Launches and enqueues a run of the stage on a queue object."""
 
-    def launch(queue: MemoryQueue, count: int = 3) -> Run:
+    def launch(
+        queue: MemoryQueue, count: int = 3, *, batch: int | None = None, folder: str = "out"
+    ) -> Run:
         monkeypatch.setattr("igneous_airflow.run.open_queue", lambda _url: queue)
-        stage = obedient(folder=str(tmp_path / "out"), count=count)
+        queue.runs = f"file://{tmp_path}"  # for the workers of the tests
+        stage = obedient(folder=str(tmp_path / folder), count=count)
         url = f"file://{tmp_path}/run"
-        run, _ = Run.launch(stage, url=url, queue="memory://test", by="somebody")
+        run, _ = Run.launch(stage, url=url, queue="memory://test", by="somebody", batch=batch)
         run.prepare()
         run.enqueue()
         return run

@@ -22,7 +22,7 @@ OPTIONS = WorkerOptions(retry_delay=0.01, idle_seconds=0.05, until_done=True)
 def pool(run: Run, processes: int = 1, options: WorkerOptions = OPTIONS) -> tuple[int, list]:
     """Work with processes of this one; returns exit code and settled tasks."""
     settled: list[Settled] = []
-    return WorkerPool(run.queue, processes, options, settled.append).run(), settled
+    return WorkerPool(run.queue, run.runs_folder, processes, options, settled.append).run(), settled
 
 
 def children_of(pid: int) -> list[int]:
@@ -42,7 +42,10 @@ class Command:
         self.log = log
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "igneous_airflow", "worker", run.queue, *options],
+                [
+                    *(sys.executable, "-m", "igneous_airflow", "worker", run.queue),
+                    *("--runs", run.runs_folder, *options),
+                ],
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -236,7 +239,7 @@ def test_workers_that_die_before_their_first_task_are_not_replaced_for_ever(tmp_
     broken = tmp_path / "queue.db"
     broken.write_bytes(b"this is no database" * 100)
     settled: list[Settled] = []
-    code = WorkerPool(f"sqlite://{broken}", 2, OPTIONS, settled.append).run()
+    code = WorkerPool(f"sqlite://{broken}", "file:///runs", 2, OPTIONS, settled.append).run()
     assert code == 1
     assert 3 <= len(settled) <= 4
     assert {s.outcome for s in settled} == {"failed"}
@@ -277,8 +280,8 @@ def test_a_pool_stops_with_its_parent_when_asked_to(held_layer, tmp_path: Path, 
     run = held_layer.launch(tmp_path)
     log = tmp_path / "log"
     command = (
-        f"{sys.executable} -m igneous_airflow worker {run.queue} --stop-with-parent $$ "
-        f"--grace-seconds 0.2 > {log} 2>&1 & echo $!; wait"
+        f"{sys.executable} -m igneous_airflow worker {run.queue} --runs {run.runs_folder} "
+        f"--stop-with-parent $$ --grace-seconds 0.2 > {log} 2>&1 & echo $!; wait"
     )
     with subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE) as shell:
         assert shell.stdout is not None

@@ -28,7 +28,7 @@ def message(run: Run) -> str:
 
 
 def test_a_worker_is_seen_with_its_task_until_it_is_gone(run, wait_until):
-    with Presence() as presence:
+    with Presence(run.runs_folder) as presence:
         presence.takes(17, message(run))
         wait_until(lambda: [note.task for note in run.ledger.workers(10)] == [0])
         assert run.ledger.workers(10)[0].worker.endswith(":17")
@@ -39,7 +39,7 @@ def test_a_worker_is_seen_with_its_task_until_it_is_gone(run, wait_until):
 
 
 def test_notes_are_taken_away_at_the_end(run, wait_until):
-    with Presence() as presence:
+    with Presence(run.runs_folder) as presence:
         for process in (17, 18):
             presence.takes(process, message(run))
         wait_until(lambda: len(run.ledger.workers(10)) == 2)
@@ -48,7 +48,7 @@ def test_notes_are_taken_away_at_the_end(run, wait_until):
 
 def test_a_message_of_somebody_elses_and_a_storage_that_fails_hold_nobody_up(run, monkeypatch):
     monkeypatch.setattr("igneous_airflow.ledger.Ledger.note_worker", None)
-    with Presence() as presence:
+    with Presence(run.runs_folder) as presence:
         presence.takes(17, "no task at all")
         presence.takes(18, message(run))
         presence.rests(19)

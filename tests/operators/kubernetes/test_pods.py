@@ -28,7 +28,7 @@ def pod(run: Run, number: int = 1) -> StageWorkers:
 
 
 def stored(run: Run) -> dict[str, bytes]:
-    layer = Path(run.parameters["layer"].removeprefix("file://"))
+    layer = Path(run.resolved["layer"].removeprefix("file://"))
     files = (path for path in layer.rglob("*") if path.is_file() and path.name != "provenance")
     return {str(path.relative_to(layer)): path.read_bytes() for path in files}
 
@@ -89,7 +89,12 @@ def test_pods_that_are_evicted_or_killed_are_started_again_and_leave_the_same_by
     assert run.progress().state is State.DONE
     assert run.progress().failed_attempts == 0
     cluster.wait_until_empty()
-    Worker(undisturbed.open_queue(), WorkerOptions(until_done=True), lambda _: None).work()
+    Worker(
+        undisturbed.open_queue(),
+        undisturbed.runs_folder,
+        WorkerOptions(until_done=True),
+        lambda _: None,
+    ).work()
     assert stored(run) == stored(undisturbed)
 
 
@@ -113,7 +118,7 @@ def test_tasks_that_were_given_up_are_named_and_nothing_is_tried_again(
 ) -> None:
     use_cluster()
     run = launch()
-    layer = Path(run.parameters["layer"].removeprefix("file://"))
+    layer = Path(run.resolved["layer"].removeprefix("file://"))
     (layer / "4_4_40" / "0-64_64-128_0-64").unlink()
     with pytest.raises(AirflowFailException, match="1 of 4 tasks") as caught:
         pod(run).execute(task())

@@ -6,7 +6,7 @@ from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.queue.sqs import SqsQueue
 from igneous_airflow.queue.sqs_address import Address
-from igneous_airflow.run import run_folder_name
+from igneous_airflow.run_record import run_folder_name
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import pytest
 
 from igneous_airflow.progress import State
+from igneous_airflow.proof import Account
 from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.queue.sqs import SqsQueue
 from igneous_airflow.run import Run
-from igneous_airflow.stage import Account, Audit, Plan, Stage, Work
+from igneous_airflow.stage import Audit, Plan, Stage, Work
 from igneous_airflow.testing.queues import take
 from igneous_airflow.worker.loop import Worker, WorkerOptions
 
