@@ -119,7 +119,8 @@ def downsampled(
     run.prepare()
     run.enqueue()
     tasks = run.open_queue()
-    Worker(tasks, WorkerOptions(idle_seconds=0.01, until_done=True), lambda event: None).work()
+    options = WorkerOptions(idle_seconds=0.01, until_done=True)
+    Worker(tasks, run.runs_folder, options, lambda event: None).work()
     tasks.close()
     run.finish()
     return run.id
