@@ -61,5 +61,5 @@ def storage_of(url: str) -> str:
     parts = url.split("/")
     if url.startswith("file://"):
         return "/".join(parts[:5])  # the first two folders
-    has_endpoint = parts[2].startswith("http") and parts[2].endswith(":") if parts[2:] else False
+    has_endpoint = parts[2:3] in (["http:"], ["https:"])  # and a bucket behind it
     return "/".join(parts[: 6 if has_endpoint else 3])

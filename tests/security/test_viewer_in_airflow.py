@@ -63,9 +63,6 @@ def test_a_run_that_was_only_planned_shows_nothing_of_its_layers(
     source = write_layer(tmp_path / "em", random_voxels(Vec3(16, 16, 8)))
     assert {path.name for path in airflow.home.iterdir()} >= set(SECRETS)
     run = plan_transfer(airflow, "to-home", {"src": source, "dest": str(airflow.home)})
-    page = json.loads(looker(f"/igneous/page/api/runs/{run}").text)
-    assert page["was_launched"] is False
-    assert "View" not in page["links"]
     viewer = "/igneous/viewer"
     paths = [f"{viewer}/data/{run}/dest/{name}" for name in (*SECRETS, "info")]
     paths += [f"{viewer}/data/{run}/src/info", f"{viewer}/open/{run}", f"{viewer}/state/{run}"]
@@ -73,6 +70,9 @@ def test_a_run_that_was_only_planned_shows_nothing_of_its_layers(
         answer = looker(path)
         assert answer.status == 404
         assert answer.text == "there is no such view"
+    page = json.loads(looker(f"/igneous/page/api/runs/{run}").text)
+    assert page["was_launched"] is False
+    assert "View" not in page["links"]
 
 
 def launch(airflow: RealAirflow, name: str, stage: Any, dag: str) -> str:
