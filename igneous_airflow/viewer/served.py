@@ -21,7 +21,6 @@ from igneous_airflow.storage.info import INFO_BYTES, Info, Scale
 LARGEST = 1 << 27
 _MANIFEST_BYTES = 1 << 24
 _HEADER_BYTES = 1 << 16  # that an encoding, or a compression, may add
-_LONGEST_NAME = 1024
 _UNSAFE = re.compile(
     r'[\\%?#:*"<>|]'
 )  # in a folder's name: what a server or a shell reads otherwise
@@ -55,8 +54,6 @@ class ServedFile:
 
 def served_file(info: Info, path: str) -> ServedFile | None:
     """The file of a layer that a path names; None for whatever is not of the format."""
-    if len(path) > _LONGEST_NAME:
-        return None
     if path == "info":
         return ServedFile(path, INFO_BYTES)
     folder, _, name = path.rpartition("/")

@@ -199,6 +199,21 @@ def test_a_storage_whose_places_are_all_abandoned_is_tried_ever_more_seldom():
     asyncio.run(scenario())
 
 
+def test_abandoned_calls_keep_their_places():
+    async def scenario():
+        with storage() as hung, storage() as slow:
+            pool = RequestPool(QUICK)
+            for _ in range(2):
+                with pytest.raises(Busy):
+                    await pool.run("s3", hung.call)
+            calls = [asyncio.create_task(pool.run("s3", slow.call)) for _ in range(2)]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            assert slow.asked == 1
+            assert [type(answer) for answer in answers] == [Busy, Busy]
+
+    asyncio.run(scenario())
+
+
 def test_a_storage_that_answers_again_is_served_though_some_calls_never_return():
     async def scenario():
         with storage() as hung:
