@@ -84,9 +84,12 @@ class Run(RunRecord):
         return Ledger(self.url, self.launch_id)
 
     def make_stage(self) -> Stage:
-        """The stage with its parameters; raises InvalidParameter when they are none of its own."""
+        """The stage with its parameters, whose plan was accepted before they were recorded.
+
+        Raises InvalidParameter when they are not the stage's own.
+        """
         try:
-            return stage_class(self.stage).model_validate(self.resolved)
+            return stage_class(self.stage).model_validate(self.resolved).accepted()
         except ValidationError as error:
             problems = "; ".join(wrong_fields(error))
             raise InvalidParameter(f"{self.url}/{RECORD}: {problems}") from None
@@ -134,7 +137,7 @@ class Run(RunRecord):
             raise PlanRefused(stage.name, [str(error)]) from error
         plan = _startable(stage.plan(), plan_only=plan_only, trusted=trusted)
         once_planned(stage, plan)
-        blocks = len(stage.cells())
+        blocks = plan.tasks
         run = cls._new(
             stage,
             url,

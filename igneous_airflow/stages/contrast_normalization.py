@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from igneous_airflow.errors import IgneousError, InvalidLevels, InvalidParameter
+from igneous_airflow.field_values import shown
 from igneous_airflow.fields import WHAT, LevelsPath, section
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.stage import Plan
@@ -44,7 +45,7 @@ def clip_fractions(text: str) -> tuple[float, float]:
 def _fractions_text(value: object) -> str:
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(p, str | int | float) and not isinstance(p, bool) for p in parts):
-        raise ValueError(f"write a number, or two as 0.01,0.02; got {value!r:.200}")
+        raise ValueError(f"write a number, or two as 0.01,0.02; got {shown(value)}")
     text = ",".join(str(part).replace(" ", "") for part in parts)
     try:
         clip_fractions(text)
@@ -57,7 +58,7 @@ def _values(text: str) -> tuple[int, int]:
     try:
         lower, upper = map(int, text.split(","))
     except ValueError:
-        raise ValueError(f"write two grey values, as 12,243; got {text!r:.200}") from None
+        raise ValueError(f"write two grey values, as 12,243; got {shown(text)}") from None
     if not 0 <= lower <= upper:
         raise ValueError(
             f"the smaller grey value comes first, and none is below 0; got {text:.200}"

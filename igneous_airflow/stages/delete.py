@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 from pydantic import AfterValidator, Field
 
 from igneous_airflow.errors import AuditFailed, IgneousError, InvalidParameter
+from igneous_airflow.field_values import shown
 from igneous_airflow.fields import (
     WHAT,
     WHERE,
@@ -42,7 +43,7 @@ def _keys_text(text: str | None) -> str | None:
     for key in keys:
         path = PurePosixPath(key)
         if not path.parts or path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{key!r:.200} is not the key of a scale inside the layer")
+            raise ValueError(f"{shown(key)} is not the key of a scale inside the layer")
     return ",".join(keys)
 
 

@@ -32,6 +32,7 @@ from igneous_airflow.storage.files import (
     StoredFile,
     content_version,
     plain_name,
+    require_at_most,
 )
 from igneous_airflow.storage.links import AnyLinks, Links
 
@@ -82,7 +83,7 @@ class LocalFolder:
     def url(self) -> str:
         return f"file://{self._root}"
 
-    def read(self, name: str) -> StoredFile | None:
+    def read(self, name: str, most: int | None = None) -> StoredFile | None:
         path = f"{self._root}/{name}"
         with disk_errors("read", path):
             self._links.check_way(path)
@@ -94,6 +95,8 @@ class LocalFolder:
             ):
                 try:
                     with self._links.open(f"{path}{suffix}", os.O_RDONLY) as stream:
+                        if most is not None:
+                            require_at_most(path, os.fstat(stream.fileno()).st_size, most)
                         return StoredFile(stream.read(), compression)
                 except (FileNotFoundError, IsADirectoryError):
                     continue
@@ -266,6 +269,8 @@ class LocalFolder:
     def rename(self, old: str, new: str) -> bool:
         source, target = self._root / old, self._root / new
         with disk_errors("move", source):
+            self._links.check_way(str(target))
+            self._links.check_folder(str(source))  # it may be a file, which is looked at as well
             try:
                 os.replace(source, target)  # noqa: PTH105 - a delete calls this for every chunk
             except (FileNotFoundError, NotADirectoryError):
