@@ -9,7 +9,7 @@ YES ?=
 ENGINE ?= $(shell for engine in docker podman; do $$engine info >/dev/null 2>&1 && echo $$engine && break; done)
 IMAGE ?= igneous-airflow-worker:$(shell sed -nE 's/^version = "(.*)"/\1/p' pyproject.toml)
 
-.PHONY: help install demo airflow env test golden e2e check format bench picture docs docs-links screenshots lock image image-test test-browser
+.PHONY: help install demo airflow env test golden e2e check format bench picture docs docs-links screenshots lock image image-test test-browser smoke
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
@@ -55,6 +55,12 @@ test-browser: install ## try page, forms and viewer in a real browser, which mus
 		"--no-install-recommends chromium fonts-dejavu-core libgl1-mesa-dri libegl1"; exit 1; }
 	$(BIN)/python -m pytest -m browser tests/browser
 	@echo "What was seen is in .browser/"
+
+SMOKE := test_form.py::test_a_run_is_triggered_with_two_fields_and_turns_green test_viewer.py::test_an_image_is_drawn
+
+smoke: install ## trigger a run in a real browser and look at a layer, in two minutes
+	[ "$$(id -u)" != 0 ] || tests/browser/install_chromium.sh
+	$(BIN)/python -m pytest -m browser $(addprefix tests/browser/,$(SMOKE))
 
 check: install ## format, lint, types and import contracts
 	$(BIN)/ruff format --check .

@@ -1,7 +1,7 @@
 """The audit log: who launched, approved, cancelled, deleted or restored what, and when.
 
-Each entry is a file of one line below `audit/` of the runs folder, so that nothing is lost when
-several processes write at once, and `cat audit/*` shows all of them in order of time.
+Each entry is a file of one line below `.audit/` of the runs folder, so that nothing is lost when
+several processes write at once, and `cat .audit/*` shows all of them in order of time.
 """
 
 import re
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from igneous_airflow.storage.files import StoredFile, open_own_folder
 
-_FOLDER = "audit"
+_FOLDER = ".audit"
 
 Action = Literal["approved", "launched", "cancelled", "deleted", "restored", "emptied"]
 
@@ -36,6 +36,11 @@ class AuditEntry(BaseModel):
 def now() -> str:
     """The time of an entry."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def audit_folder(runs: str) -> str:
+    """The address of the log of a runs folder."""
+    return f"{runs}/{_FOLDER}"
 
 
 def write_entry(runs: str, entry: AuditEntry) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
+from igneous_airflow.audit_log import Action, AuditEntry, now, write_entry
 from igneous_airflow.cli.addresses import folder_url, program, quoted, shown
+from igneous_airflow.cli.runs import runs_option
 from igneous_airflow.errors import IgneousError, PlanRefused
 from igneous_airflow.stage import human_bytes
 from igneous_airflow.storage.files import Folder, open_folder
@@ -99,7 +101,7 @@ def _lines(row: dict[str, Any]) -> Iterator[str]:
 @click.option(
     "--yes", is_flag=True, help="Replace what was written there since; that goes to the trash."
 )
-def restore_entry(layer: str, entry: str, yes: bool) -> None:
+def restore_entry(layer: str, entry: str, yes: bool, runs: str) -> None:
     """Bring ENTRY of LAYER's trash back: its files, and what the info said of them.
 
     One that was stopped goes on when it is started again.
@@ -110,6 +112,7 @@ def restore_entry(layer: str, entry: str, yes: bool) -> None:
         click.echo(f"{entry} was restored before.")
         return
     files = restore(folder, entry, author(), replace=yes)
+    _log(runs, "restored", folder, entry)
     click.echo(f"{files:,} file{'s are' if files != 1 else ' is'} back in {shown(folder.url)}.")
 
 
@@ -119,7 +122,7 @@ def restore_entry(layer: str, entry: str, yes: bool) -> None:
     "--older", metavar="AGE", callback=_age, help="Only what went longer ago, as 12h, 30d or 4w."
 )
 @click.option("--yes", is_flag=True, help="Confirm that it may go for good.")
-def empty(layer: str, older: timedelta, yes: bool) -> None:
+def empty(layer: str, older: timedelta, yes: bool, runs: str) -> None:
     """Delete what is in the trash of LAYER for good."""
     folder = _open(layer)
     before = datetime.now(UTC) - older
@@ -136,4 +139,15 @@ def empty(layer: str, older: timedelta, yes: bool) -> None:
         )
     for entry in going:
         entry.remove()
+    _log(runs, "emptied", folder, words)
     click.echo(f"Deleted {words}.")
+
+
+def _log(runs: str, action: Action, folder: Folder, what: str) -> None:
+    """Say in the audit log of the runs folder who did it."""
+    entry = AuditEntry(at=now(), action=action, by=author(), what=folder.url, why=what)
+    write_entry(runs, entry)
+
+
+for _command in (restore_entry, empty):
+    _command.params.append(runs_option())

@@ -32,10 +32,12 @@ from igneous_airflow.storage.files import (
     StoredFile,
     content_version,
     plain_name,
+    require_at_most,
 )
 from igneous_airflow.storage.links import AnyLinks, Links
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+_FILE = "file://"
 _PARTIAL = ".partial"
 _PARTIAL_NAME = re.compile(r"\..+\.([^.]+)-([0-9]{1,9})-[0-9a-f]+\.partial", re.DOTALL)
 _PARTIAL_LIFETIME = 24 * 3600.0  # seconds; for partial files of other machines
@@ -81,7 +83,7 @@ class LocalFolder:
     def url(self) -> str:
         return f"file://{self._root}"
 
-    def read(self, name: str) -> StoredFile | None:
+    def read(self, name: str, most: int | None = None) -> StoredFile | None:
         path = f"{self._root}/{name}"
         with disk_errors("read", path):
             self._links.check_way(path)
@@ -93,6 +95,8 @@ class LocalFolder:
             ):
                 try:
                     with self._links.open(f"{path}{suffix}", os.O_RDONLY) as stream:
+                        if most is not None:
+                            require_at_most(path, os.fstat(stream.fileno()).st_size, most)
                         return StoredFile(stream.read(), compression)
                 except (FileNotFoundError, IsADirectoryError):
                     continue
@@ -265,6 +269,8 @@ class LocalFolder:
     def rename(self, old: str, new: str) -> bool:
         source, target = self._root / old, self._root / new
         with disk_errors("move", source):
+            self._links.check_way(str(target))
+            self._links.check_folder(str(source))  # it may be a file, which is looked at as well
             try:
                 os.replace(source, target)  # noqa: PTH105 - a delete calls this for every chunk
             except (FileNotFoundError, NotADirectoryError):
@@ -289,12 +295,14 @@ class LocalFolder:
             raise OSError(errno.EROFS if read_only else errno.EACCES, "cannot be written to")
 
     def try_writing(self) -> None:
-        probe = self._existing() / f".probe.{_owner()}-{threading.get_ident():x}{_PARTIAL}"
+        existing = self._existing()
+        probe = existing / f".probe.{_owner()}-{threading.get_ident():x}{_PARTIAL}"
         with disk_errors("write to", self._root):
             probe.unlink(missing_ok=True)
             with probe.open("x"):  # never through a link
                 pass
             probe.unlink()
+        remove_leftovers(f"{_FILE}{existing}")
 
     def _existing(self) -> Path:
         """The folder itself, or the nearest one above it that is there."""
@@ -330,6 +338,13 @@ def _remove_if_abandoned(partial: Path) -> None:
             abandoned = time.time() - partial.stat().st_mtime > _PARTIAL_LIFETIME
         if abandoned:
             partial.unlink()
+
+
+def remove_leftovers(url: str) -> None:
+    """Remove what killed processes left half written in a folder on disk, and not below it."""
+    if url.startswith(_FILE):
+        for _ in LocalFolder(Path(url.removeprefix(_FILE))).names(""):  # listing it does
+            pass
 
 
 def _is_alive(pid: int) -> bool:

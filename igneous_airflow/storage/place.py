@@ -124,21 +124,14 @@ def _endpoint(url: str) -> tuple[str, str]:
 
 def _segments(path: str, *, is_web: bool) -> tuple[str, ...]:
     """The segments of a path in a bucket or on the web; raises InvalidParameter."""
-    if is_web and set("?#") & set(path):
-        raise InvalidParameter(f"{path!r} has a query: the address of a folder ends with its name")
     path = path.rstrip("/")
     segments = path.split("/") if path else []
     if "" in segments:
         raise InvalidParameter(f"{path!r} has two slashes in a row")
     for segment in segments:
         _require_plain(segment)
-    return tuple(_as_sent(segment) if is_web else segment for segment in segments)
-
-
-def _as_sent(segment: str) -> str:
-    """A segment as a web server reads it: `%41` is `A`, but an encoded slash separates nothing."""
-    plain = unquote(segment)
-    return segment if "/" in plain else plain
+    # a web server reads `%41` as `A`
+    return tuple(unquote(segment) if is_web else segment for segment in segments)
 
 
 def _require_plain(segment: str) -> None:

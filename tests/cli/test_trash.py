@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from igneous_airflow.audit_log import read_entries
 from igneous_airflow.stages.delete import Delete
 from igneous_airflow.stages.downsample import Downsample
+from igneous_airflow.storage.provenance import author
 from igneous_airflow.testing.stages import complete, snapshot
 
 
@@ -47,6 +49,19 @@ def test_the_trash_is_listed_and_an_entry_of_it_restored(cli, layer: Path, delet
     assert (again.code, again.out) == (0, f"{deleted} was restored before.\n")
     assert "is empty" in cli("trash", "list", str(layer)).out
     assert cli("trash", "list", str(layer), "--json").out == "[]\n"
+
+
+def test_the_audit_log_says_who_restored_and_emptied(cli, layer: Path, state: Path, deleted: str):
+    cli("trash", "restore", str(layer), deleted)
+    delete(layer, entry_of(timedelta(days=1)))
+    cli("trash", "empty", str(layer), "--yes")
+    entries = read_entries(f"file://{state}")
+    assert {(entry.action, entry.what) for entry in entries} == {
+        ("restored", f"file://{layer}"),
+        ("emptied", f"file://{layer}"),
+    }
+    assert {entry.by for entry in entries} == {author()}
+    assert next(entry.why for entry in entries if entry.action == "restored") == deleted
 
 
 def test_what_was_written_since_needs_a_yes(cli, layer: Path, deleted: str):
@@ -120,7 +135,7 @@ def test_the_command_line_keeps_deleted_files_on_request_only(cli, layer: Path, 
     assert answer.code == 0
     assert "moved to the trash: " in answer.out
     assert len(list((layer / ".trash").iterdir())) == 2
-    assert "no-keep-deleted]" in cli("delete", "--help").out
+    assert "no-keep-deleted]" in "".join(cli("delete", "--help").out.split())
 
 
 def test_a_replacement_is_asked_for_in_the_words_of_the_command_line(cli, layer: Path):

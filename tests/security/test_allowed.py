@@ -95,6 +95,7 @@ def test_what_is_below_a_prefix_is_admitted(prefix: str, url: str) -> None:
         ("gs://b/a", "gs://b/a/%2e%2e/c"),
         ("gs://b/a", "gs://b/a/%252e%252E/c"),
         ("gs://b/a", "gs://b/a/x%2F..%2F..%2Fc"),
+        ("gs://b/a", f"gs://b/a/%{25 * '25'}2e%{25 * '25'}2e/c"),
         ("gs://b/a", "gs://b/a/\N{FULLWIDTH FULL STOP}\N{FULLWIDTH FULL STOP}/c"),
         ("gs://b/a", "gs://b/a/\N{TWO DOT LEADER}/c"),
         ("gs://b/a", "gs://b/a//../c"),
@@ -502,6 +503,16 @@ def test_commands_of_stages_honor_the_environment(options: list[str], tmp_path: 
     assert not Path(runs).exists()
 
 
+def test_a_dry_run_reads_nothing_when_another_address_is_outside(tmp_path: Path) -> None:
+    lab, outside = tmp_path / "lab", tmp_path / "private"
+    answer = command(
+        *("transfer", str(lab), str(outside), "--dry-run"), IGNEOUS_AIRFLOW_ALLOWED=str(lab)
+    )
+    assert answer.returncode == 1
+    assert f"dest: file://{outside} is outside" in answer.stderr
+    assert "src" not in answer.stderr, "it would say that there is no layer"
+
+
 @pytest.mark.parametrize("command_of", [["picture"], ["levels", "plot"], ["view"]])
 def test_commands_that_look_at_layers_honor_the_environment(
     command_of: list[str], tmp_path: Path
@@ -516,7 +527,7 @@ def test_commands_that_look_at_layers_honor_the_environment(
 def test_no_module_opens_folders_but_by_the_doors() -> None:
     """Others call neither the classes that open folders, nor the deployment's door."""
     package = Path(allowed_module.__file__).parents[1]
-    own = {"run.py", "ledger.py", "overview.py", "storage/files.py"}
+    own = {"run.py", "ledger.py", "overview.py", "audit_log.py", "storage/files.py"}
     makers = {"storage/files.py", "storage/local.py", "storage/cache.py", "storage/bucket.py"}
     for path in [*package.rglob("*.py"), *(package / "operators").rglob("*.py")]:
         name, text = str(path.relative_to(package)), path.read_text()
