@@ -5,10 +5,11 @@ BIN := .venv/bin
 , := ,
 UV := $(BIN)/uv
 DATA ?=
+YES ?=
 ENGINE ?= $(shell for engine in docker podman; do $$engine info >/dev/null 2>&1 && echo $$engine && break; done)
 IMAGE ?= igneous-airflow-worker:$(shell sed -nE 's/^version = "(.*)"/\1/p' pyproject.toml)
 
-.PHONY: help install demo airflow env test e2e check format bench picture docs docs-links screenshots lock image image-test test-browser
+.PHONY: help install demo airflow env test golden e2e check format bench picture docs docs-links screenshots lock image image-test test-browser smoke
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
@@ -24,8 +25,8 @@ install: .venv/installed ## make .venv with the igneous-airflow command in it
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: install ## give a sample dataset mips and meshes by real Airflow DAG runs (DATA=path: your layer)
-	$(BIN)/igneous-airflow demo $(DATA)
+demo: install ## give a sample dataset mips and meshes by real Airflow DAG runs (DATA=path: your layer; YES=1: replace mips that are there)
+	$(BIN)/igneous-airflow demo $(DATA) $(if $(YES),--yes)
 
 airflow: install ## start Airflow with the project's DAGs and print its address
 	$(BIN)/igneous-airflow airflow
@@ -46,11 +47,20 @@ e2e: install ## run DAGs over REST with the services of docker-compose.yml as pr
 test: install ## run the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25
 
+golden: install ## compare what every stage makes with tests/golden/record.json (UPDATE=1 writes it; CASES=names)
+	$(BIN)/python tests/golden/golden.py $(if $(UPDATE),--update) $(CASES)
+
 test-browser: install ## try page, forms and viewer in a real browser, which must be there: chromium
 	@command -v chromium chromium-browser >/dev/null || { echo "Chromium is needed: apt-get install" \
 		"--no-install-recommends chromium fonts-dejavu-core libgl1-mesa-dri libegl1"; exit 1; }
 	$(BIN)/python -m pytest -m browser tests/browser
 	@echo "What was seen is in .browser/"
+
+SMOKE := test_form.py::test_a_run_is_triggered_with_two_fields_and_turns_green test_viewer.py::test_an_image_is_drawn
+
+smoke: install ## trigger a run in a real browser and look at a layer, in two minutes
+	[ "$$(id -u)" != 0 ] || tests/browser/install_chromium.sh
+	$(BIN)/python -m pytest -m browser $(addprefix tests/browser/,$(SMOKE))
 
 check: install ## format, lint, types and import contracts
 	$(BIN)/ruff format --check .

@@ -20,8 +20,8 @@ def plan_following(first: Stage, plan: Plan, following: Sequence[Stage]) -> list
     with rehearsal():
         for asked in following:
             try:
-                if not plan.unconfirmed:  # as when only the plan was asked for
-                    earlier.prepare()
+                if not (plan.unconfirmed and plan.deletions):  # which it would insist on
+                    earlier.accepted().prepare()
                 earlier = asked.model_copy().resolved()
                 plan = earlier.plan().as_later_step()
             except PermanentError as error:

@@ -26,7 +26,7 @@ from igneous_airflow.receipts import (
 )
 from igneous_airflow.stage import Work
 from igneous_airflow.storage.codecs import compress_bytes
-from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.files import open_own_folder
 from igneous_airflow.storage.json_files import read_json, write_json
 from igneous_airflow.storage.overlap import Overlap, overlap_width
 
@@ -65,7 +65,7 @@ class Ledger:
     """The receipts and failures of one launch of a run, in the run's folder."""
 
     def __init__(self, url: str, launch_id: str) -> None:
-        self._folder = open_folder(url)
+        self._folder = open_own_folder(url)
         self._launch_id = launch_id
         self._width = overlap_width(url)
 

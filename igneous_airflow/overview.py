@@ -25,7 +25,7 @@ from igneous_airflow.run import Run
 from igneous_airflow.run_record import LaunchState
 from igneous_airflow.stage import fields_of_kind
 from igneous_airflow.stages import stage_class
-from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.files import open_own_folder
 from igneous_airflow.storage.overlap import Overlap, overlap_width
 
 RunState = Literal[
@@ -134,7 +134,7 @@ class Overview:
 
     def __init__(self, runs: str) -> None:
         self._url = runs.rstrip("/")
-        self._folder = open_folder(self._url)
+        self._folder = open_own_folder(self._url)
         self._width = overlap_width(self._url)
         seconds = _RECORDS_FRESH["on disk" if self._width == 1 else "in a bucket"]
         self._all: _Fresh[str, list[Run]] = _Fresh(seconds)

@@ -144,6 +144,8 @@ class Summary(BaseModel):
         lines += [f"  {name}: {count:,} {kind}" for name, count in self.audit.outputs.items()]
         if self.audit.absent:
             lines.append(f"  left out, all background: {self.audit.absent:,} chunks")
+        if self.audit.moved:
+            lines.append(f"  moved to the trash: {self.audit.moved}")
         if self.work is not None and self.work.voxels:
             rate = self.work.voxels / max(self.seconds, 1e-9) / 1e6
             lines.append(

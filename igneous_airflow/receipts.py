@@ -16,6 +16,7 @@ from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.stage import Work
 from igneous_airflow.storage.codecs import compress_bytes, decompress_bytes
 from igneous_airflow.storage.files import StoredFile
+from igneous_airflow.storage.json_files import RECORD_BYTES
 
 _VERSION = 2
 _MOST_GAPS = 150  # characters of a name, which file systems limit to 255 bytes
@@ -76,7 +77,7 @@ def decode_receipts(stored: StoredFile) -> Iterator[Receipt]:
 
     Raises InvalidParameter for one that a newer version wrote.
     """
-    data: Any = json.loads(bytes(decompress_bytes(stored)))
+    data: Any = json.loads(bytes(decompress_bytes(stored, RECORD_BYTES)))
     if not isinstance(data, dict):
         raise ValueError("it is not a receipt")
     version = data.get("version", 1)

@@ -6,14 +6,14 @@ the folder's URL can go on with it: plan, prepare, enqueue, watch, resume, finis
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
-from igneous_airflow.audit_log import Action, AuditEntry, write_entry
+from igneous_airflow.audit_log import Action, AuditEntry, audit_folder, write_entry
 from igneous_airflow.errors import (
     AuditFailed,
     CorruptChunk,
@@ -40,10 +40,12 @@ from igneous_airflow.stage import Plan, Stage
 from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.durable import sync
-from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.files import open_folder, open_own_folder
 from igneous_airflow.storage.info import INFO
-from igneous_airflow.storage.json_files import read_json, write_json
+from igneous_airflow.storage.json_files import RECORD_BYTES, read_json, write_json
+from igneous_airflow.storage.local import remove_leftovers
 from igneous_airflow.task import Task, TaskEncoder
+from igneous_airflow.validation import wrong_fields
 
 _ACTIONS: dict[LaunchState, Action] = {
     LaunchState.APPROVED: "approved",
@@ -82,11 +84,15 @@ class Run(RunRecord):
         return Ledger(self.url, self.launch_id)
 
     def make_stage(self) -> Stage:
-        """The stage with its parameters; raises InvalidParameter when they are none of its own."""
+        """The stage with its parameters, whose plan was accepted before they were recorded.
+
+        Raises InvalidParameter when they are not the stage's own.
+        """
         try:
-            return stage_class(self.stage).model_validate(self.resolved)
+            return stage_class(self.stage).model_validate(self.resolved).accepted()
         except ValidationError as error:
-            raise InvalidParameter(f"{self.url}/{RECORD}: {error}") from error
+            problems = "; ".join(wrong_fields(error))
+            raise InvalidParameter(f"{self.url}/{RECORD}: {problems}") from None
 
     def open_queue(self) -> Queue:
         """The run's queue."""
@@ -104,30 +110,34 @@ class Run(RunRecord):
         triggered_by: dict[str, str] | None = None,
         batch: int | None = None,
         plan_only: bool = False,
+        trusted: Sequence[Mapping[str, Any]] = (),
         once_planned: Callable[[Stage, Plan], None] = lambda _stage, _plan: None,
     ) -> tuple[Self, Plan]:
         """Plan a stage and record the run; or take up the unfinished run recorded at `url`.
 
         `batch` blocks make a task; by default one, or more where there would be very many tasks.
         A run that has finished starts from the beginning. One with `plan_only` is never launched,
-        and nothing need be confirmed. `once_planned` is called with the stage as it will run and
-        its plan, before anything is recorded; what it raises ends the launch. Raises PlanRefused
-        with every reason when the stage cannot start, and InvalidParameter when an unfinished run
-        of other parameters is recorded there.
+        and nothing need be confirmed. What runs of the `trusted` methods made may be replaced.
+        `once_planned` is called with the stage as it will run and its plan, before anything is
+        recorded; what it raises ends the launch. Raises PlanRefused with every reason when the
+        stage cannot start, and InvalidParameter when an unfinished run of other parameters is
+        recorded there.
         The layer is left as it is, though without `plan_only` an empty file is written into its
         folder and deleted, to see that the run may.
         """
+        stage.require_allowed()
         earlier = cls._find(url)
         if earlier is not None and earlier._goes_on(plan_only=plan_only):  # noqa: SLF001
-            return earlier._taken_up(stage, by, once_planned, plan_only=plan_only)  # noqa: SLF001
+            plan = earlier._plan_again(stage, plan_only, trusted)  # noqa: SLF001
+            return earlier._taken_up(plan, by, once_planned, plan_only=plan_only)  # noqa: SLF001
         requested = stage.parameters()
         try:
             stage = stage.resolved()
         except IgneousError as error:
             raise PlanRefused(stage.name, [str(error)]) from error
-        plan = _startable(stage.plan(), plan_only=plan_only)
+        plan = _startable(stage.plan(), plan_only=plan_only, trusted=trusted)
         once_planned(stage, plan)
-        blocks = len(stage.cells())
+        blocks = plan.tasks
         run = cls._new(
             stage,
             url,
@@ -198,7 +208,7 @@ class Run(RunRecord):
 
     def _recorded(self, earlier: "Run | None") -> Self:
         """The run once it is recorded; what an earlier launch has left counts no more."""
-        folder, record = open_folder(self.url), self._as_record()
+        folder, record = open_own_folder(self.url), self._as_record()
         if earlier is None:
             return self._with(create_record(folder, record, None))
         self.ledger.forget_everything()
@@ -221,14 +231,21 @@ class Run(RunRecord):
             return self.was_launched
         return plan_only or not self.plan_only
 
+    def _plan_again(
+        self, stage: Stage, plan_only: bool, trusted: Sequence[Mapping[str, Any]]
+    ) -> Plan:
+        """The plan of this run, which a launch of the stage takes up; raises PlanRefused."""
+        self.require_same(stage)
+        plan = self.make_stage().plan()
+        if self.was_launched:  # it was confirmed then
+            plan = plan.require_accepted(resumed=True)
+        return _startable(plan, plan_only=plan_only, trusted=trusted)
+
     def _taken_up(
-        self, stage: Stage, by: str, once_planned: Callable[[Stage, Plan], None], *, plan_only: bool
+        self, plan: Plan, by: str, once_planned: Callable[[Stage, Plan], None], *, plan_only: bool
     ) -> tuple[Self, Plan]:
         """Go on with this run, which was planned before."""
-        self._require_same(stage)
-        stage = self.make_stage()
-        plan = _startable(stage.plan(), plan_only=plan_only)
-        once_planned(stage, plan)
+        once_planned(self.make_stage(), plan)
         announced = self._announced(plan)
         if self.state is LaunchState.CANCELLED and not plan_only:
             return self._changed(lambda record: record.continued(by)), announced
@@ -260,11 +277,12 @@ class Run(RunRecord):
     @classmethod
     def _find(cls, url: str) -> Self | None:
         url = url.rstrip("/")
-        record = read_record(open_folder(url))
+        record = read_record(open_own_folder(url))
         return None if record is None else cls(url=url, **dict(record))
 
-    def _require_same(self, stage: Stage) -> None:
-        requested = stage.parameters()
+    def require_same(self, stage: Stage) -> None:
+        """Raise InvalidParameter when the run was launched with other parameters than a stage's."""
+        requested = stage.identity()
         differing = [
             name
             for name, value in requested.items()
@@ -272,15 +290,27 @@ class Run(RunRecord):
         ]
         if differing:
             raise InvalidParameter(
-                f"the unfinished run {self.url} has other values for {', '.join(differing)}: start "
+                f"the recorded run {self.url} has other values for {', '.join(differing)}: start "
                 "a new run, or this one with the values it had"
             )
 
     def _changed(self, change: Callable[[RunRecord], RunRecord]) -> Self:
-        """This run once its state was changed; the audit log says who did it."""
-        record = change_record(open_folder(self.url), self.launch_id, change)
-        for step in record.changes:
-            if step not in self.changes and (action := self._audited(step.state)):
+        """This run once its state was changed.
+
+        The audit log says who did it, before it is done: a process that dies leaves no gap there.
+        """
+
+        def told(record: RunRecord) -> RunRecord:
+            changed = change(record)
+            self._tell(changed.changes[len(record.changes) :])
+            return changed
+
+        return self._with(change_record(open_own_folder(self.url), self.launch_id, told))
+
+    def _tell(self, changes: Sequence[StateChange]) -> None:
+        """Write changes of the state into the audit log."""
+        for step in changes:
+            if action := self._audited(step.state):
                 entry = AuditEntry(
                     at=step.at,
                     action=action,
@@ -293,7 +323,6 @@ class Run(RunRecord):
                     triggered_by=self.triggered_by,
                 )
                 write_entry(self.runs_folder, entry)
-        return self._with(record)
 
     def _output(self) -> str:
         with suppress(InvalidParameter):  # of a stage that is not installed here
@@ -313,7 +342,7 @@ class Run(RunRecord):
     @property
     def is_finished(self) -> bool:
         """Whether the run was proved complete, as its record says now."""
-        record = read_record(open_folder(self.url))
+        record = read_record(open_own_folder(self.url))
         return record is not None and record.is_finished and record.launch_id == self.launch_id
 
     def require_finished(self) -> None:
@@ -357,8 +386,8 @@ class Run(RunRecord):
 
     def stored_plan(self) -> bytes | None:
         """The plan that was noted, in JSON; None when there is none."""
-        stored = open_folder(self.url).read(_PLAN)
-        return None if stored is None else bytes(decompress_bytes(stored))
+        stored = open_own_folder(self.url).read(_PLAN)
+        return None if stored is None else bytes(decompress_bytes(stored, RECORD_BYTES))
 
     def prepare(self) -> None:
         """Write what the tasks rely on; may run again.
@@ -534,8 +563,14 @@ class Run(RunRecord):
             failed_attempts=self.ledger.failed_attempts(),
         )
         self._write(_SUMMARY, summary)
+        self._remove_leftovers(audit_folder(self.runs_folder))
         self._changed(lambda record: record.moved_to(LaunchState.DONE, self.by))
         return summary
+
+    def _remove_leftovers(self, *others: str) -> None:
+        """Remove what killed processes left half written, where nobody lists files anyhow."""
+        for url in (self.url, self._output(), *others):
+            remove_leftovers(url)
 
     def _taken_back(self, error: AuditFailed) -> AuditFailed:
         """Take back the receipts of the tasks whose output is missing, and say which they are."""
@@ -559,18 +594,18 @@ class Run(RunRecord):
 
     def _stored_summary(self) -> Summary | None:
         with suppress(InvalidParameter, CorruptChunk):  # damaged: `finish` writes it again
-            return read_json(open_folder(self.url), _SUMMARY, Summary)
+            return read_json(open_own_folder(self.url), _SUMMARY, Summary)
         return None
 
     def _write(self, name: str, entry: BaseModel) -> None:
-        write_json(open_folder(self.url), name, entry)
+        write_json(open_own_folder(self.url), name, entry)
 
 
-def _startable(plan: Plan, *, plan_only: bool) -> Plan:
+def _startable(plan: Plan, *, plan_only: bool, trusted: Sequence[Mapping[str, Any]]) -> Plan:
     """Return a plan that may start, with permission to write; raises PlanRefused."""
     if plan_only:
         return plan.require_possible()
-    plan = plan.require_accepted()
+    plan = plan.require_accepted(trusted=trusted)
     if plan.writes_to:
         try:
             open_folder(plan.writes_to).try_writing()

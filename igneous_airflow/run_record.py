@@ -18,7 +18,7 @@ from igneous_airflow.errors import InvalidParameter, RunFailed
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.commit import commit
 from igneous_airflow.storage.files import Folder
-from igneous_airflow.storage.json_files import write_json
+from igneous_airflow.storage.json_files import RECORD_BYTES, write_json
 
 RECORD = "run.json"
 VERSION = 2
@@ -191,7 +191,7 @@ def read_record(folder: Folder) -> RunRecord | None:
         return None
     where = f"{folder.url}/{RECORD}"
     try:
-        data = json.loads(bytes(decompress_bytes(stored)))
+        data = json.loads(bytes(decompress_bytes(stored, RECORD_BYTES)))
         version = data.get("version", 1)
         if isinstance(version, int) and version > VERSION:
             raise InvalidParameter(
@@ -292,7 +292,7 @@ def _from_format_1(folder: Folder, data: dict[str, Any]) -> dict[str, Any]:
 
 def _format_1_hold(folder: Folder, launch_id: str) -> dict[str, Any]:
     stored = folder.read(_APPROVAL)
-    note = {} if stored is None else json.loads(bytes(decompress_bytes(stored)))
+    note = {} if stored is None else json.loads(bytes(decompress_bytes(stored, RECORD_BYTES)))
     return note if note.get("launch_id") == launch_id else {}
 
 

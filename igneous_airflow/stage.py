@@ -13,14 +13,19 @@ tasks, so that resuming it does them, and only them, again.
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, wraps
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from igneous_airflow.errors import PlanRefused
-from igneous_airflow.fields import SECTIONS
+from igneous_airflow.credentials import LONGEST
+from igneous_airflow.errors import AccessDenied, PlanRefused
+from igneous_airflow.field_values import checked_value
+from igneous_airflow.fields import ADDRESS, FILES, LAYER, SECTIONS
 from igneous_airflow.proof import Account
+from igneous_airflow.storage.allowed import require_allowed
+from igneous_airflow.storage.methods import same_method, without_permissions
 
 
 class Plan(BaseModel):
@@ -41,6 +46,9 @@ class Plan(BaseModel):
     )
     outputs: tuple[str, ...] = Field(default=(), description="what will be made, a line each")
     notes: tuple[str, ...] = ()
+    replaces: tuple[str, ...] = Field(
+        default=(), description="what is there and will be written over, a line each"
+    )
     deletions: tuple[str, ...] = Field(default=(), description="what will be gone, a line each")
     refusals: tuple[str, ...] = Field(default=(), description="every reason not to start")
     awaited: tuple[str, ...] = Field(
@@ -49,6 +57,12 @@ class Plan(BaseModel):
         description="those of the refusals that an earlier step of a chain takes away",
     )
     unconfirmed: str = Field(default="", description="what must be confirmed before the start")
+    made_by: tuple[dict[str, Any], ...] = Field(
+        default=(),
+        exclude=True,
+        description="the methods, as in the provenance, of the runs that made what is unconfirmed; "
+        "none where it has to be confirmed whatever made it",
+    )
     writes_to: str = Field(default="", description="folder that is tried before a run is recorded")
 
     def require_possible(self) -> Self:
@@ -57,11 +71,27 @@ class Plan(BaseModel):
             raise PlanRefused(self.stage, self.refusals)
         return self
 
-    def require_accepted(self) -> Self:
-        """Return the plan; raises PlanRefused as well when something is not confirmed."""
+    def require_accepted(
+        self, *, resumed: bool = False, trusted: Sequence[Mapping[str, Any]] = ()
+    ) -> Self:
+        """Return the plan; raises PlanRefused as well when something is not confirmed.
+
+        Nothing need be confirmed for a run that is `resumed`: it was when that began, and what is
+        there by now is the run's own. `trusted` are the methods of the steps of one chain, which
+        may replace what the others have made.
+        """
+        accepted = self.model_copy(update={"unconfirmed": ""})
+        if resumed or self._is_made_by(trusted):
+            return accepted.require_possible()
         if self.unconfirmed:
             raise PlanRefused(self.stage, [*self.refusals, self.unconfirmed])
         return self.require_possible()
+
+    def _is_made_by(self, trusted: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether all that is unconfirmed was made by one of these methods."""
+        return bool(self.made_by) and all(
+            any(same_method(made, method) for method in trusted) for made in self.made_by
+        )
 
     def as_later_step(self) -> Self:
         """The plan without the reasons that hold only until earlier steps of a chain have run."""
@@ -82,6 +112,7 @@ class Plan(BaseModel):
                 f"of {human_bytes(self.memory_target)} allowed"
             )
         lines += [f"  makes  {output}" for output in self.outputs]
+        lines += [f"  replaces {replaced}" for replaced in self.replaces]
         lines += [f"  deletes {deletion}" for deletion in self.deletions]
         lines += [f"  note:  {note}" for note in self.notes]
         lines += [f"  UNCONFIRMED: {self.unconfirmed}"] if self.unconfirmed else []
@@ -136,12 +167,47 @@ class Audit(BaseModel):
     outputs: dict[str, int] = Field(description="what was made, and how many files of it there are")
     files: str = Field(default="chunks", description="what these files are")
     absent: int = Field(default=0, description="files that were left out: all background")
+    moved: str = Field(default="", description="what was moved to the trash, and which entry of it")
+
+
+#: What a stage does only when its plan is accepted; and what its `vars` hold then, beside fields.
+_BEGINS = frozenset({"prepare", "cells", "run"})
+_ACCEPTED = "_accepted"
+
+
+def _once_accepted(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method of a stage, which raises PlanRefused unless the plan is accepted.
+
+    Whether it is, each stage that was made finds out once.
+    """
+
+    @wraps(method)
+    def checked(stage: "Stage", *values: Any) -> Any:
+        if _ACCEPTED not in vars(stage):
+            stage.plan().require_accepted()
+            stage.accepted()
+        return method(stage, *values)
+
+    return checked
 
 
 class Stage(BaseModel, ABC):
     """A kind of work: its fields are its parameters, its methods its life."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        hide_input_in_errors=True,
+        str_max_length=LONGEST,
+    )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Let nothing begin before its plan is accepted, whatever the stage."""
+        super().__pydantic_init_subclass__(**options)
+        for name in _BEGINS & vars(cls).keys():
+            setattr(cls, name, _once_accepted(vars(cls)[name]))
 
     #: Message key, DAG id after `igneous_`, and, with hyphens, the command.
     name: ClassVar[str]
@@ -159,6 +225,19 @@ class Stage(BaseModel, ABC):
     def output(self) -> str:
         """Address of the folder that the names of files in `Work` are below; empty for none."""
         return ""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_what_no_field_takes(cls, value: Any, field: ValidationInfo) -> Any:
+        return checked_value(value, cls.model_fields[str(field.field_name)].annotation)
+
+    def accepted(self) -> Self:
+        """This stage, whose plan is taken for accepted: it is not looked at before work begins.
+
+        For runs, which are planned and confirmed when they are launched.
+        """
+        vars(self)[_ACCEPTED] = True
+        return self
 
     def resolved(self) -> Self:
         """Replace values that depend on the layer's present state, as `mip=-1`, by what they mean.
@@ -200,9 +279,27 @@ class Stage(BaseModel, ABC):
         the cells whose it is.
         """
 
+    def require_allowed(self) -> None:
+        """Raise PlanRefused naming each address that this process may not open; opens nothing."""
+        if problems := list(self.forbidden_addresses()):
+            raise PlanRefused(self.name, [f"{name}: {why}" for name, why in problems])
+
+    def forbidden_addresses(self) -> Iterator[tuple[str, str]]:
+        """Fields whose addresses this process may not open, and why."""
+        for name in _address_fields(type(self)):
+            if url := getattr(self, name):
+                try:
+                    require_allowed(url)
+                except AccessDenied as denied:
+                    yield name, str(denied)
+
     def parameters(self) -> dict[str, Any]:
         """Every parameter as JSON data, defaults included."""
         return self.model_dump(mode="json")
+
+    def identity(self) -> dict[str, Any]:
+        """The parameters as JSON data by which two runs are the same: no permissions among them."""
+        return without_permissions(self.parameters())
 
     def provenance(self) -> dict[str, Any]:
         """The `method` of the stage's entry in a layer's provenance."""
@@ -225,6 +322,17 @@ def fields_of_kind(model: type[BaseModel], *kinds: str) -> list[str]:
     """The names of the fields of one of these kinds, as LAYER, in the order of the form."""
     schemas = field_schemas(model)
     return [name for name, schema in schemas.items() if schema.get("kind") in kinds]
+
+
+@cache
+def _address_fields(model: type[BaseModel]) -> tuple[str, ...]:
+    """The names of the fields that hold an address, whether or not a form could show the model."""
+    properties = model.model_json_schema(mode="validation")["properties"]
+    kinds = {
+        name: {option.get("kind") for option in (schema, *schema.get("anyOf", ()))}
+        for name, schema in properties.items()
+    }
+    return tuple(name for name, found in kinds.items() if found & {LAYER, ADDRESS, FILES})
 
 
 def _place_in_form(schema: dict[str, Any]) -> tuple[int, bool, bool]:

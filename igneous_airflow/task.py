@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from igneous_airflow.credentials import hide_credentials
 from igneous_airflow.errors import InvalidMessage
 from igneous_airflow.run_record import LAUNCH_ID, RUN_ID
 
@@ -50,7 +51,8 @@ def _older(body: str) -> str:
 def _foreign(body: str, error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     why = "; ".join(f"{'.'.join(map(str, p['loc']))} {p['msg']}".strip() for p in problems[:3])
-    return f"this message is not a task of igneous-airflow ({why}): {body[:_SHOWN]!r}"
+    shown = hide_credentials(body[:_SHOWN])
+    return f"this message is not a task of igneous-airflow ({why}): {shown!r}"
 
 
 class TaskEncoder:

@@ -24,7 +24,9 @@ from igneous_airflow.fields import (
     ChunkSize,
     Compress,
     CompressLevel,
+    Confirm,
     Encoding,
+    EncodingLevel,
     Factor,
     FillMissing,
     Fingerprint,
@@ -52,7 +54,6 @@ if TYPE_CHECKING:
     from igneous_airflow.storage.layer import Layer
 
 _PLANE = Vec3(2, 2, 1)
-_LOSSY = ("jpeg", "jxl")
 
 
 class PyramidOptions(Stage):
@@ -65,9 +66,11 @@ class PyramidOptions(Stage):
     skip_empty: SkipEmpty = "write"
     chunk_size: ChunkSize = None
     encoding: Encoding = None
+    encoding_level: EncodingLevel = None
     compress: Compress = "auto"
     compress_level: CompressLevel = None
     memory_target: MemoryTarget = 3_500_000_000
+    confirm: Confirm = False
 
     def _write_options(self, layer_type: str) -> "WriteOptions":
         """The options for a layer; the method `auto` goes by the layer's type."""
@@ -207,17 +210,25 @@ class WritesLayer(PyramidOptions):
 
     def _notes(self, route: "Route") -> Iterator[str]:
         """What a user should know beside the numbers of the plan."""
+        from igneous_airflow.pyramid.layout import loss_notes
+
         made = len(route.pyramid.levels)
         if not self.skip_downsamples and made < self.max_mips:
             why = "more do not fit in memory" if route.cut_short else "nothing is left to pool"
             yield f"{made} of {self.max_mips} coarser mips are made: after those {why}"
         written = [scale for scale, _ in route.written]
+        if not route.copies:
+            yield from loss_notes(self._read_scale(route), written)
         yield from older_mips(route.place.info, written[0], written[1:])
         if route.geometry.times_read > 1.001:
             yield (
                 f"each voxel of the source is decoded {route.geometry.times_read:.2f} times, since "
                 "its chunks reach into several blocks: a larger shape or memory_target helps"
             )
+
+    def _read_scale(self, route: "Route") -> "Scale | None":  # noqa: ARG002
+        """The scale of a layer that the voxels are read from; None where they are in files."""
+        return None
 
     def _counts(self, route: "Route") -> dict[str, int]:  # noqa: ARG002
         """What was met in the voxels of a piece that a summary should count."""
@@ -239,7 +250,7 @@ class WritesLayer(PyramidOptions):
         if refusals:
             return Plan(stage=self.name, refusals=refusals)
         region, grid, geometry = route.place.region, route.cells, route.geometry
-        return Plan(
+        plan = Plan(
             stage=self.name,
             writes_to=route.place.folder.url,
             tasks=len(grid),
@@ -252,6 +263,17 @@ class WritesLayer(PyramidOptions):
             outputs=tuple(describe_scale(scale) for scale, _ in route.written),
             notes=tuple(self._notes(route)),
         )
+        return self._with_replaced(plan, route)
+
+    def _with_replaced(self, plan: Plan, route: "Route") -> Plan:
+        """The plan with what would be written over."""
+        from igneous_airflow.confirmation import asking_for_voxels
+
+        place = route.place
+        try:
+            return asking_for_voxels(plan, self, place.folder, place.info, route.written)
+        except IgneousError as error:
+            return Plan(stage=self.name, refusals=(str(error),))
 
     def prepare(self) -> None:
         """Make the destination's info, or add the new scales to the one that is there."""
@@ -296,7 +318,10 @@ class WritesLayer(PyramidOptions):
         absent = require_files(
             audit.files_of, len(route.cells), self.dest, account, may_be_absent=may_be_absent
         )
-        record_processing(layer.folder, self.provenance(), by, sources=self._sources())
+        written = {scale.key: box for scale, box in route.written}
+        record_processing(
+            layer.folder, self.provenance(), by, sources=self._sources(), written=written
+        )
         return Audit(outputs=audit.outputs, absent=absent)
 
     def _accepted_route(self) -> "Route":
@@ -308,7 +333,7 @@ class WritesLayer(PyramidOptions):
     def _wishes(self) -> "ScaleWishes":
         from igneous_airflow.pyramid.layout import ScaleWishes
 
-        return ScaleWishes(chunk_size=self.chunk_size, encoding=self.encoding)
+        return ScaleWishes(self.chunk_size, self.encoding, self.encoding_level)
 
     def _limits(self) -> "TaskLimits":
         from igneous_airflow.pyramid.route import TaskLimits
@@ -401,8 +426,6 @@ class Conversion(WritesLayer, ReadsLayer):
 
     def _notes(self, route: "Route") -> Iterator[str]:
         source, place = layer_source(route), route.place
-        if source.scale.encoding in _LOSSY and not route.copies:
-            yield f"the source is stored as lossy {source.scale.encoding}; its losses go on"
         yield from super()._notes(route)
         if max(map(abs, source.shift)) > 0:
             origin = source.at_source(place.region)
@@ -410,13 +433,19 @@ class Conversion(WritesLayer, ReadsLayer):
         if self.mip > 0 and not place.exists:
             yield f"the mips finer than {self.mip} are in the new info, without voxels"
 
+    def _read_scale(self, route: "Route") -> "Scale | None":
+        return layer_source(route).scale
+
     def _sources(self) -> Sequence[str]:
         return (self.src,)
 
 
 def describe_scale(scale: "Scale") -> str:
     """A line about a scale that is made, for plans."""
-    return f"{scale.key}: {scale.size} voxels, chunks of {scale.chunk_size}, {scale.encoding}"
+    from igneous_airflow.storage.tuning import described
+
+    encoding = described(scale.encoding, scale.tuning)
+    return f"{scale.key}: {scale.size} voxels, chunks of {scale.chunk_size}, {encoding}"
 
 
 def older_mips(info: "Info", finest: "Scale", made: "Sequence[Scale]") -> Iterator[str]:

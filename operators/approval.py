@@ -64,7 +64,9 @@ def ask(context: "Context", run: Run, plan: Forecast, why: str) -> None:
     ApprovalOperator(
         task_id="approval",
         subject=f"{run.stage} of {layer_of(run)}: begin?",
-        body="\n".join([f"The run waits: {why}.", "", *(f"- {line.strip()}" for line in lines)]),
+        body="\n".join(
+            [f"{why[0].upper()}{why[1:]}.", "", *(f"- {line.strip()}" for line in lines)]
+        ),
     ).execute(context)
 
 

@@ -7,11 +7,12 @@ of its stage. A DAG is scheduled on a stage, whatever the layer, or on a layer, 
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from airflow.sdk import Asset, AssetAlias
 from pydantic import JsonValue, TypeAdapter
 
+from igneous_airflow.credentials import refuse_credentials
 from igneous_airflow.fields import LayerUrl
 from igneous_airflow.overview import layer_of
 from igneous_airflow.run import Run
@@ -32,11 +33,12 @@ def made_by(stage: type[Stage]) -> AssetAlias:
 def layer_asset(layer: str) -> Asset:
     """A layer, by its address as forms take it: `DAG(schedule=layer_asset("s3://bucket/em"))`.
 
-    The asset's name and URI are that address, percent-encoded; who logs in with which password is
-    no part of them.
+    The asset's name and URI are that address, percent-encoded. Raises InvalidParameter for one that
+    holds credentials.
     """
-    url = urlsplit(quote(TypeAdapter(LayerUrl).validate_python(layer), safe=":/@"))
-    return Asset(url._replace(netloc=url.netloc.rpartition("@")[2]).geturl(), group=_GROUP)
+    refuse_credentials(layer)
+    url = TypeAdapter(LayerUrl).validate_python(layer)
+    return Asset(quote(url, safe=":/@"), group=_GROUP)
 
 
 def announce(run: Run, outlets: Sequence[object], context: "Context") -> None:

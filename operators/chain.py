@@ -9,6 +9,7 @@ from typing import Any
 
 from igneous_airflow.operators.params import titled_schemas
 from igneous_airflow.stage import Stage, field_schemas
+from igneous_airflow.storage.methods import PERMISSIONS
 
 #: What may differ between the fields that a chain shares: the first step's words are shown.
 _WORDS = frozenset({"title", "description", "section", "first"})
@@ -132,8 +133,8 @@ def part_that_moves(step: Step) -> Refusal:
 class Chain:
     """Steps one after the other; each starts when the one before it was proved done.
 
-    Fields named in `shared` have one value for all steps that have them. Raises TypeError for a
-    declaration that makes no sense.
+    Fields named in `shared` have one value for all steps that have them, and so have permissions:
+    what may go is confirmed once. Raises TypeError for a declaration that makes no sense.
     """
 
     steps: tuple[Step, ...]
@@ -153,6 +154,9 @@ class Chain:
             earlier.append(step)
         for name in self.shared:
             self._require_same(name)
+        together = [name for name in sorted(PERMISSIONS) if len(self.owners(name)) > 1]
+        shared = dict.fromkeys((*self.shared, *together))
+        object.__setattr__(self, "shared", tuple(shared))
 
     def owners(self, shared: str) -> list[Step]:
         """The steps that have a shared field."""

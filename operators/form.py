@@ -19,10 +19,11 @@ from igneous_airflow.operators.params import (
     RunOptions,
     make_params,
     refusal,
-    titled_schemas,
-    wrong_fields,
+    run_schemas,
 )
-from igneous_airflow.stage import Stage, fields_of_kind, matters_most
+from igneous_airflow.operators.settings import queue_names
+from igneous_airflow.stage import Stage, fields_of_kind, matters_most, with_words
+from igneous_airflow.validation import wrong_fields
 
 Model = TypeVar("Model", bound=BaseModel)
 Schema = dict[str, Any]
@@ -87,7 +88,7 @@ class Form:
         """
         parts = (self._shared(), self._own(), self._switches())
         fields = {name: schema for part in parts for name, schema in part}
-        fields |= titled_schemas(RunOptions)
+        fields |= run_schemas(queue_names())
         first = {name: field for name, field in fields.items() if matters_most(field)}
         in_order = sorted(first, key=lambda name: "default" in first[name])
         opening = {name: _without_section(first[name]) for name in in_order}
@@ -143,6 +144,7 @@ class Form:
         skipped = self._skipped(values)
         stages: dict[str, Stage] = {}
         problems: list[str] = []
+        forbidden: dict[str, str] = {}
         if len(skipped) == len(self.chain.steps):
             reasons = "; ".join(step.reason for step in skipped.values())
             problems.append(f"no step is to run: {reasons}")
@@ -155,15 +157,24 @@ class Form:
                 except ValidationError as error:
                     problems += [_renamed(text, places) for text in wrong_fields(error)]
                 else:
+                    forbidden = self._forbidden(step, places, stages[step.name]) | forbidden
                     problems += self._unnumbered(step, places, stages[step.name])
                     problems += self._impossible(step, stages, skipped)
         try:
             _make(RunOptions, {name: name for name in RunOptions.model_fields}, values)
         except ValidationError as error:
             problems += wrong_fields(error)
+        problems += forbidden.values()
         if problems:
             raise refusal(dict.fromkeys(problems))
         return skipped | stages
+
+    def _forbidden(self, step: Step, places: Mapping[str, str], stage: Stage) -> dict[str, str]:
+        """Why addresses may not be read or written here, by the form's fields."""
+        return {
+            places[name]: f"{places[name]}: '{step.stage.model_fields[name].title}' names {why}"
+            for name, why in stage.forbidden_addresses()
+        }
 
     def _overruled(
         self, step: Step, places: Mapping[str, str], values: Mapping[str, Any]
@@ -197,8 +208,12 @@ class Form:
                 yield f"{' and '.join(found)} {impossible.why}"
 
     def in_its_words(self, step: Step, text: str, values: Mapping[str, Any]) -> str:
-        """A text about a step with the form's names for the fields that it names as `field:`."""
-        return _renamed(text, self._places(step, self._skipped(values)))
+        """A text about a step with the form's names for the fields that it names as `field:`.
+
+        Those in backticks get their titles.
+        """
+        titles = {name: f"'{schema['title']}'" for name, schema in step.fields.items()}
+        return with_words(_renamed(text, self._places(step, self._skipped(values))), titles)
 
     def _skipped(self, values: Mapping[str, Any]) -> dict[str, Skipped]:
         """The steps that do not run."""

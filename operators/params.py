@@ -5,16 +5,18 @@ The way back builds the model, so that what a schema cannot say is checked as we
 """
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowFailException
 from pydantic import BaseModel, Field, ValidationError
 
-from igneous_airflow.fields import RUN, section
+from igneous_airflow.credentials import CREDENTIALS
+from igneous_airflow.fields import ADDRESS, FILES, LAYER, RUN, section
 from igneous_airflow.operators.pod_options import PodOptions
 from igneous_airflow.stage import field_schemas, with_words
+from igneous_airflow.validation import wrong_fields
 from igneous_airflow.worker.loop import WorkerOptions
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -80,9 +82,8 @@ class RunOptions(PodOptions):
         str | None,
         Field(
             title="Queue",
-            description="Where tasks wait: sqlite, for workers on one machine; sqs, for a queue of "
-            "this run on Amazon SQS; or the address of a queue that is there, such as sqs://NAME. "
-            "Empty: as Airflow's configuration says.",
+            description="Where tasks wait: one of the queues that Airflow's configuration lists. "
+            "Empty: the usual one.",
             json_schema_extra=section(RUN),
         ),
     ] = None
@@ -93,7 +94,14 @@ def make_params(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Param]:
 
     A field without default becomes a Param without value, which the form demands.
     """
-    return {name: Param(**_shown_as_text(schema)) for name, schema in fields.items()}
+    return {name: Param(**_without_credentials(_shown_as_text(f))) for name, f in fields.items()}
+
+
+def run_schemas(queues: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The fields' schemas of RunOptions, with the names of the queues that there are."""
+    schemas = titled_schemas(RunOptions)
+    schemas["queue"]["enum"] = [*queues, None]
+    return schemas
 
 
 def titled_schemas(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
@@ -103,6 +111,13 @@ def titled_schemas(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
     for schema in schemas.values():
         schema["description"] = with_words(schema.get("description", ""), words)
     return schemas
+
+
+def _without_credentials(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Let Airflow refuse addresses that hold credentials, before it stores them with a DAG run."""
+    if schema.get("kind") not in (ADDRESS, FILES, LAYER):
+        return schema
+    return {**schema, "not": {"type": "string", "pattern": CREDENTIALS}}
 
 
 def _shown_as_text(schema: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -143,14 +158,3 @@ def refuse_unknown(given: Iterable[str], known: Collection[str]) -> None:
         problems.append(f"{name}: there is no such parameter; {hint}")
     if problems:
         raise refusal(problems)
-
-
-def wrong_fields(error: ValidationError) -> list[str]:
-    """Each wrong field, what is wrong and its value; no field where several do not go together."""
-    problems = []
-    for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        got = "" if problem["type"] in ("value_error", "missing") else f"; got {problem['input']!r}"
-        problems.append(f"{field + ': ' if field else ''}{message}{got}")
-    return problems

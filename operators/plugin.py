@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from airflow.plugins_manager import AirflowPlugin
 
+from igneous_airflow.operators.conf_guard import ConfGuard
 from igneous_airflow.operators.links import NeuroglancerLink
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ class IgneousPlugin(AirflowPlugin):
     """The page of runs in Airflow's navigation, the viewer, and links to it."""
 
     name = "igneous"
+    fastapi_root_middlewares = [
+        {"middleware": ConfGuard, "args": [], "kwargs": {}, "name": "Igneous: no credentials"}
+    ]
     fastapi_apps = [{"app": LazyApp(), "url_prefix": _PREFIX, "name": "Igneous"}]
     external_views = [
         {

@@ -23,7 +23,9 @@ def _checked(tolerations: list[Toleration]) -> list[Toleration]:
 class PodOptions(BaseModel):
     """The parameters that matter to pods only, and the one that says whether there are any."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
+    )
 
     run_on: Annotated[
         Literal["local", "kubernetes"] | None,

@@ -45,6 +45,16 @@ def get_provider_info() -> dict[str, Any]:
                         "content need not survive a power cut.",
                         default="True",
                     ),
+                    "allowed": _option(
+                        "Addresses below which runs may read and write layers and sources, "
+                        "separated by commas: prefixes by whole segments, so that `s3://lab` "
+                        "does not admit `s3://lab-private`. They hold for forms, the REST API, "
+                        "the viewer and the workers that Airflow starts. Empty: everything that "
+                        "the credentials of Airflow and its workers reach, except for the folder "
+                        "of runs and Airflow's home; fit for one person's machine only.",
+                        default="",
+                        example="s3://bucket/layers, gs://other-bucket/raw, /data/layers",
+                    ),
                     "workers": _option(
                         "Where workers run unless a run says otherwise: local processes of the "
                         "Airflow task, or pods in a Kubernetes cluster.",
@@ -77,9 +87,16 @@ def get_provider_info() -> dict[str, Any]:
                         "on one machine. `sqs`: a queue on Amazon SQS for each run, made and "
                         "removed with it; `sqs?region=eu-west-1` and "
                         "`sqs?endpoint=http://host:port` say where. Or the address of a queue that "
-                        "is there, `sqs://NAME` or its full URL. Forms can say otherwise.",
+                        "is there, `sqs://NAME` or its full URL.",
                         default="sqlite",
                         example="sqs",
+                    ),
+                    "queues": _option(
+                        "Further queues that forms may choose in place of `queue`, separated by "
+                        "commas: each as `queue` is written, or `NAME = ADDRESS` to show a name. "
+                        "Empty: there is no choice.",
+                        default="",
+                        example="sqlite, large = sqs://large-tasks?region=eu-west-1",
                     ),
                     "prices": _option(
                         "What things cost, in JSON, so that plans say what a run will cost: the "

@@ -10,8 +10,9 @@ from airflow.sdk.exceptions import AirflowException, AirflowSensorTimeout
 
 from igneous_airflow.operators.metrics import report_failed
 from igneous_airflow.operators.params import RunOptions, read_params
+from igneous_airflow.operators.proof import RUN_URL, proof_mark, prove
 from igneous_airflow.operators.settings import aws_conn_id, load_run
-from igneous_airflow.operators.stage import RUN_URL, explained
+from igneous_airflow.operators.stage import explained
 from igneous_airflow.operators.trigger import StageDrainedTrigger, Verdict, Watch
 from igneous_airflow.progress import Pace, State
 
@@ -54,7 +55,7 @@ class StageDrainedSensor(BaseSensorOperator):
         self._said = ""
         self._resends = 0
 
-    def execute(self, context: "Context") -> None:
+    def execute(self, context: "Context") -> object:
         """Look, and wait when the run is undecided."""
         if not read_params(RunOptions, context.get("params") or {}).workers:
             self.patience = max(self.patience, _PATIENCE_WITH_OTHERS)
@@ -63,6 +64,7 @@ class StageDrainedSensor(BaseSensorOperator):
             super().execute(context)
         elif not self.poke(context):
             self._defer(until=time.time() + self.timeout)
+        return None
 
     def poke(self, context: "Context") -> bool:
         """Whether every task has its receipt; raises AirflowFailException when that is hopeless."""
@@ -73,7 +75,7 @@ class StageDrainedSensor(BaseSensorOperator):
             self._said = text
         return self._act(context, self._watch.judge(progress))
 
-    def execute_complete(self, context: "Context", event: dict[str, Any]) -> None:
+    def execute_complete(self, context: "Context", event: dict[str, Any]) -> object:
         """Act on what the trigger saw."""
         verdict = Verdict(event["verdict"])
         if verdict is Verdict.ERROR:
@@ -83,6 +85,7 @@ class StageDrainedSensor(BaseSensorOperator):
         self._resends = event["resends"]
         if not self._act(context, verdict):
             self._defer(until=time.time() + self.timeout)
+        return None
 
     def _defer(self, until: float) -> None:
         shortest = max(self.poke_interval, 1)  # a trigger that fires at once is lost
@@ -118,3 +121,34 @@ class StageDrainedSensor(BaseSensorOperator):
                 report_failed(run, progress)
             run.require_done(progress)
         return True
+
+
+class StageProvedSensor(StageDrainedSensor):
+    """Wait until every planned task of a run has its receipt, then prove the run.
+
+    So two tasks of a step rely on the proof, this one and `FinishStage`: whatever comes after both
+    begins only when the run is proved, also when one of them is marked by hand.
+    """
+
+    def execute(self, context: "Context") -> int | None:
+        """Look, wait when the run is undecided, and prove it."""
+        super().execute(context)
+        return self._prove(context)
+
+    def execute_complete(self, context: "Context", event: dict[str, Any]) -> int | None:
+        """Act on what the trigger saw, and prove the run."""
+        super().execute_complete(context, event)
+        return self._prove(context)
+
+    def _prove(self, context: "Context") -> int | None:
+        """Return the mark of a proof, by which `FinishStage` knows it.
+
+        A run that was proved before keeps its proof, which only `FinishStage` may take back: unlike
+        this task, it fails the DAG run then.
+        """
+        with explained(context):
+            run = load_run(self.run_url)
+            if run.is_finished:
+                return None
+            prove(run)
+        return proof_mark(context)

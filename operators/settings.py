@@ -3,20 +3,24 @@
 Used by the operators, the sensor and the trigger.
 """
 
+import re
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal, Self
 
 from airflow.sdk import conf
 
+from igneous_airflow.credentials import hide_credentials, refuse_credentials
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.queue.sqs_address import Address
 from igneous_airflow.run import Run
 from igneous_airflow.run_record import run_folder_name
+from igneous_airflow.storage.allowed import Allowed
 
 _FILE = "file://"
+_NAMED_QUEUE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_. -]*?)\s*=\s*((?:sqs|sqlite|https?)\b.*)")
 _TEMPLATE = Path(__file__).parent.parent / "worker_image" / "pod_template.yaml"
 
 
@@ -49,13 +53,58 @@ def is_on_sqs(queue: str) -> bool:
     return queue.startswith(("sqs://", "https://", "http://"))
 
 
+def allowed() -> Allowed:
+    """The option `[igneous] allowed`, beside the deployment's own folders.
+
+    Raises AccessDenied, and InvalidParameter for `[igneous] runs`, when they are not understood.
+    """
+    from airflow.configuration import AIRFLOW_HOME
+
+    own = (runs_url(), f"{_FILE}{Path(AIRFLOW_HOME).absolute()}")
+    return _parsed(str(conf.get("igneous", "allowed")), own)
+
+
+@lru_cache(4)
+def _parsed(text: str, own: tuple[str, ...]) -> Allowed:
+    """What the option says; folders are opened by the thousand."""
+    return Allowed.parse(text, "[igneous] allowed", own)
+
+
+def queue_names() -> list[str]:
+    """The queues that forms can choose from, the usual one first; raises InvalidParameter."""
+    return list(_queues())
+
+
+def _queues() -> dict[str, str]:
+    """What `[igneous] queue` and `queues` say, by the names that forms show."""
+    usual = str(conf.get("igneous", "queue"))
+    further = re.split(r"[,\n]", str(conf.get("igneous", "queues")))
+    queues: dict[str, str] = {}
+    for entry in (usual, *filter(None, map(str.strip, further))):
+        named = _NAMED_QUEUE.fullmatch(entry)
+        name, address = (named[1], named[2]) if named else (entry, entry)
+        refuse_credentials(address)
+        if queues.setdefault(name, address) != address:
+            raise InvalidParameter(
+                f"[igneous] queues in Airflow's configuration names two queues {name}"
+            )
+    return queues
+
+
 def queue_url(run: str, asked: str | None = None) -> tuple[str, bool]:
     """The queue of a run, and whether it is the run's own, to be made and removed with it.
 
-    `asked`, or else the option `[igneous] queue`, is `sqlite`, `sqs` with options like
-    `?region=eu-west-1`, or the address of a queue that is there. Raises InvalidParameter.
+    `asked` is the name of a queue of the deployment, by default that of `[igneous] queue`: it
+    stands for `sqlite`, `sqs` with options like `?region=eu-west-1`, or the address of a queue that
+    is there. Raises InvalidParameter.
     """
-    text = asked or conf.get("igneous", "queue")
+    queues = _queues()
+    if asked and asked not in queues:
+        raise InvalidParameter(
+            f"queue: {hide_credentials(asked)!r} is not a queue of this Airflow: choose from "
+            f"{', '.join(queues)}, or ask the administrator to add it to [igneous] queues"
+        )
+    text = queues[asked] if asked else next(iter(queues.values()))
     kind, _, options = text.partition("?")
     if text == "sqlite":
         return _embedded(run), True

@@ -4,7 +4,7 @@ They hand each other nothing but the run's URL. All may be cleared and run again
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,17 @@ from igneous_airflow.forecast import Forecast
 from igneous_airflow.operators.approval import approved, ask, foresee, why_to_approve
 from igneous_airflow.operators.assets import announce
 from igneous_airflow.operators.chain import Step
-from igneous_airflow.operators.crew import crew, require_workable
+from igneous_airflow.operators.crew import NOBODY, crew, require_workable
 from igneous_airflow.operators.form import Form, Skipped
 from igneous_airflow.operators.links import NeuroglancerLink, dag_run_url
-from igneous_airflow.operators.metrics import report_done
 from igneous_airflow.operators.params import RunOptions, read_params, refuse_unknown
+from igneous_airflow.operators.proof import (
+    RUN_URL,
+    has_current_proof,
+    planned_run,
+    prove,
+    run_to_keep,
+)
 from igneous_airflow.operators.settings import load_run, queue_url, run_url
 from igneous_airflow.run import Run
 from igneous_airflow.run_record import LaunchState
@@ -30,9 +36,6 @@ from igneous_airflow.storage.provenance import author
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-
-#: Under this key PlanStage leaves the run's URL, beside its return value.
-RUN_URL = "run_url"
 
 
 @contextmanager
@@ -56,15 +59,16 @@ class PlanStage(BaseOperator, SkipMixin):
 
     Writes nothing to the layer. The parameters are the DAG run's params, or those given here, which
     may be templates; those of all steps are checked, so that the first plan refuses what a late
-    step could not work with. `after` are the runs of earlier steps, none where one was skipped.
-    Returns `run_url` and the `plan`. Fails without retry, with every reason, when the plan is
-    refused or an earlier run was not proved done; is skipped when the step is not to run.
+    step could not work with. Returns `run_url` and the `plan`. Fails without retry, with every
+    reason, when the plan is refused or an earlier step that was to run was not proved; is skipped
+    when the step is not to run. A run that was proved starts from the beginning only when every
+    task after this one is to run again too.
 
     With `plan_only` all after it is skipped. A plan above the limits of the configuration waits
     here until a person approves it; the task fails when it is rejected.
     """
 
-    template_fields: Sequence[str] = ("parameters", "after")
+    template_fields: Sequence[str] = ("parameters",)
     inherits_from_skipmixin = True  # what is cleared after it is skipped again
 
     def __init__(
@@ -74,7 +78,6 @@ class PlanStage(BaseOperator, SkipMixin):
         step: Step,
         group_id: str = "",
         parameters: Mapping[str, Any] | None = None,
-        after: Sequence[str | None] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(multiple_outputs=True, **kwargs)
@@ -82,7 +85,6 @@ class PlanStage(BaseOperator, SkipMixin):
         self.step = step
         self.group_id = group_id or step.name
         self.parameters = parameters
-        self.after = after
 
     def execute(self, context: "Context") -> dict[str, Any]:
         """Launch the run, or take up the unfinished one of this DAG run."""
@@ -94,8 +96,10 @@ class PlanStage(BaseOperator, SkipMixin):
             if isinstance(stage, Skipped):
                 raise AirflowSkipException(stage.reason)
             options = read_params(RunOptions, context["params"])
-            self._require_earlier(options)
-            run, planned, later = self._launch(context, stages, options, values)
+            earlier = self._require_earlier(context, stages, options)
+            if kept := self._proved_before(context, stage):
+                return kept
+            run, planned, later = self._launch(context, stages, options, values, earlier)
             plan = foresee(planned, run, options)
             run.write_plan(plan)
             self.log.info("%s", plan.describe())
@@ -120,19 +124,42 @@ class PlanStage(BaseOperator, SkipMixin):
                 run.cancel(by, f"{by} rejected its plan")
                 raise RunFailed(f"{by} rejected the plan: nothing was written to the layer")
             run.approve(by)
-            plan = Forecast.of(run)
         self.log.info("%s approved the plan", by)
-        return {RUN_URL: run.url, "plan": plan.model_dump(mode="json") if plan else None}
+        return _result(run)
 
-    def _require_earlier(self, options: RunOptions) -> None:
-        """Check that earlier steps were proved done; when they were only planned, so is nothing."""
-        for earlier in filter(None, self.after):
-            if options.plan_only:
-                raise AirflowSkipException(
-                    "what this step works on is made by the steps before it, of which only the "
-                    "plan was asked for"
-                )
-            Run.load(earlier).require_finished()
+    def _require_earlier(
+        self, context: "Context", stages: Mapping[str, Stage | Skipped], options: RunOptions
+    ) -> list[Run]:
+        """The runs of the earlier steps, all of them proved.
+
+        When only the plan is asked for, what comes after another step is skipped.
+        """
+        names = [step.name for step in self.form.chain.steps]
+        before = names[: names.index(self.step.name)]
+        needed = [name for name in before if isinstance(stages[name], Stage)]
+        if needed and options.plan_only:
+            raise AirflowSkipException(
+                "what this step works on is made by the steps before it, of which only the plan "
+                "was asked for"
+            )
+        earlier = [planned_run(context, name) for name in needed]
+        for run in earlier:
+            run.require_finished()
+        return earlier
+
+    def _proved_before(self, context: "Context", stage: Stage) -> dict[str, Any] | None:
+        """What this task returned of a run that is proved and stays so; None for any other."""
+        after = self.get_flat_relative_ids(upstream=False)
+        run = run_to_keep(context, self._run_url(context), after)
+        if run is None:
+            return None
+        run.require_same(stage)
+        self.log.info(
+            "The run %s was proved before and is left as it is. To do it again from the "
+            "beginning, clear all tasks of the DAG run",
+            run.url,
+        )
+        return _result(run)
 
     def _run_url(self, context: "Context") -> str:
         dag_run = context["dag_run"]
@@ -144,6 +171,7 @@ class PlanStage(BaseOperator, SkipMixin):
         stages: Mapping[str, Stage | Skipped],
         options: RunOptions,
         values: Mapping[str, Any],
+        earlier: Sequence[Run],
     ) -> tuple[Run, Plan, list[Plan]]:
         """Launch the run, or refuse in the words of the form.
 
@@ -162,11 +190,12 @@ class PlanStage(BaseOperator, SkipMixin):
             "group_id": self.group_id,
         }
         later: list[Plan] = []
+        trusted = self._methods(stage, running, earlier)
 
         def plan_later(first: Stage, plan: Plan) -> None:
             if is_first:
-                later.extend(plan_following(first, plan, list(running.values())))
-                self._require_possible(dict(zip(running, later, strict=False)), options, values)
+                following = plan_following(first, plan, list(running.values()))
+                later.extend(self._accepted(running, following, options, values, trusted))
 
         try:
             run, plan = Run.launch(
@@ -176,6 +205,7 @@ class PlanStage(BaseOperator, SkipMixin):
                 own_queue=own_queue,
                 batch=options.batch,
                 plan_only=options.plan_only,
+                trusted=trusted,
                 by=by,
                 triggered_by=triggered_by,
                 once_planned=plan_later,
@@ -188,16 +218,39 @@ class PlanStage(BaseOperator, SkipMixin):
             raise error from None
         return run, plan, later
 
-    def _require_possible(
-        self, later: Mapping[str, Plan], options: RunOptions, values: Mapping[str, Any]
-    ) -> None:
+    def _methods(
+        self, stage: Stage, others: Mapping[str, Stage], earlier: Sequence[Run]
+    ) -> list[dict[str, Any]]:
+        """The methods of the steps of this chain, which may replace what the others have made.
+
+        Earlier steps are as their runs were launched, the others as they were asked for.
+        """
+        names = [step.name for step in self.form.chain.steps]
+        following = names[names.index(self.step.name) + 1 :]
+        later = [others[name] for name in following if name in others]
+        before = [run.make_stage() for run in earlier]
+        return [step.provenance() for step in (*before, stage, *later)]
+
+    def _accepted(
+        self,
+        running: Mapping[str, Stage],
+        following: Sequence[Plan],
+        options: RunOptions,
+        values: Mapping[str, Any],
+        trusted: Sequence[Mapping[str, Any]],
+    ) -> list[Plan]:
         """Refuse at the start what a later step could not do on what the earlier ones will make."""
-        for step in self.form.chain.steps:
-            if plan := later.get(step.name):
-                try:
-                    plan.require_possible() if options.plan_only else plan.require_accepted()
-                except PlanRefused as refused:
-                    raise self._refusal(refused, step, values) from None
+        plans = []
+        steps = {step.name: step for step in self.form.chain.steps}
+        for name, plan in zip(running, following, strict=False):
+            try:
+                if options.plan_only:
+                    plans.append(plan.require_possible())
+                else:
+                    plans.append(plan.require_accepted(trusted=trusted))
+            except PlanRefused as refused:
+                raise self._refusal(refused, steps[name], values) from None
+        return plans
 
     def _refusal(
         self, refused: PlanRefused, step: Step, values: Mapping[str, Any]
@@ -219,6 +272,12 @@ class PlanStage(BaseOperator, SkipMixin):
             context["ti"].xcom_push(key=key, value=value)
 
 
+def _result(run: Run) -> dict[str, Any]:
+    """What PlanStage returns of a run that was planned before."""
+    plan = Forecast.of(run)
+    return {RUN_URL: run.url, "plan": plan.model_dump(mode="json") if plan else None}
+
+
 class RunOperator(BaseOperator):
     """A step of a run that PlanStage has recorded at `run_url`."""
 
@@ -229,28 +288,20 @@ class RunOperator(BaseOperator):
         self.run_url = run_url
 
 
-class MakeQueue(RunOperator):
-    """Make the queue of a run; a setup task."""
-
-    def execute(self, context: "Context") -> None:
-        """Make the queue if it is missing and the run's own, and look into it."""
-        with explained(context):
-            run = load_run(self.run_url)
-            queue = run.open_queue()
-            queue.send([])  # makes it
-            counts = queue.counts()
-            queue.close()
-        self.log.info("%s holds %s tasks", run.queue, f"{counts.waiting + counts.leased:,}")
-
-
 class EnqueueStage(RunOperator):
-    """Write what the tasks rely on, then send every task that has no receipt."""
+    """Write what the tasks rely on, then send every task that has no receipt.
+
+    Makes the queue when it is the run's own. A run that is proved is left as it is.
+    """
 
     def execute(self, context: "Context") -> list[str]:
         """Return the workers that the tasks need, by name."""
         options = read_params(RunOptions, context.get("params") or {})
         with explained(context):
             run = load_run(self.run_url)
+            if run.is_finished:
+                self.log.info("The run is proved: nothing is left to send")
+                return [NOBODY]
             run.prepare()
             sent = run.enqueue()
             workers = crew(options, sent)
@@ -266,38 +317,38 @@ class EnqueueStage(RunOperator):
 
 
 class FinishStage(RunOperator):
-    """Prove that the run is complete, record provenance, and return the summary.
+    """Prove that the run is complete, remove its queue, and return the summary.
 
+    `proved_by` is a task that has waited for the run and proves it, as `StageProvedSensor` does:
+    what it has proved since tasks of the DAG run were last cleared is not audited a second time.
     DAGs that are scheduled on the layer are told by the outlets.
     """
 
     operator_extra_links = (NeuroglancerLink(),)
 
+    def __init__(self, *, run_url: str, proved_by: str = "", **kwargs: Any) -> None:
+        super().__init__(run_url=run_url, **kwargs)
+        self.proved_by = proved_by
+
     def execute(self, context: "Context") -> dict[str, Any]:
         """Audit the output; fails without retry, naming what is missing."""
         with explained(context):
             run = load_run(self.run_url)
-            was_finished = run.is_finished
-            summary = run.finish()
-        self.log.info("%s", summary.describe())
-        if not was_finished:
-            report_done(run, summary)
-        announce(run, self.outlets, context)
+            known = run.summary() if has_current_proof(context, self.proved_by) else None
+            summary = known or prove(run)
+            self.log.info("%s", summary.describe())
+            announce(run, self.outlets, context)
+        self._remove_queue(run)
         return summary.model_dump(mode="json")
 
-
-class RemoveQueue(RunOperator):
-    """Remove the queue of a finished run; a teardown task. Other queues are left to be resumed."""
-
-    def execute(self, context: "Context") -> None:
-        """Remove the queue, or say why it stays."""
-        with explained(context):
-            run = load_run(self.run_url)
-            if not run.is_finished or not run.own_queue:
-                reason = "it is not this run's own" if run.is_finished else "the run can be resumed"
-                self.log.info("%s stays: %s", run.queue, reason)
-                return
-            queue = run.open_queue()
-            queue.delete()
-            queue.close()
-        self.log.info("%s is removed", run.queue)
+    def _remove_queue(self, run: Run) -> None:
+        """Remove a proved run's own queue, which may be gone already; never fails the task."""
+        if not run.own_queue:
+            return
+        try:
+            with closing(run.open_queue()) as queue:
+                queue.delete()
+        except IgneousError as error:
+            self.log.warning("%s stays: %s", run.queue, error)
+        else:
+            self.log.info("%s is removed", run.queue)

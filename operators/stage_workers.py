@@ -11,8 +11,9 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from igneous_airflow.operators.crew import JOB, LOCAL, NOBODY
 from igneous_airflow.operators.params import RunOptions, read_params
+from igneous_airflow.operators.proof import RUN_URL
 from igneous_airflow.operators.settings import load_run
-from igneous_airflow.operators.stage import RUN_URL, RunOperator, explained
+from igneous_airflow.operators.stage import RunOperator, explained
 from igneous_airflow.operators.workers import LocalWorkers
 
 if TYPE_CHECKING:

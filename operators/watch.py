@@ -31,7 +31,7 @@ _POLL_SECONDS = 20
 class WatchedFolder(BaseModel):
     """A folder in which folders of sections arrive, and what becomes of them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     folder: Annotated[SourceUrl, Field(description="where the folders arrive")]
     layers: Annotated[LayerUrl, Field(description="where the layers go, each named as its folder")]

@@ -166,8 +166,13 @@ async def _show_run(name: str, user: User, pool: Pool) -> Response:
 def _shown(run: Run) -> dict[str, Any]:
     detail: RunDetail = _overview().detail(run.id)
     words = detail.plan.describe() if detail.plan else ""
-    more = {"links": _links(detail), "plan_in_words": words}
-    return detail.model_dump(mode="json") | more
+    # what was remembered of the run may be older than its proof, or than the loss of it
+    proved = Run.load(run.url).is_finished
+    return detail.model_dump(mode="json") | {
+        "links": _links(detail),
+        "plan_in_words": words,
+        "proved": proved,
+    }
 
 
 async def _show_failure(  # what the path names, and who asks

@@ -4,12 +4,14 @@ import sys
 
 import click
 
+from igneous_airflow.cli.allowed import ALLOWED, limit_to
 from igneous_airflow.cli.demo import demo
 from igneous_airflow.cli.embedded import airflow
 from igneous_airflow.cli.levels import levels
 from igneous_airflow.cli.picture import picture
 from igneous_airflow.cli.runs import cancel, finish, redrive, resume, status
 from igneous_airflow.cli.stages import command_name, stage_commands, stages
+from igneous_airflow.cli.trash import trash
 from igneous_airflow.cli.trigger import trigger
 from igneous_airflow.cli.view import view
 from igneous_airflow.cli.worker import dags_folder, worker
@@ -27,9 +29,17 @@ class _Commands(click.Group):
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+@click.option(
+    "--allowed",
+    envvar=ALLOWED,
+    metavar="PREFIX,PREFIX,...",
+    help=f"Addresses below which layers and sources may be read and written. Set {ALLOWED} to say "
+    "it once and for all. Without it: all.",
+)
 @click.version_option(package_name="igneous-airflow")
-def _group() -> None:
+def _group(allowed: str | None) -> None:
     """Work on Neuroglancer Precomputed layers, in steps that are proved done."""
+    limit_to(allowed, ALLOWED)
 
 
 for _command in (
@@ -40,6 +50,7 @@ for _command in (
     redrive,
     finish,
     stages,
+    trash,
     trigger,
     picture,
     levels,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from igneous_airflow.credentials import refuse_credentials
 from igneous_airflow.errors import IgneousError
 from igneous_airflow.queue.protocol import open_queue
 
@@ -17,8 +18,10 @@ _FILE = "file://"
 def folder_url(text: str) -> str:
     """The URL of a folder given as a path, which may be relative, or as a URL already.
 
-    Raises click.BadParameter for an empty one, which would be the folder one happens to be in.
+    Raises click.BadParameter for an empty one, which would be the folder one happens to be in, and
+    InvalidParameter for one that holds credentials.
     """
+    refuse_credentials(text)
     scheme, separator, rest = text.partition("://")
     if separator:
         return f"{scheme}://{rest.rstrip('/')}"

@@ -1,7 +1,9 @@
 """A command per stage, derived from the stage's fields."""
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -9,6 +11,7 @@ from pydantic import ValidationError
 
 from igneous_airflow.cli.addresses import embedded_queue, folder_url, program, queue_url, quoted
 from igneous_airflow.cli.runs import runs_option, sync_option, work_on, worker_command
+from igneous_airflow.errors import PlanRefused
 from igneous_airflow.fields import ADDRESS, FILES, LAYER
 from igneous_airflow.run import Run
 from igneous_airflow.run_record import new_run_name
@@ -55,8 +58,7 @@ def _summary(stage: type[Stage]) -> str:
 
 def _parameters(stage: type[Stage]) -> Iterator[click.Parameter]:
     """Required fields become arguments, all others options; help and types are the fields'."""
-    schemas = field_schemas(stage)
-    words = {name: _word(name, schema) for name, schema in schemas.items()}
+    schemas, words = field_schemas(stage), _words(stage)
     for name, schema in schemas.items():
         if "default" not in schema:
             yield click.Argument([name], metavar=words[name])
@@ -70,7 +72,7 @@ def _parameters(stage: type[Stage]) -> Iterator[click.Parameter]:
         if "boolean" in kinds:
             yield click.Option(
                 [f"{flag}/--no-{flag[2:]}", name],
-                default=schema["default"],
+                default=schema.get("cli_default", schema["default"]),
                 show_default=True,
                 help=help_text,
             )
@@ -84,6 +86,22 @@ def _parameters(stage: type[Stage]) -> Iterator[click.Parameter]:
             help=help_text,
             metavar=schema.get("metavar", "X,Y,Z" if "array" in kinds else None),
         )
+
+
+@contextmanager
+def in_our_words(stage: type[Stage]) -> Iterator[None]:
+    """Name the options in what a plan is refused for."""
+    try:
+        yield
+    except PlanRefused as refused:
+        words = _words(stage)
+        reasons = [with_words(reason, words) for reason in refused.refusals]
+        raise PlanRefused(refused.stage, reasons) from None
+
+
+def _words(stage: type[Stage]) -> dict[str, str]:
+    """What the fields of a stage are called on the command line."""
+    return {name: _word(name, schema) for name, schema in field_schemas(stage).items()}
 
 
 def _word(name: str, schema: Mapping[str, Any]) -> str:
@@ -135,28 +153,31 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
     ) -> None:
         launched = make_stage(stage, values)
         if dry_run:
-            click.echo(launched.resolved().plan().require_possible().describe())
+            launched.require_allowed()
+            plan = launched.resolved().plan().require_possible()
+            click.echo(with_words(plan.describe(), _words(stage)))
             return
         url = f"{runs}/{new_run_name(stage.name)}"
-        run, plan = Run.launch(
-            launched,
-            url=url,
-            queue=queue or embedded_queue(url),
-            by=author(),
-            own_queue=queue is None,
-            batch=batch,
-        )
+        with in_our_words(stage):
+            run, plan = Run.launch(
+                launched,
+                url=url,
+                queue=queue or embedded_queue(url),
+                by=author(),
+                own_queue=queue is None,
+                batch=batch,
+            )
         click.echo(plan.describe())
         click.echo(f"  if stopped, go on with: {program()} resume {quoted(run.url)}")
         run.prepare()
         sent = run.enqueue()
         if queue is None:
-            work_on(run, processes, sync=sync)
+            code = work_on(run, processes, sync=sync)
             if stage.followed_by:
                 layer = values[fields_of_kind(stage, LAYER)[0]]
                 command = command_name(stage.followed_by)
                 click.echo(f"Next: {program()} {command} {quoted(layer)}")
-            return
+            sys.exit(code)
         path = quoted(run.url)
         click.echo(
             f"{sent:,} tasks are in {queue}.\n"
@@ -181,4 +202,4 @@ def make_stage(stage: type[Stage], values: dict[str, Any]) -> Stage:
         for problem in error.errors():
             place = [flags[str(part)] for part in problem["loc"][:1]]  # none: several together
             problems.append(": ".join([*place, problem["msg"].removeprefix("Value error, ")]))
-        raise click.UsageError("\n       ".join(problems)) from error
+        raise click.UsageError("\n       ".join(problems)) from None

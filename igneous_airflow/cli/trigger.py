@@ -1,74 +1,27 @@
-"""`igneous-airflow trigger`: start a DAG over Airflow's REST API and follow it, as a CI job does.
-
-Only the standard library is needed. Secrets come from the environment, and are never printed.
-"""
+"""`igneous-airflow trigger`: start a DAG over Airflow's REST API and follow it, as CI jobs do."""
 
 import json
-import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import quote
-from urllib.request import Request, urlopen
 
 import click
 
-from igneous_airflow.errors import AccessDenied, InvalidParameter, RunFailed, StorageUnavailable
+from igneous_airflow.cli.airflow_api import AirflowApi, reason_of
+from igneous_airflow.cli.proof import Proof, find_proof
+from igneous_airflow.credentials import refuse_credentials
+from igneous_airflow.errors import InvalidParameter, RunFailed
 
 _ENDED = ("success", "failed")
 _FAILED = ("failed", "upstream_failed")
 _PROOFS = ("drained", "finish")  # steps of a stage that work is proved by
-_TIMEOUT = 60.0
-_PATIENCE = 300.0  # seconds that the server may be away, as for an upgrade
 _OURS = "igneous_airflow"  # in the names of loggers
 _DONE = "outcome=done"  # in a worker's line about a task
-
-
-@dataclass
-class AirflowApi:
-    """Airflow's REST API, version 2, at an address."""
-
-    url: str
-    token: str = ""
-
-    def login(self, user: str, password: str) -> None:
-        """Get a token; raises AccessDenied."""
-        answer = self.call("POST", "/auth/token", {"username": user, "password": password})
-        self.token = answer["access_token"]
-
-    def call(self, method: str, path: str, body: object = None, *, accept: str = "json") -> Any:
-        """Return the answer, as JSON data or, for another kind, as text.
-
-        Raises HTTPError for an answer that says no, AccessDenied where it is about permissions,
-        StorageUnavailable when the server does not answer for several minutes.
-        """
-        headers = {"Content-Type": "application/json", "Accept": f"application/{accept}"}
-        if self.token:
-            headers["Authorization"] = f"Bearer {self.token}"
-        data = None if body is None else json.dumps(body).encode()
-        request = Request(f"{self.url}{path}", data, headers, method=method)  # noqa: S310
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                with urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310
-                    content = answer.read().decode()
-                return json.loads(content) if accept == "json" else content
-            except HTTPError as error:
-                if error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-                    raise AccessDenied(
-                        f"{self.url} refuses {method} {path} ({error.code}): check AIRFLOW_USER "
-                        "and AIRFLOW_PASSWORD, or AIRFLOW_TOKEN, and what that user may do"
-                    ) from error
-                if error.code < HTTPStatus.INTERNAL_SERVER_ERROR or time.monotonic() > deadline:
-                    raise
-            except (URLError, OSError) as error:
-                if method != "GET" or time.monotonic() > deadline:
-                    raise StorageUnavailable(f"{self.url} does not answer: {error}") from error
-            time.sleep(5)
 
 
 @dataclass
@@ -108,7 +61,7 @@ class DagRun:
             if error.code == HTTPStatus.CONFLICT:
                 self._require_same(conf)
                 return False
-            reason = f"{_reason(error)}{self._unknown(conf)}"
+            reason = f"{reason_of(error)}{self._unknown(conf)}"
             raise InvalidParameter(f"{self.dag} was not started: {reason}") from error
         return True
 
@@ -132,17 +85,17 @@ class DagRun:
                 "give another --run-id, or the values it had"
             )
 
-    def resume(self) -> None:
+    def resume(self, to_clear: Collection[str] = ()) -> None:
         """Clear what failed and all after it: only tasks without a receipt are done again.
 
-        Where the proof failed, that begins with `enqueue`, which sends what is missing.
+        Where the proof failed, that begins with `enqueue`, which sends what is missing. `to_clear`
+        are further tasks, which need not have failed.
         """
         tasks = self._tasks()
         failed = {task["task_id"] for task in tasks if task["state"] in _FAILED}
         steps = [task.rpartition(".") for task in failed]
         senders = {f"{stage}.enqueue" for stage, _, step in steps if step in _PROOFS}
-        failed |= senders & {task["task_id"] for task in tasks}
-        # what is after it has succeeded where it is a teardown, which kept the queue
+        failed |= (senders | {*to_clear}) & {task["task_id"] for task in tasks}
         body = {
             "dry_run": False,
             "dag_run_id": self.name,
@@ -155,6 +108,10 @@ class DagRun:
     def state(self) -> str:
         """Airflow's word for how it stands."""
         return str(self.api.call("GET", self.path)["state"])
+
+    def proof(self, *, plan_only: bool) -> Proof:
+        """Which of its steps are proved, by the records of their runs."""
+        return find_proof(self.api, self.path, self._tasks(), plan_only=plan_only)
 
     def news(self) -> Iterator[str]:
         """What happened since the last call, a line each."""
@@ -223,15 +180,6 @@ def _told(entry: dict[str, Any]) -> Iterator[str]:
         yield text
 
 
-def _reason(error: HTTPError) -> str:
-    text = error.read().decode(errors="replace")
-    try:
-        # after the first line, Airflow shows the schema of the parameter
-        return str(json.loads(text)["detail"]).partition("\n")[0]
-    except (ValueError, KeyError, TypeError):
-        return text or str(error)
-
-
 def _parameters(pairs: tuple[str, ...]) -> dict[str, Any]:
     values = {}
     for pair in pairs:
@@ -242,6 +190,7 @@ def _parameters(pairs: tuple[str, ...]) -> dict[str, Any]:
             values[name] = json.loads(text)
         except ValueError:  # text that is no JSON means itself
             values[name] = text
+        refuse_credentials(values[name])
     return values
 
 
@@ -260,42 +209,49 @@ def trigger(
     The address is taken from AIRFLOW_URL, the account from AIRFLOW_USER and AIRFLOW_PASSWORD, or
     a token from AIRFLOW_TOKEN. Starting the same --run-id twice starts it once.
     """
-    run = DagRun(_api_of_environment(), dag, run_id)
+    run = DagRun(AirflowApi.of_environment(), dag, run_id)
     conf = _parameters(parameters)
+    plan_only = conf.get("plan_only") is True
     started = run.trigger(conf)
     click.echo(f"{run.link}{'' if started else ' was started before'}")
-    if resume and not started and run.state() == "failed":
-        run.resume()
-        click.echo("Going on where it stopped")
+    if resume and not started:
+        _resume(run, plan_only=plan_only)
     if not wait:
         return
     while (state := run.state()) not in _ENDED:
         _say(run)
         time.sleep(poll)
     _say(run)
-    if state != "success":
-        raise RunFailed(f"{dag} {run_id} has failed; look at {run.link}")
+    proof = run.proof(plan_only=plan_only)
+    _require_proved(run, state, proof)
     for line in run.results():
         click.echo(line)
-    what = "was only planned, as asked" if conf.get("plan_only") is True else "is done, and proved"
-    click.echo(f"{dag} {run_id} {what}")
+    what = "is done, and proved" if proof.proved else "is done"
+    click.echo(f"{dag} {run_id} {'was only planned, as asked' if plan_only else what}")
+
+
+def _resume(run: DagRun, *, plan_only: bool) -> None:
+    """Go on with a run that has ended without a proof of every step."""
+    if (state := run.state()) not in _ENDED:
+        return
+    proof = run.proof(plan_only=plan_only)
+    if state == "failed" or proof.gaps:
+        run.resume(proof.to_clear)
+        click.echo("Going on where it stopped")
+
+
+def _require_proved(run: DagRun, state: str, proof: Proof) -> None:
+    """Raise RunFailed unless the run succeeded and each of its steps is proved."""
+    if state == "success" and not proof.gaps:
+        return
+    what = "has failed" if state != "success" else "ended as a success, but is not proved"
+    lines = [f"{run.dag} {run.name} {what}; look at {run.link}"]
+    if proof.gaps:
+        lines += [proof.describe(), "Or run this command again with --resume."]
+    raise RunFailed("\n".join(lines))
 
 
 def _say(run: DagRun) -> None:
     for line in run.news():
         click.echo(line)
     sys.stdout.flush()
-
-
-def _api_of_environment() -> AirflowApi:
-    missing = [] if os.environ.get("AIRFLOW_URL") else ["AIRFLOW_URL"]
-    token = os.environ.get("AIRFLOW_TOKEN", "")
-    user, password = os.environ.get("AIRFLOW_USER", ""), os.environ.get("AIRFLOW_PASSWORD", "")
-    if not token and not (user and password):
-        missing.append("AIRFLOW_USER and AIRFLOW_PASSWORD, or AIRFLOW_TOKEN")
-    if missing:
-        raise InvalidParameter(f"set {' and '.join(missing)} in the environment")
-    api = AirflowApi(os.environ["AIRFLOW_URL"].rstrip("/"), token)
-    if not token:
-        api.login(user, password)
-    return api

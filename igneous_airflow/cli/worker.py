@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from igneous_airflow.cli.addresses import queue_url
+from igneous_airflow.cli.allowed import ALLOWED, keep_out_of, limit_to
 from igneous_airflow.cli.runs import runs_option, sync_option
 from igneous_airflow.errors import InvalidParameter
-from igneous_airflow.queue.protocol import open_queue
+from igneous_airflow.queue.protocol import LONGEST_LEASE, open_queue
 from igneous_airflow.worker.loop import Settled, WorkerOptions
-from igneous_airflow.worker.pool import WorkerPool
+from igneous_airflow.worker.pool import WorkerPool, killed_text
 
 _DEFAULTS = WorkerOptions()
 
@@ -29,6 +30,12 @@ _DEFAULTS = WorkerOptions()
     "outstanding tasks, though the queue holds tasks of others.",
 )
 @click.option(
+    "--allowed",
+    metavar="PREFIX,PREFIX,...",
+    help=f"Addresses below which tasks may read and write, as {ALLOWED} in the environment; where "
+    "both are given, both hold.",
+)
+@click.option(
     "--stopped-code",
     type=click.IntRange(0, 255),
     default=0,
@@ -38,7 +45,7 @@ _DEFAULTS = WorkerOptions()
 )
 @click.option(
     "--lease-seconds",
-    type=click.FloatRange(1),
+    type=click.FloatRange(1, LONGEST_LEASE),
     default=_DEFAULTS.lease_seconds,
     show_default=True,
     help="How long a task stays hidden from others when a worker falls silent.",
@@ -72,6 +79,7 @@ def worker(
     processes: int,
     until_done: bool,
     run: str | None,
+    allowed: str | None,
     stopped_code: int,
     lease_seconds: float,
     max_attempts: int,
@@ -86,8 +94,10 @@ def worker(
     Anything else in the queue goes to its dead letters.
 
     SIGTERM lets the running tasks finish; a second one gives them back at once. The exit code is 1
-    when tasks were given up, else 0.
+    when tasks were given up, 3 when all went well but signals killed worker processes, else 0.
     """
+    limit_to(allowed, "--allowed")
+    keep_out_of(runs)
     _require_queue(queue, until_done)
     options = WorkerOptions(
         lease_seconds=lease_seconds,
@@ -103,6 +113,8 @@ def worker(
     if alive_file is not None:
         pool.show_life(alive_file)
     code = pool.run()
+    if pool.killed_by:
+        click.echo(killed_text(pool.killed_by), err=True)
     sys.exit(code or (stopped_code if until_done and pool.stopped else 0))
 
 

@@ -21,10 +21,11 @@ class MeshOptions:
 
 def read_labels(
     layer: Layer, scale: Scale, cell: BoundingBox, options: MeshOptions, overlap: Overlap
-) -> tuple[LabelBlock, Placement]:
+) -> tuple[LabelBlock, Placement, tuple[int, ...]]:
     """Read the labels of a cell and of the first voxels behind it, and say where they lie.
 
-    So neighbours share a plane of voxels, in whose middle their surfaces meet. Where the volume
+    The last of what is returned are the labels that are there but left out as dust, sorted. So
+    neighbours share a plane of voxels, in whose middle their surfaces meet. Where the volume
     ends, a plane of background closes them, if that is asked for.
     """
     volume = scale.bounds
@@ -36,10 +37,13 @@ def read_labels(
         (cell.min[axis] == volume.min[axis], cell.max[axis] == volume.max[axis])
         for axis in range(3)
     ]
+    dust: tuple[int, ...] = ()
     if options.fewest_voxels > 1:
+        every = set(block.labels.tolist())
         block = block.without_dust(options.fewest_voxels, cell.slices_within(box), ends)
+        dust = tuple(sorted(every - set(block.labels.tolist()) - {0}))
     origin = box.min
     if options.closed_edges:
         block = block.padded(ends)
         origin -= Vec3(*(int(low) for low, _ in ends))
-    return block, Placement((origin.x, origin.y, origin.z), scale.resolution)
+    return block, Placement((origin.x, origin.y, origin.z), scale.resolution), dust

@@ -2,17 +2,22 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import PurePosixPath
+from posixpath import normpath
 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
-from igneous_airflow.storage.codecs import encoding_problem
+from igneous_airflow.storage.encodings import encoding_problem
 from igneous_airflow.storage.info import Info, Scale
 from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.mesh_info import MeshInfo
-from igneous_airflow.storage.meshes import MeshFolder
+from igneous_airflow.storage.meshes import MeshFolder, read_name
 
 LARGEST_CELL = Vec3(512, 512, 256)
 FASTEST_CELL = Vec3(1020, 1020, 508)  # zmesh needs 64 bits for places in larger ones
+_LOOKED_AT = 1000  # names of a directory whose info tells of no grid
 _BYTES_A_VOXEL = 24  # beside the labels as they are read: triangles of a dense segmentation
 
 
@@ -49,6 +54,18 @@ class MeshPlace:
     def cells(self) -> Grid:
         """The pieces of work: all on one grid, whatever the bounds."""
         return Grid(self.region, self.info.cell)
+
+    @cached_property
+    def has_other_grid(self) -> bool:
+        """Whether the directory holds meshes of another grid, or of one that its info hides."""
+        if self.present is not None:
+            return not self.present.has_grid_of(self.info)
+        return any(read_name(name)[1] for name in islice(self.folder.names(), _LOOKED_AT))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the scale is meshed."""
+        return self.region == self.scale.bounds
 
     @property
     def bytes_in_memory(self) -> int:
@@ -87,14 +104,21 @@ class MeshPlace:
                 f"mesh_dir: the layer's info names {named}, and viewers look there: leave mesh_dir "
                 f"empty, or remove 'mesh' from {self.layer.folder.url}/info to use {directory}"
             )
-        if info.scale_in(directory) is not None:
+        if any(_overlap(directory, scale.key) for scale in info.scales):
             yield f"mesh_dir: {directory} holds the chunks of a scale"
-        if self.present and not self.present.has_grid_of(self.info) and not self.request.new_grid:
+        if self.has_other_grid and not self.request.new_grid:
+            present = self.present or "a grid that its info does not tell"
             yield (
-                f"{self.folder.url} holds meshes of {self.present}, these would be of {self.info}: "
+                f"{self.folder.url} holds meshes of {present}, these would be of {self.info}: "
                 "side by side they would overlap. Use that mip and shape, or set new_grid to "
                 "replace them"
             )
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two folders of a layer are the same, or one lies in the other."""
+    first, second = PurePosixPath(normpath(one)), PurePosixPath(normpath(other))
+    return first.is_relative_to(second) or second.is_relative_to(first)
 
 
 def find_place(url: str, request: MeshRequest) -> MeshPlace:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Self
 
 from igneous_airflow.errors import InvalidParameter, LayerNotFound
@@ -15,10 +15,11 @@ from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.pyramid.layout import ScaleWishes, scale_conflicts
 from igneous_airflow.pyramid.source import LayerSource
-from igneous_airflow.storage.codecs import encoding_problem
+from igneous_airflow.storage.encodings import encoding_problem
 from igneous_airflow.storage.files import Folder, open_folder
-from igneous_airflow.storage.info import Info, Scale, read_info, resolution_key
+from igneous_airflow.storage.info import Info, Scale, read_info
 from igneous_airflow.storage.layer import Layer
+from igneous_airflow.storage.tuning import TUNING_KEYS
 
 _NOWHERE = Vec3(0, 0, 0)
 _OF_THE_FORMAT = frozenset({"@type", "data_type", "num_channels", "type", "scales"})
@@ -192,16 +193,10 @@ def _new_entry(
     if request.cutout:
         box = BoundingBox(region.min * ratio, region.max * ratio).intersection(box)
     box = box.translated(shift * ratio)
-    safe = _stays_inside(scale.key)
-    scale = replace(
-        scale,
-        key=scale.key if safe else resolution_key(scale.resolution),
-        size=box.size,
-        voxel_offset=box.min,
-    )
+    scale = replace(scale, size=box.size, voxel_offset=box.min)
     wishes = request.wishes if mip == request.mip else ScaleWishes()
     scale = _as_wished(scale, wishes, request.kind)
-    stale = {"sharding", "compressed_segmentation_block_size", "jpeg_quality"}
+    stale = {"sharding", "compressed_segmentation_block_size", *TUNING_KEYS}
     entry = {key: v for key, v in source.data["scales"][mip].items() if key not in stale}
     return entry | scale.entry()
 
@@ -213,16 +208,7 @@ def _as_wished(scale: Scale, wishes: ScaleWishes, kind: VoxelKind | None) -> Sca
         block = chunk_size.minimum(scale.size)
         cannot = encoding_problem(scale.encoding, kind.data_type, kind.channels, block)
         encoding = "raw" if cannot else None
-    # through `downsampled` by nothing, which knows what belongs to an encoding
-    made = scale.downsampled(
-        Vec3.full(1), chunk_size=chunk_size, encoding=encoding or scale.encoding
-    )
-    return replace(made, key=scale.key)
-
-
-def _stays_inside(key: str) -> bool:
-    path = PurePosixPath(key)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    return scale.stored_as(encoding, wishes.encoding_level, chunk_size)
 
 
 def _conflicts(
@@ -230,8 +216,6 @@ def _conflicts(
 ) -> Iterator[str]:
     if there is not None:
         yield from scale_conflicts(there, there, wishes)
-        if not _stays_inside(there.key):
-            yield f"the destination's scale {there.key!r} lies outside of its folder"
     elif any(read.ratio_to(scale) is None for scale in present.scales):
         yield (
             f"the destination has mips, but none of {read.resolution} nm, and finer ones must come "

@@ -4,14 +4,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from posixpath import normpath
 from typing import TYPE_CHECKING, Any
 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.mips import PyramidGeometry, levels_that_fit, truncated
-from igneous_airflow.storage.codecs import encoding_problem
+from igneous_airflow.storage.encodings import encoding_problem, writing_problem
 from igneous_airflow.storage.info import Info, Scale
+from igneous_airflow.storage.tuning import described, is_lossy, level_of, level_problem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +76,7 @@ class ScaleWishes:
 
     chunk_size: Vec3 | None = None
     encoding: str | None = None
+    encoding_level: int | None = None
     default_chunk_size: Vec3 | None = None  # of scales that are not there; None: the source's
 
 
@@ -84,17 +85,19 @@ def coarser_scales(
 ) -> tuple[tuple[Scale, ...], list[str]]:
     """The next `count` scales, and every conflict with scales that exist.
 
-    An existing scale keeps its chunk size and encoding. Wishing for others is a conflict, since
-    the files that are there would be orphaned or garbled.
+    An existing scale keeps its chunk size, encoding and level. Wishing for others is a conflict,
+    since the files that are there would be orphaned or garbled.
     """
     scales: list[Scale] = []
     conflicts: list[str] = []
+    if wishes.encoding_level is not None:
+        problem = level_problem(wishes.encoding or source.encoding, wishes.encoding_level)
+        conflicts += [problem] if problem else []
+    wanted = source.stored_as(
+        wishes.encoding, wishes.encoding_level, wishes.chunk_size or wishes.default_chunk_size
+    )
     for _ in range(count):
-        wanted = (scales[-1] if scales else source).downsampled(
-            factor,
-            chunk_size=wishes.chunk_size or wishes.default_chunk_size or source.chunk_size,
-            encoding=wishes.encoding or source.encoding,
-        )
+        wanted = wanted.downsampled(factor)
         present = info.scale_at(wanted.resolution)
         if present is not None:
             conflicts += scale_conflicts(present, wanted, wishes)
@@ -111,8 +114,6 @@ def scale_conflicts(present: Scale, wanted: Scale, wishes: ScaleWishes) -> Itera
     """Reasons why an existing scale cannot take what is wanted of it."""
     name = f"the existing scale {present.key}"
     way_out = "delete that mip first, or leave the parameter empty to keep what is there"
-    if normpath(present.key).startswith(".."):
-        yield f"{name} lies outside of the layer; its files are not written to"
     if present.sharded:
         yield f"{name} is sharded; only unsharded mips can be written"
     if (present.size, present.voxel_offset) != (wanted.size, wanted.voxel_offset):
@@ -124,6 +125,9 @@ def scale_conflicts(present: Scale, wanted: Scale, wishes: ScaleWishes) -> Itera
         yield f"chunk_size: {wishes.chunk_size}, but {name} has {present.chunk_size}: {way_out}"
     if wishes.encoding not in (None, present.encoding):
         yield f"encoding: {wishes.encoding}, but {name} has {present.encoding}: {way_out}"
+    elif wishes.encoding_level not in (None, level := level_of(present.encoding, present.tuning)):
+        has = "no level" if level is None else described(present.encoding, present.tuning)
+        yield f"encoding_level: {wishes.encoding_level}, but {name} has {has}: {way_out}"
 
 
 def layer_problems(info: Info, pyramid: Pyramid) -> Iterator[str]:
@@ -135,6 +139,7 @@ def layer_problems(info: Info, pyramid: Pyramid) -> Iterator[str]:
             f"voxels has one voxel on each axis pooled by {pyramid.factor}"
         )
     yield from encoding_problems(info, (pyramid.source, *pyramid.levels))
+    yield from writing_problems(pyramid.levels)
 
 
 def sharding_problems(scale: Scale) -> Iterator[str]:
@@ -158,6 +163,29 @@ def encoding_problems(info: Info, scales: Iterable[Scale]) -> Iterator[str]:
         for scale in scales
     ]
     yield from filter(None, dict.fromkeys(problems))
+
+
+def writing_problems(scales: Iterable[Scale]) -> Iterator[str]:
+    """Reasons why chunks of the scales are read, but not written."""
+    problems = [writing_problem(scale.encoding) for scale in scales]
+    yield from filter(None, dict.fromkeys(problems))
+
+
+def loss_notes(source: Scale | None, written: Iterable[Scale]) -> Iterator[str]:
+    """Where encodings change voxels; `source` is the scale that is decoded, where there is one."""
+    is_lossy_already = source is not None and is_lossy(source.encoding, source.tuning)
+    if source is not None and is_lossy_already:
+        encoding = described(source.encoding, source.tuning)
+        yield f"{source.key} is stored as lossy {encoding}: its compression artifacts carry over"
+    lossy = [scale for scale in written if is_lossy(scale.encoding, scale.tuning)]
+    for encoding in dict.fromkeys(described(scale.encoding, scale.tuning) for scale in lossy):
+        if is_lossy_already:
+            yield f"voxels are encoded again, as {encoding}, which is lossy: more detail is lost"
+        else:
+            yield (
+                f"voxels are encoded as {encoding}, which is lossy: detail is lost; png, or jxl "
+                "with an encoding_level of 100, keeps every voxel"
+            )
 
 
 def background_problems(dtype: "np.dtype[Any]", value: float) -> Iterator[str]:

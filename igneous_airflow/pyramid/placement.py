@@ -96,11 +96,10 @@ def _new_scale(
         resolution=resolution,
         size=region.size,
         voxel_offset=region.min,
-        chunk_size=wishes.chunk_size or voxels.default_chunk_size,
-        encoding=wishes.encoding or "raw",
+        chunk_size=voxels.default_chunk_size,
+        encoding="raw",
     )
-    # by nothing: it knows what belongs to an encoding
-    return scale.downsampled(Vec3.full(1), chunk_size=scale.chunk_size, encoding=scale.encoding)
+    return scale.stored_as(wishes.encoding, wishes.encoding_level, wishes.chunk_size)
 
 
 def _conflicts(present: Info, voxels: NewVoxels) -> Iterator[str]:

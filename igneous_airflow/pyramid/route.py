@@ -17,6 +17,7 @@ from igneous_airflow.pyramid.layout import (
     coarser_scales,
     count_problems,
     encoding_problems,
+    writing_problems,
 )
 from igneous_airflow.pyramid.source import LayerSource, VoxelSource
 from igneous_airflow.pyramid.writer import PyramidWriter, WriteOptions
@@ -70,6 +71,7 @@ class Route:
             read_voxel_bytes=self.source.voxel_bytes,
             keeps_both=self.source.changes_voxels,
             by_chunks=self.source.decodes_chunks,
+            whole_bytes=self.source.whole_bytes,
             memory=self.limits.memory,
             shape=self.limits.shape,
             width=self.width,
@@ -95,6 +97,8 @@ class Route:
         """Every reason why the layer cannot take the voxels, or not in such pieces."""
         yield from self.conflicts
         yield from encoding_problems(self.place.info, [scale for scale, _ in self.written])
+        if not self.copies:
+            yield from writing_problems(scale for scale, _ in self.written)
         shape, unit = self.limits.shape, self.geometry.unit
         if shape is not None and shape % unit != Vec3.full(0):
             fitting = shape.ceil_div(unit) * unit

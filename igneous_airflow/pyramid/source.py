@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
+from igneous_airflow.storage.encodings import writing_problem
 from igneous_airflow.storage.info import Scale
 from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.overlap import Overlap
@@ -30,6 +31,10 @@ class VoxelSource(Protocol):
     @property
     def decodes_chunks(self) -> bool:
         """Whether a block must be decoded as a whole, even for a part of it."""
+
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes of a block as it is decoded, where it goes on beyond the voxels; else 0."""
 
     @property
     def voxel_bytes(self) -> int:
@@ -80,6 +85,11 @@ class LayerSource:
         return True
 
     @property
+    def whole_bytes(self) -> int:
+        """Bytes of a chunk as it is decoded, where it goes on beyond the voxels: it never does."""
+        return 0
+
+    @property
     def voxel_bytes(self) -> int:
         """Bytes of a voxel with all channels that are decoded."""
         channels = self.layer.info.channels
@@ -124,8 +134,9 @@ class LayerSource:
         return (
             self.change is None
             and self.channel is None
-            and (here.chunk_size, here.encoding, here.block_size)
-            == (scale.chunk_size, scale.encoding, scale.block_size)
+            and (here.chunk_size, here.encoding, here.block_size, here.tuning)
+            == (scale.chunk_size, scale.encoding, scale.block_size, scale.tuning)
+            and (self.missing is None or writing_problem(scale.encoding) is None)  # to fill holes
             and here.chunks.is_aligned(self.at_source(region))
             and scale.chunks.is_aligned(region)
         )

@@ -10,29 +10,39 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from igneous_airflow.errors import InvalidParameter, LeaseLost
-from igneous_airflow.queue.protocol import Counts, DeadLetter, Lease
+from igneous_airflow.queue.protocol import CLOCK_SLACK, LONGEST_LEASE, Counts, DeadLetter, Lease
 
 _SCHEME = "memory://"
 
 
 @dataclass(slots=True)
 class _Message:
-    """A message, leased while it has a token and is not due."""
+    """A message, leased while it has a token and is not due.
+
+    `seconds` is for how long it was leased or put off when `due` was set.
+    """
 
     body: str
     due: float
+    seconds: float = 0.0
     attempt: int = 0
     token: str = ""
+
+    def waits(self, now: float) -> bool:
+        """Whether it is due, or what it was leased or put off for is void."""
+        return self.due <= now or self.due > now + self.seconds + CLOCK_SLACK
 
 
 class MemoryQueue:
     """A queue that lives and dies with its process; may be used from several threads.
 
-    `clock` gives the seconds since the epoch; the `wait` of `lease` is real time all the same.
+    `clock` gives the seconds since the epoch, by default counted on from now by the monotonic
+    clock; the `wait` of `lease` is real time all the same.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        zero = time.time() - time.monotonic()
+        self._clock = clock or (lambda: zero + time.monotonic())
         self._changed = threading.Condition()
         self._ids = itertools.count(1)
         self._messages: dict[int, _Message] = {}
@@ -52,7 +62,7 @@ class MemoryQueue:
             with self._changed:
                 number = next(self._ids)
                 self._messages[number] = _Message(body, due)
-                self._set_due(number, due)
+                self._set_due(number, due, 0)
             sent += 1
         return sent
 
@@ -71,7 +81,7 @@ class MemoryQueue:
         """Let a lease end `seconds` from now; raises LeaseLost."""
         with self._changed:
             self._leased(lease)
-            self._set_due(int(lease.message_id), self._clock() + seconds)
+            self._set_due(int(lease.message_id), self._clock(), seconds)
 
     def done(self, lease: Lease) -> None:
         """Remove a message for good; raises LeaseLost."""
@@ -83,7 +93,7 @@ class MemoryQueue:
         """Give a message back, to be leased again `after` seconds from now; raises LeaseLost."""
         with self._changed:
             self._leased(lease).token = ""
-            self._set_due(int(lease.message_id), self._clock() + after)
+            self._set_due(int(lease.message_id), self._clock(), after)
 
     def bury(self, lease: Lease, reason: str) -> None:
         """Move a message to the dead letters; raises LeaseLost."""
@@ -93,16 +103,16 @@ class MemoryQueue:
             self._dead.append(DeadLetter(message.body, message.attempt, reason))
 
     def counts(self) -> Counts:
-        """Count the messages; an expired lease counts as waiting."""
+        """Count the messages; a lease that has expired or is void counts as waiting."""
         with self._changed:
             now = self._clock()
-            kinds = Counter((bool(m.token), m.due > now) for m in self._messages.values())
+            kinds = Counter((bool(m.token), m.waits(now)) for m in self._messages.values())
             return Counts(
-                waiting=len(self._messages) - kinds[True, True],
-                leased=kinds[True, True],
+                waiting=len(self._messages) - kinds[True, False],
+                leased=kinds[True, False],
                 dead=len(self._dead),
-                delayed=kinds[False, True],
-                expired=kinds[True, False],
+                delayed=kinds[False, False],
+                expired=kinds[True, True],
             )
 
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
@@ -135,21 +145,31 @@ class MemoryQueue:
         """Return nothing: these messages cost nothing."""
         return ""
 
-    def _set_due(self, number: int, due: float) -> None:
-        self._messages[number].due = due
-        heapq.heappush(self._schedule, (due, number))
+    def _set_due(self, number: int, now: float, seconds: float) -> None:
+        message = self._messages[number]
+        message.seconds = min(seconds, LONGEST_LEASE)
+        message.due = now + message.seconds
+        heapq.heappush(self._schedule, (message.due, number))
         self._changed.notify()
 
     def _take(self, seconds: float) -> Lease | None:
         now = self._clock()
+        if self._next_due() > 0:
+            self._free_void(now)
         if self._next_due() > 0:
             return None
         _, number = heapq.heappop(self._schedule)
         message = self._messages[number]
         message.attempt += 1
         message.token = uuid.uuid4().hex
-        self._set_due(number, now + seconds)
+        self._set_due(number, now, seconds)
         return Lease(str(number), message.token, message.body, message.attempt, message.due)
+
+    def _free_void(self, now: float) -> None:
+        """Let messages wait whose leases and delays are void; none is due."""
+        for number, message in self._messages.items():
+            if message.waits(now):
+                self._set_due(number, now, 0)
 
     def _next_due(self) -> float:
         """In how many seconds the next message is due; TIMEOUT_MAX when there is none."""

@@ -5,11 +5,18 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
+from igneous_airflow.credentials import refuse_credentials
 from igneous_airflow.errors import InvalidParameter
 
 #: The module of each URL scheme; each has an `open_queue(url)`. Backends are imported when used.
 _BACKENDS = {"memory": "memory", "sqlite": "sqlite", "sqs": "sqs", "https": "sqs", "http": "sqs"}
 _CLOUD = frozenset({"sqs"})
+
+#: Seconds, 12 hours: for more no message is leased or put off at once, and on SQS not at all.
+LONGEST_LEASE = 43_200
+#: A lease or delay of N seconds that ends later than N seconds and these from now is void: it was
+#: taken by a clock that was ahead, or the clock has been set back since.
+CLOCK_SLACK = 1.0
 
 #: Makes the client of a cloud's queue service for a parsed address, with whatever credentials.
 MakeClient = Callable[[Any], Any]
@@ -60,7 +67,8 @@ class Queue(Protocol):
     """Messages that are each given to one worker at a time, at least once.
 
     All times are seconds since the epoch, all durations seconds. A lease that is not settled in
-    time is given to somebody else; settling it afterwards raises `LeaseLost`.
+    time is given to somebody else; settling it afterwards raises `LeaseLost`. Leases and delays are
+    measured by a clock that nobody sets, and last for LONGEST_LEASE at most; a worker extends them.
 
     Only `send` makes a queue that is missing, even when there is nothing to send. To all else it
     looks empty.
@@ -117,8 +125,9 @@ def open_queue(url: str, make_client: MakeClient | None = None) -> Queue:
     `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME`. Credentials are never part of the URL: they are
     those of the environment, or of `make_client` where the service is a cloud's.
 
-    Raises InvalidParameter for another scheme.
+    Raises InvalidParameter for another scheme, and for an address that holds credentials.
     """
+    refuse_credentials(url)
     scheme = url.partition("://")[0]
     if scheme not in _BACKENDS:
         known = ", ".join(f"{name}://" for name in sorted(_BACKENDS))

@@ -21,10 +21,11 @@ from threading import Thread
 from typing import Any
 
 from igneous_airflow.errors import IgneousError, InvalidParameter, LeaseLost, TransientError
-from igneous_airflow.queue.protocol import Counts, DeadLetter, Lease, MakeClient
+from igneous_airflow.queue.protocol import LONGEST_LEASE, Counts, DeadLetter, Lease, MakeClient
 from igneous_airflow.queue.sqs_address import Address
+from igneous_airflow.queue.sqs_answers import RECEIVED
 from igneous_airflow.queue.sqs_cost import describe_cost
-from igneous_airflow.queue.sqs_leases import LONGEST_LEASE, LeaseBook
+from igneous_airflow.queue.sqs_leases import LeaseBook
 from igneous_airflow.queue.sqs_queues import (
     QueuePair,
     list_dead_letters,
@@ -216,7 +217,7 @@ class SqsQueue:
                 "MaxNumberOfMessages": self._book.wanted(seconds),
                 "VisibilityTimeout": seconds,
                 "WaitTimeSeconds": max(0, min(math.ceil(wait), _LONGEST_POLL)),
-                "MessageSystemAttributeNames": ["ApproximateReceiveCount"],
+                "MessageSystemAttributeNames": [RECEIVED],
             }
             with suppress(QueueGone):
                 response = self._service.call("receive_message", request)
@@ -278,7 +279,7 @@ def _whole(seconds: float) -> int:
 
 
 def _lease(message: dict[str, Any], expires: float) -> Lease:
-    attempt = int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1))
+    attempt = int(message["Attributes"][RECEIVED])
     return Lease(message["MessageId"], message["ReceiptHandle"], message["Body"], attempt, expires)
 
 

@@ -4,21 +4,25 @@
 whose operations are coroutines, as aiobotocore's are.
 """
 
-import json
 from collections.abc import Generator
 from typing import Any, TypeVar
 
 from igneous_airflow.errors import IgneousError, InvalidParameter
 from igneous_airflow.queue.protocol import Counts
 from igneous_airflow.queue.sqs_address import Address
-from igneous_airflow.queue.sqs_service import QueueGone, Steps, explain, failure_types
+from igneous_airflow.queue.sqs_answers import (
+    ARN,
+    DELAYED,
+    IN_FLIGHT,
+    POLICY,
+    VISIBLE,
+    checked,
+    redrive_target,
+)
+from igneous_airflow.queue.sqs_service import QueueGone, Steps, explained
 
 #: Follows the name of a queue of ours in that of its dead letters.
 DEAD = "-dead"
-
-_VISIBLE = "ApproximateNumberOfMessages"
-_IN_FLIGHT = "ApproximateNumberOfMessagesNotVisible"
-_DELAYED = "ApproximateNumberOfMessagesDelayed"
 
 Result = TypeVar("Result")
 
@@ -55,7 +59,7 @@ class Directory:
         return Counts(visible + delayed, in_flight, sum(dead), exact=False)
 
     def _counters(self, find: Steps[str]) -> Steps[tuple[int, int, int]]:
-        names = [_VISIBLE, _IN_FLIGHT, _DELAYED]
+        names = [VISIBLE, IN_FLIGHT, DELAYED]
         try:
             url = yield from find
             values = yield from read_attributes(url, names)
@@ -63,22 +67,22 @@ class Directory:
             if self._address.create:
                 return 0, 0, 0
             raise missing(error) from error
-        return int(values[_VISIBLE]), int(values[_IN_FLIGHT]), int(values[_DELAYED])
+        return int(values[VISIBLE]), int(values[IN_FLIGHT]), int(values[DELAYED])
 
     def _redrive_target(self) -> Steps[tuple[str, str]]:
         """Account and name of the queue that gets the dead letters of somebody else's queue."""
         url = yield from self.tasks()
-        policy = (yield from read_attributes(url, ["RedrivePolicy"])).get("RedrivePolicy")
+        # the name too, which every queue has: an answer without it tells nothing of the policy
+        policy = (yield from read_attributes(url, [POLICY, ARN])).get(POLICY)
         if not policy:
             raise InvalidParameter(
                 f"queue {self._address.name} has no dead-letter queue: give it a redrive policy"
             )
-        *_, account, name = json.loads(policy)["deadLetterTargetArn"].split(":")
-        return account, name
+        return redrive_target(policy)
 
 
 def read_attributes(url: str, names: list[str]) -> Steps[dict[str, str]]:
-    """Some attributes of a queue; those that it does not have are left out."""
+    """Some attributes of a queue; a redrive policy that it does not have is left out."""
     response = yield "get_queue_attributes", {"QueueUrl": url, "AttributeNames": names}
     found: dict[str, str] = response.get("Attributes", {})
     return found
@@ -114,15 +118,15 @@ class AsyncCounter:
             raise
 
     async def _take(self, steps: Generator[Any, Any, Result]) -> Result:
-        failures = failure_types()
         try:
             operation, request = next(steps)
             while True:
                 try:
-                    response = await getattr(self._client, operation)(**request)
-                except failures as error:
-                    reason = explain(self._address.name, operation, error)
-                    operation, request = steps.throw(reason)
+                    with explained(self._address.name, operation):
+                        answer = await getattr(self._client, operation)(**request)
+                        response = checked(operation, request, answer)
+                except IgneousError as error:
+                    operation, request = steps.throw(error)
                 else:
                     operation, request = steps.send(response)
         except StopIteration as end:

@@ -11,11 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from igneous_airflow.errors import LeaseLost
-from igneous_airflow.queue.protocol import Lease
+from igneous_airflow.queue.protocol import LONGEST_LEASE, Lease
 from igneous_airflow.queue.sqs_sender import BATCH_ENTRIES
-
-#: SQS gives a message to somebody else 12 hours after it was received, whatever one does.
-LONGEST_LEASE = 43_200
 
 _AHEAD_SECONDS = 2.0  # of work are fetched at most
 _AHEAD_SHARE = 0.1  # of the lease

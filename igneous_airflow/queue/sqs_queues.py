@@ -8,6 +8,7 @@ from typing import Any
 
 from igneous_airflow.queue.protocol import Counts, DeadLetter, Lease
 from igneous_airflow.queue.sqs_address import Address
+from igneous_airflow.queue.sqs_answers import ARN, NONSENSE, RECEIVED, SENT
 from igneous_airflow.queue.sqs_counters import DEAD, Directory, missing, read_attributes
 from igneous_airflow.queue.sqs_sender import BATCH_ENTRIES, MESSAGE_BYTES, send_all
 from igneous_airflow.queue.sqs_service import QueueGone, Service
@@ -65,9 +66,7 @@ class QueuePair:
         """Make both queues, which others may do at the same time, and return the tasks' URL."""
         dead = self._make_one(DEAD, "dead letters", {})
         redrive = {
-            "deadLetterTargetArn": self._service.take(read_attributes(dead, ["QueueArn"]))[
-                "QueueArn"
-            ],
+            "deadLetterTargetArn": self._service.take(read_attributes(dead, [ARN]))[ARN],
             "maxReceiveCount": str(_MAX_RECEIVES),
         }
         policy = {"VisibilityTimeout": str(_VISIBILITY), "RedrivePolicy": json.dumps(redrive)}
@@ -119,11 +118,13 @@ def list_dead_letters(service: Service, url: str, limit: int) -> list[DeadLetter
     """List dead letters, oldest first, and make them visible to others again."""
     found: dict[str, dict[str, Any]] = {}
     while len(found) < limit:
-        if not (messages := _look_at(service, url, limit - len(found), _LIST_SECONDS)):
+        messages = _look_at(service, url, limit - len(found), _LIST_SECONDS)
+        new = {message["MessageId"]: message for message in messages}
+        if new.keys() <= found.keys():  # none, or the same again
             break
-        found |= {message["MessageId"]: message for message in messages}
+        found |= new
     make_visible(service, url, [message["ReceiptHandle"] for message in found.values()])
-    oldest_first = sorted(found.values(), key=lambda m: int(m["Attributes"]["SentTimestamp"]))
+    oldest_first = sorted(found.values(), key=lambda m: int(m["Attributes"][SENT]))
     return [_dead_letter(message) for message in oldest_first]
 
 
@@ -152,7 +153,7 @@ def _look_at(service: Service, url: str, limit: int, seconds: int) -> list[dict[
         "MaxNumberOfMessages": min(limit, BATCH_ENTRIES),
         "VisibilityTimeout": seconds,
         "WaitTimeSeconds": _LIST_WAIT,
-        "MessageSystemAttributeNames": ["SentTimestamp", "ApproximateReceiveCount"],
+        "MessageSystemAttributeNames": [SENT, RECEIVED],
         "MessageAttributeNames": ["Reason", "Attempt"],
     }
     messages: list[dict[str, Any]] = service.call("receive_message", request).get("Messages", [])
@@ -168,12 +169,12 @@ def make_visible(service: Service, url: str, tokens: Sequence[str]) -> None:
 
 
 def _dead_letter(message: dict[str, Any]) -> DeadLetter:
-    attributes = message.get("MessageAttributes", {})
-    if "Reason" not in attributes:  # SQS moved it by itself
-        received = int(message["Attributes"]["ApproximateReceiveCount"])
-        return DeadLetter(message["Body"], received, _REDRIVEN)
-    reason = json.loads(attributes["Reason"]["StringValue"])
-    return DeadLetter(message["Body"], int(attributes["Attempt"]["StringValue"]), reason)
+    said = message.get("MessageAttributes", {})
+    try:
+        reason, attempt = said["Reason"]["StringValue"], int(said["Attempt"]["StringValue"])
+        return DeadLetter(message["Body"], attempt, str(json.loads(reason)))
+    except NONSENSE:  # SQS moved it by itself, or another program sent it
+        return DeadLetter(message["Body"], int(message["Attributes"][RECEIVED]), _REDRIVEN)
 
 
 def _encoded(reason: str, body: str) -> str:

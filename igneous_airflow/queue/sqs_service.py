@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from igneous_airflow.errors import (
@@ -18,6 +19,7 @@ from igneous_airflow.errors import (
 )
 from igneous_airflow.queue.protocol import MakeClient
 from igneous_airflow.queue.sqs_address import Address
+from igneous_airflow.queue.sqs_answers import NONSENSE, checked
 
 #: Longer than the 60 seconds for which SQS refuses to purge again or to remake a deleted queue.
 PATIENCE = 90.0
@@ -133,19 +135,21 @@ class Service:
     def call(
         self, operation: str, request: Mapping[str, Any], patience: float | None = None
     ) -> dict[str, Any]:
-        """Call an operation by boto3's name for it and return the response."""
-        failures = failure_types()
+        """Call an operation by boto3's name for it and return the response, which is checked."""
         reason: IgneousError | None = None
         for _ in attempts(self._patience if patience is None else patience):
             try:
-                response: dict[str, Any] = getattr(self._connected(), operation)(**request)
-            except failures as error:
-                reason = explain(self._address.name, operation, error)
-                if type(reason) is not StorageUnavailable:
-                    raise reason from error
-            else:
-                return response
+                return self._ask(operation, request)
+            except StorageUnavailable as error:
+                if type(error) is not StorageUnavailable:
+                    raise
+                reason = error
         raise reason or StorageUnavailable(f"queue {self._address.name}: no time to ask SQS")
+
+    def _ask(self, operation: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        client = self._connected()
+        with explained(self._address.name, operation):
+            return checked(operation, request, getattr(client, operation)(**request))
 
     def take(self, steps: Steps[Result]) -> Result:
         """Take steps, one request after the other, and return what they come to."""
@@ -183,7 +187,7 @@ class Service:
             for success in response.get("Successful", []):
                 waiting.pop(success["Id"], None)
             for failure in response.get("Failed", []):
-                codes.add(failure.get("Code", "no code"))
+                codes.add(failure["Code"])
                 reason = self._entry_refused(operation, failure)
                 if reason is not None:
                     waiting.pop(failure["Id"], None)
@@ -192,18 +196,22 @@ class Service:
                 return refused
         raise StorageUnavailable(
             f"queue {self._address.name}: {len(waiting)} of {len(entries)} entries of "
-            f"{_action(operation)} failed for {patience:.0f} s: {', '.join(sorted(codes))}"
+            f"{_action(operation)} failed for {patience:.0f} s: "
+            f"{', '.join(sorted(codes)) or 'the answers do not mention them'}"
         )
 
     def _connected(self) -> Any:
         with self._lock:  # making a client is not safe in several threads
             if self._client is None:
-                self._client = self._make_client(self._address)
+                try:
+                    self._client = self._make_client(self._address)
+                except failure_types() as error:
+                    raise explain(self._address.name, "connect", error) from error
             return self._client
 
     def _entry_refused(self, operation: str, failure: Mapping[str, Any]) -> IgneousError | None:
         """Why an entry must not be sent again; None when it must."""
-        code = failure.get("Code", "")
+        code = failure["Code"]
         if code in _BUSY or not (failure.get("SenderFault") or code in _DENIED):
             return None
         return _judge(self._address.name, operation, code, failure.get("Message", ""), 400)
@@ -212,6 +220,19 @@ class Service:
 def _action(operation: str) -> str:
     """AWS's name of an operation: `send_message_batch` is SendMessageBatch."""
     return "".join(word.capitalize() for word in operation.split("_"))
+
+
+@contextmanager
+def explained(name: str, operation: str) -> Iterator[None]:
+    """Turn what is raised by asking SQS, and by reading its answer, into our errors."""
+    try:
+        yield
+    except failure_types() as error:
+        raise explain(name, operation, error) from error
+    except NONSENSE as error:
+        raise StorageUnavailable(
+            f"queue {name}: what answers {_action(operation)} is not SQS, or was cut off: {error}"
+        ) from error
 
 
 def explain(name: str, operation: str, error: Exception) -> IgneousError:
@@ -251,7 +272,8 @@ def _judge(name: str, operation: str, code: str, message: str, status: int) -> I
     action = _action(operation)
     said = f"{code}: {message}"
     settles = operation in ("change_message_visibility", "delete_message")
-    if code in _BUSY or status >= 500 or status == 429:
+    # SQS names every error by a word: a number is the status of a proxy's or a load balancer's page
+    if code in _BUSY or status >= 500 or status == 429 or not code.strip("0123456789"):
         return StorageUnavailable(f"queue {name}: SQS cannot do {action} now: {said}")
     if code in _GONE:
         return QueueGone(f"queue {name} does not exist: {said}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from igneous_airflow.errors import InvalidParameter, SourceNotFound
 from igneous_airflow.sources.order import natural_key
-from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.files import open_source_folder
 from igneous_airflow.storage.local import disk_errors
 
 _DISK = "file://"
@@ -41,7 +41,7 @@ def find_arrivals(folder: str, *, marker: str | None, quiet: float) -> Iterator[
         )
     if folder.startswith(_DISK) and not Path(folder.removeprefix(_DISK)).is_dir():
         raise SourceNotFound(f"folder: there is no folder {folder.removeprefix(_DISK)}")
-    names = (n for n in open_folder(folder).folders("") if not n.startswith(_HIDDEN))
+    names = (n for n in open_source_folder(folder).folders("") if not n.startswith(_HIDDEN))
     for name in sorted(names, key=natural_key):
         url = f"{folder}/{name}"
         waits_for = _marker(url, marker) if marker else _quiet(url, quiet)
@@ -49,7 +49,7 @@ def find_arrivals(folder: str, *, marker: str | None, quiet: float) -> Iterator[
 
 
 def _marker(url: str, marker: str) -> str:
-    return "" if open_folder(url).entry(marker) is not None else f"its file {marker}"
+    return "" if open_source_folder(url).entry(marker) is not None else f"its file {marker}"
 
 
 def _quiet(url: str, quiet: float) -> str:

@@ -27,8 +27,8 @@ from igneous_airflow.sources.protocol import (
     counted,
     named,
 )
-from igneous_airflow.storage.codecs import decompress_bytes, inflate
-from igneous_airflow.storage.files import Buffer, Folder
+from igneous_airflow.storage.codecs import decompress_bytes, decompress_first, inflate
+from igneous_airflow.storage.files import Buffer, Folder, StoredFile
 from igneous_airflow.storage.overlap import Overlap, overlap_width
 
 _NOWHERE = Vec3(0, 0, 0)
@@ -131,6 +131,11 @@ class BuildSource:
         return True
 
     @property
+    def whole_bytes(self) -> int:
+        """Bytes of a file as it is decoded, where it goes on beyond the voxels: it never does."""
+        return 0
+
+    @property
     def voxel_bytes(self) -> int:
         """Bytes of a voxel in a file, with all channels."""
         return self.dtype.itemsize * self.channels
@@ -164,7 +169,7 @@ class BuildSource:
     def _load(self, file: BoundingBox) -> Array:
         """The voxels of a file as (x, y, z, channel)."""
         try:
-            content = inflate(_stored(self.folder, file), file.voxels * self.voxel_bytes + _LONGEST)
+            content = self._inflated(file)
             header = _Header.read(content)
             if (header.dtype, header.channels_in(file.size)) != (self.dtype, self.channels):
                 raise ValueError(f"it holds {header.dtype}, not what the plan has found")
@@ -175,6 +180,10 @@ class BuildSource:
         except ValueError as error:  # a CorruptChunk is one
             raise UnreadableSource(f"{self.folder.url}/{file} cannot be read: {error}") from error
         return voxels.reshape(*file.size, self.channels)
+
+    def _inflated(self, file: BoundingBox) -> Buffer:
+        most = file.voxels * self.voxel_bytes + _LONGEST
+        return inflate(_stored(self.folder, file, 2 * most), most)
 
     def look(self) -> Findings:
         """Name overlaps, holes that nothing fills, and files whose headers do not fit."""
@@ -249,15 +258,27 @@ def _beginning(folder: Folder, file: BoundingBox) -> bytes:
         if entry is not None:
             folder.read_part(entry.name, 0, memoryview(head))
         else:  # compressed once more, as its suffix says
-            head = _stored(folder, file)
+            head = _head_of_stored(folder, file)
     except UnreadableSource:  # compressed once more, as the bucket says
-        head = _stored(folder, file)
+        head = _head_of_stored(folder, file)
     return zlib.decompressobj().decompress(head, _HEAD)
 
 
-def _stored(folder: Folder, file: BoundingBox) -> Buffer:
-    """The zlib stream of a file; raises CorruptChunk, SourceNotFound and the storage's errors."""
+def _head_of_stored(folder: Folder, file: BoundingBox) -> Buffer:
+    """The beginning of the zlib stream of a file that was compressed once more."""
+    return decompress_first(_read(folder, file), _HEAD)
+
+
+def _stored(folder: Folder, file: BoundingBox, most: int) -> Buffer:
+    """The zlib stream of a file, of `most` bytes at most.
+
+    Raises CorruptChunk, SourceNotFound and the storage's errors.
+    """
+    return decompress_bytes(_read(folder, file), most)
+
+
+def _read(folder: Folder, file: BoundingBox) -> StoredFile:
     stored = folder.read(str(file))
     if stored is None:
         raise SourceNotFound(f"{folder.url}/{file} is not there")
-    return decompress_bytes(stored)
+    return stored

@@ -1,71 +1,39 @@
 """Delete: the chunk files of some mips of a layer, and the mips themselves from its info."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import lcm
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self, overload
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, Field
 
 from igneous_airflow.errors import AuditFailed, IgneousError, InvalidParameter
-from igneous_airflow.fields import WHAT, WHERE, Bounds, LayerUrl, Mip, section
+from igneous_airflow.field_values import shown
+from igneous_airflow.fields import (
+    WHAT,
+    WHERE,
+    Bounds,
+    Confirm,
+    KeepDeleted,
+    LayerUrl,
+    Mip,
+    TrashEntry,
+    section,
+)
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
+from igneous_airflow.geometry.scale_blocks import Block, BlocksOfScales
 from igneous_airflow.proof import Account
 from igneous_airflow.stage import Audit, Plan, Stage, Work, human_bytes
 
 if TYPE_CHECKING:
     from igneous_airflow.storage.info import Scale
     from igneous_airflow.storage.layer import Layer
+    from igneous_airflow.storage.trash import Trash
 
 _CHUNKS_ON_EDGE = 16  # of the block that a task deletes
 _NAMED_AT_MOST = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A box of whole chunks of one scale."""
-
-    key: str
-    box: BoundingBox
-
-    def __str__(self) -> str:
-        return f"{self.key}/{self.box}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Blocks(Sequence[Block]):
-    """The blocks of several scales, one scale after the other."""
-
-    grids: tuple[tuple[str, Grid], ...]
-
-    def __len__(self) -> int:
-        return sum(len(grid) for _, grid in self.grids)
-
-    @overload
-    def __getitem__(self, index: int) -> Block: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Block]: ...
-    def __getitem__(self, index: int | slice) -> Block | Sequence[Block]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        for key, grid in self.grids:
-            if place < len(grid):
-                return Block(key, grid[place])
-            place -= len(grid)
-        raise IndexError(index)
-
-    def number_of(self, chunk: Block) -> int:
-        """The number of the block that a chunk is in."""
-        before = 0
-        for key, grid in self.grids:
-            if key == chunk.key:
-                return before + next(grid.lines(chunk.box)).start
-            before += len(grid)
-        raise ValueError(f"{chunk} is in none of these blocks")
 
 
 def _keys_text(text: str | None) -> str | None:
@@ -75,15 +43,16 @@ def _keys_text(text: str | None) -> str | None:
     for key in keys:
         path = PurePosixPath(key)
         if not path.parts or path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{key!r} is not the key of a scale inside the layer")
+            raise ValueError(f"{shown(key)} is not the key of a scale inside the layer")
     return ",".join(keys)
 
 
 class Delete(Stage):
-    """Delete mips of a layer for good: their chunk files, and their entries in the info.
+    """Delete mips of a layer: their chunk files, and their entries in the info.
 
-    Meshes, skeletons, other mips and files that are no chunks stay. With bounds, only the chunks
-    inside go, and the info stays. Tasks are blocks of chunks.
+    On a disk they can be kept in the layer's trash. Meshes, skeletons, other mips and files that
+    are no chunks stay. With bounds, only the chunks inside go, and the info stays. Tasks are blocks
+    of chunks.
     """
 
     name: ClassVar[str] = "delete"
@@ -124,13 +93,16 @@ class Delete(Stage):
         ),
     ] = None
     confirm: Annotated[
-        bool,
+        Confirm,
         Field(
             title="Yes, delete",
-            description="Confirm that the files may go: nothing brings them back.",
+            description="Confirm that the files may go. Nothing brings them back, unless they are "
+            "kept in the trash.",
             json_schema_extra=section(WHAT, first=True, flag="--yes"),
         ),
     ] = False
+    keep_deleted: KeepDeleted = True
+    trash_entry: TrashEntry = None
 
     @property
     def output(self) -> str:
@@ -138,8 +110,12 @@ class Delete(Stage):
         return self.layer
 
     def resolved(self) -> Self:
-        """Note the keys of the scales that the mips are now; bounds of everything are none."""
+        """Note the keys of the scales that the mips are now, and where they will be kept.
+
+        Bounds of everything are none.
+        """
         from igneous_airflow.storage.layer import Layer
+        from igneous_airflow.storage.trash import new_entry_name
 
         scales = self._chosen(Layer.open(self.layer))
         everything = self.bounds == str(scales[0].bounds)
@@ -147,6 +123,7 @@ class Delete(Stage):
             update={
                 "scales": ",".join(scale.key for scale in scales),
                 "bounds": None if everything else self.bounds,
+                "trash_entry": self.trash_entry or new_entry_name(),
             }
         )
 
@@ -173,7 +150,8 @@ class Delete(Stage):
             files, stored = files + len(sizes), stored + sum(sizes)
         question = (
             f"confirm: {files:,} chunk files, {human_bytes(stored)}, of {self.layer} would be "
-            f"deleted for good ({', '.join(scale.key for scale in scales)}); confirm it to start"
+            f"{self._fate(layer)} ({', '.join(scale.key for scale in scales)}): set `confirm` to "
+            "start"
         )
         return Plan(
             stage=self.name,
@@ -186,8 +164,26 @@ class Delete(Stage):
         )
 
     def prepare(self) -> None:
-        """Write nothing: the info names the scales until their files are gone."""
+        """Say in the trash what will come; the info names the scales until their files are gone."""
+        from igneous_airflow.storage.layer import Layer
+        from igneous_airflow.storage.trash import Entry
+
         self._require_confirmed()
+        layer = Layer.open(self.layer)
+        trash = self._trash(layer)
+        if trash is None or not self._remaining(layer):  # gone: only the record of it is missing
+            return
+        keys = [scale.key for scale in self._chosen(layer)]
+        part = "" if self.bounds is None else f", of {self.bounds}"
+        trash.begin(
+            Entry(
+                name=trash.name,
+                what=f"chunks of {', '.join(keys)}{part}",
+                stage=self.name,
+                folders=tuple(keys),
+                scales=() if self.bounds else layer.info.entries_of(keys),
+            )
+        )
 
     def cells(self) -> Sequence[Block]:
         """Blocks of chunks of every scale to delete."""
@@ -196,7 +192,7 @@ class Delete(Stage):
         return self._blocks(self._chosen(Layer.open(self.layer)))
 
     def run(self, cell: Block) -> Work:
-        """Delete the chunk files of a block, in whatever compression they are."""
+        """Delete or move the chunk files of a block, in whatever compression they are."""
         from igneous_airflow.storage.layer import Layer
         from igneous_airflow.storage.overlap import Overlap
 
@@ -205,10 +201,12 @@ class Delete(Stage):
         scale = next((s for s in layer.info.scales if s.key == cell.key), None)
         if scale is None:  # the run has finished already
             return Work()
+        remove = self._remover(layer)
         with Overlap(layer.overlap_width) as overlap:
             for chunk in scale.chunks.overlapping(cell.box):
-                overlap.submit(partial(layer.delete_chunk, scale, chunk))
-        return Work(folders=(scale.key,))
+                overlap.submit(partial(remove, f"{scale.key}/{chunk}"))
+        trash = self._trash(layer)
+        return Work(folders=(scale.key, *(trash.folders_of(scale.key) if trash else ())))
 
     def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002
         """Check that the files are gone, remove the scales from the info, record what was done.
@@ -222,8 +220,7 @@ class Delete(Stage):
 
         self._require_confirmed()
         layer = Layer.open(self.layer)
-        keys = (self.scales or "").split(",")
-        scales = [scale for scale in layer.info.scales if scale.key in keys]
+        keys, scales = (self.scales or "").split(","), self._remaining(layer)
         left, strays = self._left(layer, scales)
         if left:
             blocks = self._blocks(scales)
@@ -234,17 +231,50 @@ class Delete(Stage):
             )
         with Overlap(layer.overlap_width) as overlap:
             for stray in strays:
-                overlap.submit(partial(layer.folder.delete, str(stray)))
+                overlap.submit(partial(self._remover(layer), str(stray)))
         if self.bounds is None:
             remove_scales(layer.folder, keys)
-        record_processing(layer.folder, self.provenance(), by)
-        return Audit(outputs=dict.fromkeys(keys, 0))
+        record_processing(layer.folder, self.provenance(), by, written={})
+        return Audit(outputs=dict.fromkeys(keys, 0), moved=self._moved(layer, by))
+
+    def _trash(self, layer: "Layer") -> "Trash | None":
+        """Where the files are kept; None where they are not."""
+        from igneous_airflow.storage.trash import Trash
+
+        if not self.keep_deleted or self.trash_entry is None or not layer.folder.renames:
+            return None
+        return Trash(layer.folder, self.trash_entry)
+
+    def _remover(self, layer: "Layer") -> "Callable[[str], None]":
+        """What is done with a file of the layer."""
+        trash = self._trash(layer)
+        return layer.folder.delete if trash is None else trash.put
+
+    def _moved(self, layer: "Layer", by: str) -> str:
+        """Say in the trash that all is there, and return what that is; empty without a trash."""
+        from igneous_airflow.confirmation import in_trash
+
+        trash = self._trash(layer)
+        if trash and (entry := trash.read()):  # none, when restored or emptied since
+            trash.write(entry.model_copy(update={"by": by, "complete": True}))
+        return in_trash(trash)
+
+    def _fate(self, layer: "Layer") -> str:
+        """What becomes of the files."""
+        if self.keep_deleted and layer.folder.renames:
+            return "moved to the layer's trash"
+        return "deleted for good"
 
     def _require_confirmed(self) -> None:
         if not self.confirm:
             raise InvalidParameter("confirm: nothing is deleted before it is confirmed")
         if self.scales is None:
             raise InvalidParameter("scales: work on the stage that `resolved` gives")
+
+    def _remaining(self, layer: "Layer") -> "list[Scale]":
+        """Those of the scales to delete that the info still names, finest first."""
+        keys = (self.scales or "").split(",")
+        return [scale for scale in layer.info.scales if scale.key in keys]
 
     def _chosen(self, layer: "Layer") -> "tuple[Scale, ...]":
         """The scales to delete, finest first; raises InvalidParameter for one that is not there."""
@@ -277,8 +307,8 @@ class Delete(Stage):
             )
         return ratio
 
-    def _blocks(self, scales: "Sequence[Scale]") -> _Blocks:
-        return _Blocks(
+    def _blocks(self, scales: "Sequence[Scale]") -> BlocksOfScales:
+        return BlocksOfScales(
             tuple(
                 (
                     scale.key,
@@ -339,6 +369,10 @@ class Delete(Stage):
     def _notes(self, layer: "Layer", scales: "Sequence[Scale]") -> Iterator[str]:
         if self.scales is None and len(scales) < self.num_mips:
             yield f"{len(scales)} of {self.num_mips} mips are deleted: there are no more"
+        if self.keep_deleted and layer.folder.renames:
+            yield "the files are kept in the trash of the layer, where they take as much space"
+        elif self.keep_deleted:
+            yield "a bucket has no trash: what goes is gone for good, unless it keeps versions"
         if self.bounds is not None:
             yield "the info keeps these mips, since only a part of them is deleted"
             return

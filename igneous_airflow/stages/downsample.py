@@ -104,6 +104,7 @@ class Downsample(PyramidOptions):
 
     def plan(self) -> Plan:
         """Count tasks, voxels, bytes and memory, and name every reason to refuse."""
+        from igneous_airflow.confirmation import asking_for_voxels
         from igneous_airflow.pyramid.layout import (
             background_problems,
             bounds_problems,
@@ -127,20 +128,24 @@ class Downsample(PyramidOptions):
         if refusals:
             return Plan(stage=self.name, refusals=tuple(refusals))
         grid = Grid(region, pyramid.geometry.cell)
-        pooled = [pyramid.level_box(i, region).voxels for i in range(1, len(pyramid.levels) + 1)]
-        return Plan(
+        written = self._written(pyramid, region)
+        plan = Plan(
             stage=self.name,
             writes_to=layer.folder.url,
             tasks=len(grid),
             grid=f"a grid of {grid.shape} cells, {grid.cell.minimum(region.size)} voxels each",
             voxels=region.voxels,
             bytes_read=region.voxels * voxel_bytes,
-            bytes_written=sum(pooled) * voxel_bytes,
+            bytes_written=sum(box.voxels for _, box in written) * voxel_bytes,
             memory=pyramid.geometry.voxels_with(self._width(layer, pyramid)) * voxel_bytes,
             memory_target=self.memory_target,
             outputs=tuple(map(describe_scale, pyramid.levels)),
             notes=tuple(self._notes(layer, pyramid)),
         )
+        try:
+            return asking_for_voxels(plan, self, layer.folder, layer.info, written)
+        except IgneousError as error:
+            return Plan(stage=self.name, refusals=(str(error),))
 
     def prepare(self) -> None:
         """Add the new scales to the layer's info."""
@@ -192,17 +197,20 @@ class Downsample(PyramidOptions):
         pyramid = self._accepted_pyramid(layer)
         cells = Grid(pyramid.region(self.bounds), pyramid.geometry.cell)
 
-        def written(box: BoundingBox) -> "list[tuple[Scale, BoundingBox]]":
-            levels = enumerate(pyramid.levels, start=1)
-            return [(scale, pyramid.level_box(level, box)) for level, scale in levels]
-
-        audit = ChunkAudit(layer, cells, written)
+        audit = ChunkAudit(layer, cells, partial(self._written, pyramid))
         may_be_absent = self.skip_empty != "write"
         absent = require_files(
             audit.files_of, len(cells), self.layer, account, may_be_absent=may_be_absent
         )
-        record_processing(layer.folder, self.provenance(), by)
+        written = {scale.key: box for scale, box in self._written(pyramid, cells.box)}
+        record_processing(layer.folder, self.provenance(), by, written=written)
         return Audit(outputs=audit.outputs, absent=absent)
+
+    @staticmethod
+    def _written(pyramid: "Pyramid", box: BoundingBox) -> "list[tuple[Scale, BoundingBox]]":
+        """The scales that a box of the source becomes, and its box in each."""
+        levels = enumerate(pyramid.levels, start=1)
+        return [(scale, pyramid.level_box(level, box)) for level, scale in levels]
 
     def _factor(self) -> Vec3:
         if self.factor is not None:
@@ -218,6 +226,7 @@ class Downsample(PyramidOptions):
         wishes = ScaleWishes(
             chunk_size=self.chunk_size,
             encoding=self.encoding,
+            encoding_level=self.encoding_level,
             default_chunk_size=None
             if self.preserve_chunk_size
             else Vec3(*map(divisor_nearest_64, source.chunk_size)),
@@ -238,11 +247,12 @@ class Downsample(PyramidOptions):
         return pyramid
 
     def _notes(self, layer: "Layer", pyramid: "Pyramid") -> Iterator[str]:
+        from igneous_airflow.pyramid.layout import loss_notes
+
         made = len(pyramid.levels)
         if made < self.num_mips:
             yield f"{made} of {self.num_mips} mips are made: after those nothing is left to pool"
-        if pyramid.source.encoding in ("jpeg", "jxl"):
-            yield f"mip {self.mip} is stored as lossy {pyramid.source.encoding}; its losses go on"
+        yield from loss_notes(pyramid.source, pyramid.levels)
         present = [s.key for s in pyramid.levels if layer.info.scale_in(s.key) is not None]
         if present:
             yield f"mips that are there already are made anew: {', '.join(present)}"

@@ -101,10 +101,10 @@ class HypersquareIngest(WritesLayer):
     def _cubes(self) -> "CubeGrid":
         """The cubes, looked for once."""
         from igneous_airflow.pyramid.cubes import CubeGrid
-        from igneous_airflow.storage.files import open_folder
+        from igneous_airflow.storage.files import open_source_folder
         from igneous_airflow.storage.hypersquare import read_cubes
 
-        cubes, others = read_cubes(open_folder(self.src))
+        cubes, others = read_cubes(open_source_folder(self.src))
         return CubeGrid(cubes, self.overlap, others)
 
     def _route(self) -> "Route":
@@ -155,10 +155,10 @@ class HypersquareIngest(WritesLayer):
 
     def _source(self, place: "Destination") -> "CubeSource":
         from igneous_airflow.pyramid.cubes import CubeSource
-        from igneous_airflow.storage.files import open_folder
+        from igneous_airflow.storage.files import open_source_folder
 
         return CubeSource(
-            folder=open_folder(self.src),
+            folder=open_source_folder(self.src),
             cubes=self._cubes,
             dtype=place.layer.dtype,
             sections=self.content == "image",
@@ -173,6 +173,12 @@ class HypersquareIngest(WritesLayer):
         yield from self._cubes.problems
         if self._cubes.problems:
             return
+        largest = max(cube.decoded_bytes for cube in self._cubes.cubes)
+        if largest > self.memory_target:
+            yield (
+                f"memory_target: a cube has {largest:,} bytes, which are decoded as a whole, and a "
+                f"task may use {self.memory_target:,}: raise memory_target"
+            )
         if not self.fill_missing:
             for gap in self._cubes.gaps:
                 yield f"{gap}: restore them, or set fill_missing to take background"

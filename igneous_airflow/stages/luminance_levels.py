@@ -12,6 +12,7 @@ from igneous_airflow.fields import (
     WHAT,
     WHERE,
     Bounds,
+    Confirm,
     FillMissing,
     IntegerVec3,
     LayerUrl,
@@ -109,6 +110,7 @@ class LuminanceLevels(Stage):
         ),
     ] = False
     memory_target: MemoryTarget = 3_500_000_000
+    confirm: Confirm = False
 
     def resolved(self) -> Self:
         """Replace mip -1 by the coarsest mip that exists now."""
@@ -126,10 +128,27 @@ class LuminanceLevels(Stage):
             refusals = tuple(image.problems())
             if not refusals:
                 image.levels.folder.check_writable()
+                return self._asking(self._counted(image), image)
         except IgneousError as error:
-            return Plan(stage=self.name, refusals=(str(error),))
-        if refusals:
-            return Plan(stage=self.name, refusals=refusals)
+            refusals = (str(error),)
+        return Plan(stage=self.name, refusals=refusals)
+
+    def _asking(self, plan: Plan, image: "_Image") -> Plan:
+        """The plan with the levels that it replaces."""
+        from igneous_airflow.confirmation import Replaced, asking
+        from igneous_airflow.storage.existing import Existing
+        from igneous_airflow.storage.provenance import made_by
+
+        sizes, name = image.levels.sizes(), image.name
+        there = [sizes[z] for z in image.sections if z in sizes]
+        if not there:
+            return plan
+        method = made_by(image.levels.folder, image.written)[name]
+        found = Existing(len(there), sum(there))
+        replaced = Replaced(name, found, method, kind="histogram")
+        return asking(plan, self, f"the levels in {image.levels.place}", [replaced])
+
+    def _counted(self, image: "_Image") -> Plan:
         sections, sample, levels = image.sections, image.sample, image.levels
         return Plan(
             stage=self.name,
@@ -196,8 +215,10 @@ class LuminanceLevels(Stage):
         require_files(files_of, len(slabs), levels.folder.url, account)
         elsewhere = image.levels.folder.url != image.layer.folder.url
         sources = (self.layer,) if elsewhere else ()
-        record_processing(image.levels.folder, self.provenance(), by, sources=sources)
-        return Audit(outputs={f"levels/{image.mip}": len(image.sections)}, files="histograms")
+        record_processing(
+            image.levels.folder, self.provenance(), by, sources=sources, written=image.written
+        )
+        return Audit(outputs={image.name: len(image.sections)}, files="histograms")
 
     def _image(self) -> "_Image":
         from igneous_airflow.storage.layer import Layer
@@ -255,6 +276,21 @@ class _Image:
 
         url = self.stage.levels_path or self.stage.layer
         return LevelsFolder(url, self.mip, self.layer.info.data_type)
+
+    @property
+    def name(self) -> str:
+        """The folder of the histograms in theirs."""
+        return f"levels/{self.mip}"
+
+    @property
+    def written(self) -> dict[str, BoundingBox]:
+        """What gets histograms, which are of whole sections, wherever they were sampled."""
+        low, high = self.scale.bounds.min, self.scale.bounds.max
+        low, high = (
+            Vec3(low.x, low.y, self.sections.start),
+            Vec3(high.x, high.y, self.sections.stop),
+        )
+        return {self.name: BoundingBox(low, high)}
 
     @property
     def slabs(self) -> Slabs:
@@ -341,5 +377,3 @@ class _Image:
                 f"chunks are {chunk} sections deep, so that some are read by several tasks: let z "
                 f"of the shape be a multiple of {chunk}"
             )
-        if replaced := self.levels.sizes().keys() & set(self.sections):
-            yield f"levels of {len(replaced):,} sections are there already and will be replaced"

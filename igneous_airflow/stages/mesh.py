@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
@@ -16,34 +15,44 @@ from igneous_airflow.fields import (
     WHERE,
     Bounds,
     Compress,
+    Confirm,
     FillMissing,
     FolderInLayer,
+    KeepDeleted,
     LabelList,
     LabelTable,
     LayerUrl,
     MemoryTarget,
     Mip,
     PositiveVec3,
+    TrashEntry,
     section,
 )
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.proof import Account
 from igneous_airflow.stage import Audit, Plan, Stage, Work
+from igneous_airflow.storage.methods import PERMISSIONS
 
 if TYPE_CHECKING:
-    from igneous_airflow.kernels.meshing import LabelMesh
     from igneous_airflow.meshes.cutout import MeshOptions
     from igneous_airflow.meshes.place import MeshPlace
+    from igneous_airflow.meshes.replacing import OldMeshes
+    from igneous_airflow.meshes.scope import Scope
+    from igneous_airflow.storage.mesh_info import Begun
+    from igneous_airflow.storage.trash import Trash
 
 #: Parameters that do not change a fragment.
-_NOT_IN_FRAGMENTS = {"layer", "bounds", "mesh_dir", "compress", "new_grid", "memory_target"}
+_NOT_IN_FRAGMENTS = PERMISSIONS | {
+    "layer", "bounds", "mesh_dir", "compress", "new_grid", "memory_target"
+}  # fmt: skip
 
 
 class Mesh(Stage):
     """Make the surface of every label of a segmentation, so that a viewer can show it in 3-D.
 
     Tasks are blocks of the volume. Each leaves a fragment for every label in it; `mesh_manifest`
-    puts the fragments of a label together. Fragments of neighbouring blocks meet exactly.
+    puts the fragments of a label together. Fragments of neighbouring blocks meet exactly. A run of
+    some labels or of a part leaves all other meshes as they are.
     """
 
     name: ClassVar[str] = "mesh"
@@ -78,7 +87,7 @@ class Mesh(Stage):
         Field(
             title="Remap table",
             description="Give labels new names before anything else, as 17:1,42:1 to join 17 and "
-            "42; labels not in the table get no mesh. Empty: they keep their names.",
+            "42; labels not in the table get no mesh, or keep theirs. Empty: names stay.",
             json_schema_extra=section(WHAT),
         ),
     ] = None
@@ -86,7 +95,7 @@ class Mesh(Stage):
         LabelList | None,
         Field(
             title="Objects",
-            description="Labels to mesh, as 17,42. Empty: all.",
+            description="Labels to mesh, as 17,42; the meshes of others stay. Empty: all.",
             json_schema_extra=section(WHAT),
         ),
     ] = None
@@ -94,7 +103,7 @@ class Mesh(Stage):
         LabelList | None,
         Field(
             title="Excluded objects",
-            description="Labels that get no mesh, as 17,42.",
+            description="Labels that get no mesh, as 17,42, or keep the one that they have.",
             json_schema_extra=section(WHAT),
         ),
     ] = None
@@ -104,7 +113,7 @@ class Mesh(Stage):
             ge=0,
             title="Dust threshold",
             description="Leave out objects of fewer voxels in a task's block, unless they go on in "
-            "a neighbouring block.",
+            "a neighbouring block. Meshes that they have stay.",
             json_schema_extra=section(WHAT),
         ),
     ] = 0
@@ -152,9 +161,10 @@ class Mesh(Stage):
         bool,
         Field(
             title="New grid",
-            description="Mesh anew although the directory holds meshes of another mip or task "
-            "shape. `mesh_manifest` then has to be told to remove the stale fragments; the spatial "
-            "index of the old grid is removed at once.",
+            description="Replace the meshes in the directory, those of all labels, although they "
+            "are of another mip or task shape. With `keep_deleted` they go to the trash of a layer "
+            "on disk; otherwise `mesh_manifest` has to be told to remove the stale fragments, and "
+            "the spatial index of the old grid is removed at once.",
             json_schema_extra=section(HOW),
         ),
     ] = False
@@ -168,6 +178,17 @@ class Mesh(Stage):
         ),
     ] = None
     memory_target: MemoryTarget = 3_500_000_000
+    confirm: Confirm = False
+    keep_deleted: Annotated[
+        KeepDeleted,
+        Field(
+            description="Move meshes that are replaced all together to the folder .trash of the "
+            "layer, from where `igneous-airflow trash restore` brings them back: with `new_grid`, "
+            "or where all labels of the whole volume are meshed with other parameters. Only on "
+            "disks.",
+        ),
+    ] = True
+    trash_entry: TrashEntry = None
 
     @property
     def output(self) -> str:
@@ -175,22 +196,31 @@ class Mesh(Stage):
         return self.layer
 
     def resolved(self) -> Self:
-        """Replace mip -1, and note the directory and the shape, which `prepare` may change."""
+        """Replace mip -1, and note the directory and the shape, which `prepare` may change.
+
+        Notes as well where meshes are kept that are replaced.
+        """
+        from igneous_airflow.storage.trash import new_entry_name
+
         place = self._place()
         found = {"mip": place.info.mip, "shape": place.info.cell}
-        return self.model_copy(update={**found, "mesh_dir": place.folder.directory})
+        entry = self.trash_entry or new_entry_name()
+        there = {"mesh_dir": place.folder.directory, "trash_entry": entry}
+        return self.model_copy(update=found | there)
 
     def plan(self) -> Plan:
         """Count tasks, voxels, bytes and memory, and name every reason to refuse."""
         try:
             place = self._place()
-            refusals = list(place.problems())
+            refusals = tuple(place.problems())
             if not refusals:
                 place.layer.folder.check_writable()
+                return self._asking(self._counted(place), place)
         except IgneousError as error:
-            return Plan(stage=self.name, refusals=(str(error),))
-        if refusals:
-            return Plan(stage=self.name, refusals=tuple(refusals))
+            refusals = (str(error),)
+        return Plan(stage=self.name, refusals=refusals)
+
+    def _counted(self, place: "MeshPlace") -> Plan:
         cells, most = place.cells, self.max_simplification_error
         return Plan(
             stage=self.name,
@@ -208,22 +238,76 @@ class Mesh(Stage):
             notes=tuple(self._notes(place)),
         )
 
+    def _asking(self, plan: Plan, place: "MeshPlace") -> Plan:
+        """The plan with the meshes that it replaces."""
+        from igneous_airflow.confirmation import Replaced, asking
+        from igneous_airflow.meshes.replacing import find_old
+
+        old = find_old(place, self._scope())
+        if old is None:
+            return plan
+        directory = place.folder.directory
+        method = self.provenance() if self._has_begun(place) else old.method
+        replaced = Replaced(directory, old.found, method, kind="fragment", others=old.others)
+        plan = asking(plan, self, f"meshes in {place.folder.url}", [replaced])
+        return plan.model_copy(update={"notes": (*plan.notes, *self._fate(place, old))})
+
+    def _fate(self, place: "MeshPlace", old: "OldMeshes") -> Iterator[str]:
+        """What becomes of meshes that are replaced."""
+        if self._moves(place, old):
+            yield (
+                "the meshes that are there go to the trash of the layer: until the new ones have "
+                "their manifests, viewers show none"
+            )
+        elif place.has_other_grid and not self._scope().is_everything:
+            yield "the meshes of labels that this run does not make go too: their grid is replaced"
+
     def prepare(self) -> None:
         """Write the mesh directory's info, and its name into the layer's info.
 
         Cells of the region that were meshed with other parameters count as not meshed from now on.
+        Where all meshes are replaced, those that are there go to the trash first, if they are kept.
         """
         from igneous_airflow.meshes.audit import remove_other_records
+        from igneous_airflow.meshes.keeping import keys_of_moved, move_meshes
+        from igneous_airflow.meshes.replacing import find_old
         from igneous_airflow.storage.info import name_mesh_directory
         from igneous_airflow.storage.mesh_info import spatial_index_entry
         from igneous_airflow.storage.overlap import Overlap
 
         place = self._place()
-        index = spatial_index_entry(place.scale, place.info.cell) if self.spatial_index else None
-        place.folder.add_part(place.info, index)
-        with Overlap(place.layer.overlap_width) as overlap:
-            remove_other_records(place.folder, place.cells, self._fingerprint(), overlap)
+        has_index = self._has_index(place)
+        index = spatial_index_entry(place.scale, place.info.cell) if has_index else None
+        trash = self._trash(place)
+        if trash and self._moves(place, find_old(place, self._scope())):
+            move_meshes(place, trash)
+        start = keys_of_moved(place, trash) if trash else {}
+        place.folder.add_part(place.info, index, self._begun(place), start)
+        if self._scope().is_everything:
+            with Overlap(place.layer.overlap_width) as overlap:
+                remove_other_records(place.folder, place.cells, self._fingerprint(), overlap)
         name_mesh_directory(place.layer.folder, place.folder.directory)
+
+    def _trash(self, place: "MeshPlace") -> "Trash | None":
+        """Where meshes are kept that are replaced; None where they are not."""
+        from igneous_airflow.storage.trash import Trash
+
+        if not self.keep_deleted or self.trash_entry is None or not place.layer.folder.renames:
+            return None
+        return Trash(place.layer.folder, self.trash_entry)
+
+    def _moves(self, place: "MeshPlace", old: "OldMeshes | None") -> bool:
+        """Whether the directory goes to the trash: its meshes are others', and all replaced."""
+        from igneous_airflow.confirmation import is_own
+
+        trash = self._trash(place)
+        if old is None or trash is None or self._has_begun(place):
+            return False
+        if trash.holds(place.folder.directory):  # moved by this run before
+            return False
+        if place.has_other_grid:
+            return self.new_grid
+        return self._scope().is_everything and place.is_whole and not is_own(self, old.method)
 
     def cells(self) -> Sequence[BoundingBox]:
         """Blocks of the volume, on one grid whatever the bounds."""
@@ -231,50 +315,78 @@ class Mesh(Stage):
 
     def run(self, cell: BoundingBox) -> Work:
         """Write the fragment of every label in a block, then a record of which these are."""
-        from igneous_airflow.kernels.meshing import surfaces
-        from igneous_airflow.meshes.cutout import read_labels
-        from igneous_airflow.storage.mesh_info import spatial_index_name
-        from igneous_airflow.storage.meshes import Record, encode_fragment
-        from igneous_airflow.storage.overlap import Overlap
+        from igneous_airflow.meshes.cells import CellMesher
 
         place = self._place()
-        layer, scale, folder = place.layer, place.scale, place.folder
-        error = float(self.max_simplification_error) if self.simplification else None
-        boxes: dict[int, list[int]] = {}
-        sizes: list[int] = []
+        mesher = CellMesher(
+            place,
+            self._options(),
+            self._scope(),
+            parameters=self._fingerprint(),
+            error=float(self.max_simplification_error) if self.simplification else None,
+            compress=self.compress,
+            has_index=self._has_index(place),
+        )
+        sizes, fragments = mesher.mesh(cell)
+        return Work(
+            voxels=cell.voxels,
+            chunks_written=fragments,
+            bytes_written=sum(sizes.values()),
+            files=sizes,
+        )
 
-        def write(mesh: "LabelMesh") -> None:
-            content = encode_fragment(mesh.vertices, mesh.faces)
-            sizes.append(folder.write_fragment(mesh.label, cell, content, self.compress))
-
-        with Overlap(layer.overlap_width) as overlap:
-            labels = read_labels(layer, scale, cell, self._options(), overlap)
-            for mesh in surfaces(*labels, error):
-                boxes[mesh.label] = mesh.box
-                overlap.submit(partial(write, mesh))
-        if self.spatial_index:
-            name = spatial_index_name(cell, scale)
-            sizes.append(folder.write_spatial_index(name, boxes, self.compress))
-        folder.write_record(cell, Record(self._fingerprint(), tuple(boxes)))
-        return Work(voxels=cell.voxels, chunks_written=len(boxes), bytes_written=sum(sizes))
-
-    def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002
-        """Check that every fragment exists, remove those of earlier parameters, record it.
+    def finish(self, by: str, account: Account | None = None) -> Audit:
+        """Check that every fragment exists, remove those that are replaced by none, record it.
 
         The proof: each cell left a record of its labels, made with these parameters, and a listing
-        of the directory has a fragment for each of them.
+        of the directory has a fragment for each of them, with the bytes that its task wrote.
         """
-        from igneous_airflow.meshes.audit import audit_fragments, recorded_labels
+        from igneous_airflow.confirmation import in_trash
+        from igneous_airflow.meshes.audit import StoredSizes, audit_fragments, recorded_labels
         from igneous_airflow.storage.overlap import Overlap
         from igneous_airflow.storage.provenance import record_processing
 
         place = self._place()
         folder, cells = place.folder, place.cells
         with Overlap(place.layer.overlap_width) as overlap:
-            labels = recorded_labels(folder, cells, self._fingerprint(), overlap)
-        count = audit_fragments(place, labels, spatial_index=self.spatial_index)
-        record_processing(place.layer.folder, self.provenance(), by)
-        return Audit(outputs={folder.directory: count}, files="fragments")
+            records = recorded_labels(folder, cells, self._fingerprint(), overlap)
+        has_index = self._has_index(place)
+        stored = StoredSizes.recorded(folder, account, records)
+        count = audit_fragments(place, records, stored, self._scope(), spatial_index=has_index)
+        written = {folder.directory: place.region}
+        record_processing(place.layer.folder, self.provenance(), by, written=written)
+        folder.end_part(self._begun(place))  # last: until then these meshes are this run's
+        moved = in_trash(self._trash(place))
+        return Audit(outputs={folder.directory: count}, files="fragments", moved=moved)
+
+    def _scope(self) -> "Scope":
+        """The labels whose meshes this run makes or replaces."""
+        from igneous_airflow.meshes.scope import Scope
+
+        return Scope.of(
+            self.remap_table, self.object_ids, self.exclude_object_ids, self.dust_threshold
+        )
+
+    def _begun(self, place: "MeshPlace") -> "Begun":
+        from igneous_airflow.storage.mesh_info import Begun
+
+        return Begun(self._fingerprint(), place.region, self._scope().is_everything)
+
+    def _has_begun(self, place: "MeshPlace") -> bool:
+        """Whether a run of these parameters has begun with this region, and not finished."""
+        present = place.present
+        return (
+            present is not None
+            and present.has_grid_of(place.info)
+            and self._begun(place) in present.unfinished
+        )
+
+    def _has_index(self, place: "MeshPlace") -> bool:
+        """Whether cells get a spatial index: a run of some labels goes by what is there."""
+        present = place.present
+        if self._scope().is_everything or present is None or place.has_other_grid:
+            return self.spatial_index
+        return "spatial_index" in present.others
 
     def _place(self) -> "MeshPlace":
         from igneous_airflow.meshes.place import MeshRequest, find_place
@@ -303,7 +415,7 @@ class Mesh(Stage):
 
     def _fingerprint(self) -> str:
         """The parameters that fragments depend on, in short."""
-        parameters = self.model_dump(mode="json", exclude=_NOT_IN_FRAGMENTS)
+        parameters = self.model_dump(mode="json", exclude=set(_NOT_IN_FRAGMENTS))
         return sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:16]
 
     def _notes(self, place: "MeshPlace") -> Iterator[str]:

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from igneous_airflow.errors import AuditFailed, IgneousError, InvalidParameter
-from igneous_airflow.fields import HOW, LIMITS, LayerUrl, section
+from igneous_airflow.fields import HOW, LIMITS, Confirm, LayerUrl, section
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.prefixes import Prefixes, PrefixGroup
-from igneous_airflow.proof import Account
-from igneous_airflow.stage import Audit, Plan, Stage, Work
+from igneous_airflow.proof import Account, FoundFile, require_files
+from igneous_airflow.stage import Audit, Plan, Stage, Work, human_bytes
 
 if TYPE_CHECKING:
     from igneous_airflow.storage.info import Scale
     from igneous_airflow.storage.layer import Layer
     from igneous_airflow.storage.mesh_info import MeshInfo
-    from igneous_airflow.storage.meshes import MeshFolder
+    from igneous_airflow.storage.meshes import MeshFolder, Record
 
 _GROUPS_ON_DISK = 8  # where each task reads the whole listing
 _NAMED_AT_MOST = 10
@@ -67,6 +67,7 @@ class MeshManifest(Stage):
             json_schema_extra=section(HOW),
         ),
     ] = False
+    confirm: Confirm = False
 
     @property
     def output(self) -> str:
@@ -77,7 +78,7 @@ class MeshManifest(Stage):
         """Count labels and fragments, and name every reason to refuse."""
         try:
             job = self._job()
-            census = _Census(job, islice(job.meshes.names(), _LOOKED_AT))
+            census = _Census(job, islice(job.meshes.sizes(), _LOOKED_AT))
             unfinished, stale = tuple(self._unfinished(job)), tuple(self._stale(job, census))
             if not unfinished and not stale:
                 job.layer.folder.check_writable()
@@ -88,7 +89,7 @@ class MeshManifest(Stage):
             return Plan(stage=self.name, refusals=unfinished + stale, awaited=awaited)
         at_least = "at least " if census.size == _LOOKED_AT else ""
         fragments = sum(map(len, census.cells.values()))
-        return Plan(
+        plan = Plan(
             stage=self.name,
             writes_to=job.layer.folder.url,
             tasks=len(job.groups),
@@ -99,6 +100,21 @@ class MeshManifest(Stage):
             ),
             notes=tuple(self._notes(job, census)),
         )
+        return self._asking(plan, job, census)
+
+    def _asking(self, plan: Plan, job: "_Job", census: "_Census") -> Plan:
+        """The plan with the stale files that it deletes."""
+        if not census.stale:
+            return plan
+        strays, manifests = len(census.strays), len(census.stale) - len(census.strays)
+        more = "at least " if census.size == _LOOKED_AT else ""
+        going = (
+            f"{more}{strays:,} stale fragments and {manifests:,} manifests of labels without "
+            f"fragments, {human_bytes(census.stale_bytes)}, of {job.meshes.url}"
+        )
+        question = f"confirm: {going} would be deleted for good: set `confirm` to start"
+        unconfirmed = "" if self.confirm else question
+        return plan.model_copy(update={"deletions": (going,), "unconfirmed": unconfirmed})
 
     def prepare(self) -> None:
         """Write nothing: manifests need no metadata."""
@@ -112,40 +128,51 @@ class MeshManifest(Stage):
         from igneous_airflow.storage.overlap import Overlap
 
         job = self._job()
-        census = _Census(job, job.meshes.names_starting(cell.starts))
+        census = _Census(job, _named(job, cell))
         if problems := list(self._stale(job, census)):
             raise InvalidParameter("; ".join(problems))
-        sizes: list[int] = []
+        sizes: dict[str, int] = {}
 
         def write(label: int, cells: list[str]) -> None:
-            sizes.append(job.meshes.write_manifest(label, cells))
+            sizes[job.meshes.manifest_name(label)] = job.meshes.write_manifest(label, cells)
 
         with Overlap(job.layer.overlap_width) as overlap:
             for label, cells in sorted(census.cells.items()):
                 overlap.submit(partial(write, label, sorted(cells, key=job.index_of)))
         job.meshes.delete(census.stale)  # when no manifest names them any more
-        return Work(chunks_written=len(sizes), bytes_written=sum(sizes))
+        return Work(
+            chunks_written=len(sizes),
+            bytes_written=sum(sizes.values()),
+            files=sizes,
+            folders=(job.meshes.directory,),
+        )
 
-    def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002
+    def finish(self, by: str, account: Account | None = None) -> Audit:
         """Check that every label with fragments has its manifest, and record what was done."""
         from igneous_airflow.storage.provenance import record_processing
 
         job = self._job()
-        count, wrong, cells = 0, list[str](), list[int]()
-        for cell, group in enumerate(job.groups):
-            census = _Census(job, job.meshes.names_starting(group.starts))
+        count, stale, cells = 0, list[str](), list[int]()
+
+        def files_of(block: int) -> Iterator[FoundFile]:
+            nonlocal count
+            census = _Census(job, job.meshes.sizes_starting(job.groups[block].starts))
             count += len(census.manifests)
-            before = len(wrong)
-            wrong += [f"{label}:0 is missing" for label in sorted(census.without_manifest)]
-            wrong += [f"{name} is stale" for name in census.stale]
-            cells += [cell] if len(wrong) > before else []
-        if wrong:
+            if census.stale:
+                stale.extend(census.stale)
+                cells.append(block)
+            sizes = census.manifests
+            for label in sorted(census.cells):
+                yield FoundFile(job.meshes.manifest_name(label), sizes.get(label))
+
+        require_files(files_of, len(job.groups), job.meshes.url, account)
+        if stale:
             raise AuditFailed(
-                f"{job.meshes.url}: {len(wrong):,} files are not as they should be although every "
-                f"task reported success: {', '.join(wrong[:_NAMED_AT_MOST])}.",
+                f"{job.meshes.url}: {len(stale):,} files are stale although every task reported "
+                f"success: {', '.join(stale[:_NAMED_AT_MOST])}.",
                 cells,
             )
-        record_processing(job.layer.folder, self.provenance(), by)
+        record_processing(job.layer.folder, self.provenance(), by, written={})
         return Audit(outputs={job.meshes.directory: count}, files="manifests")
 
     def _job(self) -> "_Job":
@@ -185,8 +212,10 @@ class MeshManifest(Stage):
     def _notes(self, job: "_Job", census: "_Census") -> Iterator[str]:
         if not job.info.parts:
             yield "the meshes were not made by `mesh`: whether all are there cannot be told"
-        if job.undone:
+        if job.unrecorded:
             yield f"{_undone(job)}, and are left out"
+        elif job.undone:
+            yield f"{_undone(job)}: they have fragments of earlier runs, which are taken"
         if not census.cells:
             yield "there are no fragments"
         if census.stale:
@@ -220,9 +249,26 @@ class _Job:
         return frozenset(str(cell) for part in parts for cell in self.grid.overlapping(part))
 
     @cached_property
-    def undone(self) -> frozenset[str]:
-        """Those that have not been meshed, or are being meshed anew."""
+    def unrecorded(self) -> frozenset[str]:
+        """Those that have not been meshed, or of which all labels are being meshed again."""
         return self.promised - self.meshes.recorded() if self.promised else frozenset()
+
+    @cached_property
+    def undone(self) -> frozenset[str]:
+        """Those, and the ones of which a run that has not finished has yet to mesh some labels."""
+        waiting = (
+            str(cell)
+            for begun in self.info.unfinished
+            for cell, record in self._records(begun.part)
+            if record is None or record.parameters != begun.parameters
+        )
+        return self.unrecorded | frozenset(waiting)
+
+    def _records(self, part: BoundingBox) -> "Iterator[tuple[BoundingBox, Record | None]]":
+        from igneous_airflow.storage.overlap import Overlap
+
+        with Overlap(self.layer.overlap_width) as overlap:
+            yield from overlap.map(self.meshes.readable_record, self.grid.overlapping(part))
 
     def index_of(self, cell: str) -> int:
         """The number of a cell of the meshes, -1 for any other text; the same few come often."""
@@ -237,39 +283,48 @@ class _Job:
     def _in_parts(self, cell: BoundingBox) -> bool:
         """Whether this is one of the cells asked for: fragments elsewhere may be of another mip."""
         parts = self.info.parts
-        return not parts or any(part.intersection(cell) for part in parts)
+        if not parts or self.info.has_others:
+            return True
+        return any(part.intersection(cell) for part in parts)
 
     def leaves_out(self, cell: str) -> bool:
         """Whether what a cell of the meshes has does not count yet: a task may be at work there."""
         # records are listed where the plan has let a cell without one pass, and only there
-        return self.allow_incomplete and cell in self.undone
+        return self.allow_incomplete and cell in self.unrecorded
 
 
 class _Census:
     """What there is of the labels of some files: cells of fragments, manifests, and stale files.
 
     Stale are strays, which are fragments of cells that are none of the meshes', and manifests
-    without fragments.
+    without fragments. `files` are names and bytes.
     """
 
-    def __init__(self, job: _Job, names: Iterable[str]) -> None:
+    def __init__(self, job: _Job, files: Iterable[tuple[str, int]]) -> None:
         from igneous_airflow.storage.meshes import read_name
 
         self.cells: dict[int, list[str]] = {}
-        self.manifests: set[int] = set()
+        self.manifests: dict[int, int] = {}  # stored bytes by label
         self.strays: list[str] = []
         self.size = 0
-        for name in names:
+        stray_bytes = 0
+        for name, size in files:
             self.size += 1
             label, cell = read_name(name)
             if label == 0:
                 continue
             if not cell:
-                self.manifests.add(label)
+                self.manifests[label] = size
             elif job.index_of(cell) < 0:
                 self.strays.append(name)
+                stray_bytes += size
             elif not job.leaves_out(cell):
                 self.cells.setdefault(label, []).append(cell)
-        self.without_manifest = self.cells.keys() - self.manifests
-        without_fragments = sorted(self.manifests - self.cells.keys())
+        without_fragments = sorted(self.manifests.keys() - self.cells.keys())
         self.stale = [*self.strays, *(f"{label}:0" for label in without_fragments)]
+        self.stale_bytes = stray_bytes + sum(self.manifests[n] for n in without_fragments)
+
+
+def _named(job: _Job, group: PrefixGroup) -> Iterator[tuple[str, int]]:
+    """The files of a group's labels; a task needs no sizes, which are 0."""
+    return ((name, 0) for name in job.meshes.names_starting(group.starts))

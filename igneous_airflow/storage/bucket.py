@@ -138,13 +138,17 @@ class BucketFolder:
             yield from dict.fromkeys(found)
 
     def names_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[str]:
+        return (name for name, _ in self.sizes_starting(prefix, starts))
+
+    def sizes_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[tuple[str, int]]:
         folder = f"{prefix}/" if prefix else ""
         with self._errors("list", prefix):
             for start in starts:
-                for path in self._files.list(prefix=f"{folder}{start}", flat=True):
+                for entry in self._files.list(prefix=f"{folder}{start}", flat=True, size=True):
+                    path, size = (entry, 0) if isinstance(entry, str) else entry
                     name = path.removeprefix(folder)
                     if "/" not in name:  # which cloud-files lists as well
-                        yield plain_name(name)
+                        yield plain_name(name), size
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         with self._errors("list", prefix):
@@ -188,6 +192,13 @@ class BucketFolder:
             left = list(self._files.list(prefix=f"{prefix}/"))
         for name in left:
             self.delete(name)  # says why it could not be deleted
+
+    @property
+    def renames(self) -> bool:
+        return False
+
+    def rename(self, old: str, new: str) -> bool:
+        raise InvalidParameter(f"{self._url} is a bucket: {old} cannot be moved to {new}")
 
     def check_writable(self) -> None:
         if self._url.startswith(_READ_ONLY):

@@ -4,87 +4,42 @@ The encodings themselves are cloud-volume's. Compression is ours to choose, beca
 speed of everything: cloud-volume always gzips at libdeflate's level 9.
 """
 
-import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
+from struct import unpack
 from typing import TYPE_CHECKING, Any
 
 from igneous_airflow.errors import CorruptChunk, InvalidParameter
 from igneous_airflow.geometry.bbox import Vec3
+from igneous_airflow.storage.encodings import READ_ONLY, codec_problem, writing_problem
 from igneous_airflow.storage.files import Buffer, StoredFile
+from igneous_airflow.storage.label_chunks import (
+    check_crackle,
+    checked_compresso,
+    checked_segmentation,
+)
+from igneous_airflow.storage.picture_chunks import check_jpeg, check_png, decode_jxl
+from igneous_airflow.storage.streams import joined, pieces
+from igneous_airflow.storage.tuning import Tuning, encoder_options
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: What each encoding can hold: data types (empty: any) and numbers of channels (empty: any).
-_LIMITS: dict[str, tuple[frozenset[str], frozenset[int]]] = {
-    "raw": (frozenset(), frozenset()),
-    "jpeg": (frozenset({"uint8"}), frozenset({1, 3})),
-    "jxl": (frozenset({"uint8"}), frozenset({1})),  # cloud-volume garbles three channels
-    "png": (frozenset({"uint8"}), frozenset({1, 2, 3, 4})),
-    "compressed_segmentation": (frozenset({"uint32", "uint64"}), frozenset({1})),
-    "compresso": (frozenset({"uint8", "uint16", "uint32", "uint64"}), frozenset({1})),
-    "crackle": (frozenset({"uint8", "uint16", "uint32", "uint64"}), frozenset({1})),
-    "fpzip": (frozenset({"float32", "float64"}), frozenset()),
-    "kempressed": (frozenset({"float32"}), frozenset({3})),
-    "zfpc": (frozenset({"float32", "float64", "int32", "int64"}), frozenset()),
-}
 _PICTURES = frozenset({"jpeg", "png"})
 #: Encodings whose bytes a general compressor still makes smaller.
 _COMPRESSIBLE = frozenset({"raw", "compressed_segmentation", "compresso", "crackle"})
 _LIBDEFLATE_LEVEL = 6  # labels: a quarter of the time of level 9 for 2 to 16 % more bytes
-_LARGEST_PICTURE = 65_500  # pixels along an edge of a jpeg, which has x across and y * z down
 _BROTLI_HIGHEST = 11
+_GZIP_MAGIC = b"\x1f\x8b\x08"  # how a stream begins
 _GZIP_WINDOW = 31  # zlib's number for a gzip stream of any window
 _LARGE_CHUNK = 1 << 17  # bytes
-_PIECE, _PIECE_STORED = 1 << 20, 1 << 10  # bytes
 _ISAL_LEVEL = 1  # grey values: a twelfth of the time of libdeflate for 0.1 % more bytes
 
 
-def encoding_problem(encoding: str, data_type: str, channels: int, chunk_size: Vec3) -> str | None:
-    """Say why an encoding cannot hold such voxels in such chunks, or None when it can."""
-    if encoding not in _LIMITS:
-        return f"encoding {encoding!r} is unknown: choose one of {', '.join(sorted(_LIMITS))}"
-    data_types, _ = _LIMITS[encoding]
-    if data_types and data_type not in data_types:
-        allowed = ", ".join(sorted(data_types))
-        return f"encoding {encoding} holds {allowed}, not {data_type}: choose raw"
-    if problem := _codec_problem(encoding, channels):
-        return problem
-    return _picture_problem(chunk_size) if encoding == "jpeg" else None
-
-
-def _codec_problem(encoding: str, channels: int) -> str | None:
-    """Say why chunks of so many channels can be neither written nor read here."""
-    _, channel_counts = _LIMITS.get(encoding, (frozenset(), frozenset()))
-    if channel_counts and channels not in channel_counts:
-        allowed = ", ".join(map(str, sorted(channel_counts)))
-        return f"encoding {encoding} holds {allowed} channel(s), not {channels}: choose raw"
-    if encoding == "raw":
-        return None
-    from cloudvolume.chunks import NEEDS_INSTALL  # takes seconds to import
-
-    missing = NEEDS_INSTALL.get("fpzip" if encoding == "kempressed" else encoding)
-    if missing:
-        return f"encoding {encoding} needs a library that is not installed: pip install {missing}"
-    return None
-
-
 def _require_codec(encoding: str, channels: int) -> None:
-    if problem := _codec_problem(encoding, channels):
+    if problem := codec_problem(encoding, channels):
         raise InvalidParameter(problem)
-
-
-def _picture_problem(chunk_size: Vec3) -> str | None:
-    across, down = chunk_size.x, chunk_size.y * chunk_size.z
-    if max(across, down) <= _LARGEST_PICTURE:
-        return None
-    return (
-        f"encoding jpeg: a chunk of {chunk_size} voxels is a picture of {across} by {down} pixels, "
-        f"and {_LARGEST_PICTURE} are the most: choose a smaller chunk_size"
-    )
 
 
 def compression_for(compress: str, encoding: str) -> str:
@@ -122,74 +77,86 @@ def compress_bytes(
     )
 
 
-def decompress_bytes(file: StoredFile, most: int | None = None) -> Buffer:
+def decompress_bytes(file: StoredFile, most: int) -> Buffer:
     """Undo a file's compression; the content may have `most` bytes.
 
-    Raises CorruptChunk when it has more, or when its bytes are damaged.
+    Raises CorruptChunk when it has more, without taking memory for them, or when the bytes are
+    damaged.
     """
-    if most is not None:
-        return _decompress_at_most(file, most)
     if file.compression == "":
-        return file.content
+        return _bounded(file.content, "file", most)
     with _named_if_damaged(file):
-        if file.compression == "gzip":
-            import deflate
-
-            return deflate.gzip_decompress(file.content)
-        from cloudfiles import compression as cloud_compression
-
-        return bytes(cloud_compression.decompress(file.content, file.compression))
+        content = _only_gzip_stream(file.content, most) if file.compression == "gzip" else None
+        if content is None:
+            content = joined(pieces(file.content, file.compression), most)
+    return _bounded(content, f"{file.compression} stream", most)
 
 
-def _decompress_at_most(file: StoredFile, most: int) -> Buffer:
-    """Undo a compression piece by piece, so that a short stream cannot become a long one."""
-    content = bytearray()
-    with _named_if_damaged(file):
-        for piece in _pieces(file):
-            content += piece
-            if len(content) > most:
-                break
+def _bounded(content: Buffer, what: str, most: int) -> Buffer:
     if len(content) > most:
-        raise CorruptChunk(f"it holds more than the {most:,} bytes that are expected")
+        raise _too_long(what, f"at least {len(content):,}", most)
     return content
 
 
-def _pieces(file: StoredFile) -> Iterator[Buffer]:
-    if file.compression == "":
-        yield file.content
-    elif file.compression == "gzip":
-        with gzip.GzipFile(fileobj=BytesIO(file.content)) as stream:
-            yield from iter(lambda: stream.read(_PIECE), b"")
-    elif file.compression == "br":
-        import brotli
+def _too_long(what: str, size: str, most: int) -> CorruptChunk:
+    return CorruptChunk(
+        f"the {what} holds {size} bytes, but at most {most:,} are expected: restore the file, or "
+        "write it again"
+    )
 
-        decoder = brotli.Decompressor()
-        for start in range(0, len(file.content), _PIECE_STORED):
-            yield decoder.process(bytes(file.content[start : start + _PIECE_STORED]))
-    else:
-        import zstandard
 
-        yield from zstandard.ZstdDecompressor().read_to_iter(bytes(file.content))
+def _only_gzip_stream(content: Buffer, most: int) -> Buffer | None:
+    """Undo gzip at full speed, by libdeflate; None where that cannot be trusted.
+
+    libdeflate reads only the first stream of several, and takes as much memory as the last 4 bytes
+    say. Raises CorruptChunk when these say more than `most`.
+    """
+    import deflate
+
+    checksum, size = unpack("<II", bytes(content[-8:]).rjust(8, b"\0"))
+    if size > most:
+        raise _too_long("gzip stream", f"{size:,}", most)
+    # Noise of the expected size is spared the search, which would take a twelfth of the time.
+    is_noise = size >> 1 < len(content) <= size + (size >> 10) and 2 * size > most
+    if size == 0 or (not is_noise and _holds_streams_of(size, content)):
+        return None
+    try:
+        undone: Buffer = deflate.gzip_decompress(content, size)
+    except deflate.DeflateError:
+        return None
+    is_last = len(undone) == size and (not is_noise or deflate.crc32(undone) == checksum)
+    return undone if is_last else None
+
+
+def _holds_streams_of(size: int, content: Buffer) -> bool:
+    """Whether a stream of gzip may follow one that says that it is of this size."""
+    return bytes(content).rfind(size.to_bytes(4, "little") + _GZIP_MAGIC) >= 0
 
 
 def decompress_first(file: StoredFile, count: int) -> Buffer:
     """The first bytes of a file without its compression, fewer where it has no more.
 
-    The rest of a gzip stream is neither decoded nor checked. Raises CorruptChunk when the bytes are
-    damaged.
+    The rest is neither decoded nor checked. Raises CorruptChunk when the bytes are damaged.
     """
-    if file.compression != "gzip":
-        return memoryview(decompress_bytes(file))[:count]
-    from isal import isal_zlib
-
+    if file.compression == "":
+        return memoryview(file.content)[:count]
     with _named_if_damaged(file):
-        return isal_zlib.decompressobj(_GZIP_WINDOW).decompress(file.content, count)
+        if file.compression == "gzip":
+            from isal import isal_zlib
+
+            decoder = isal_zlib.decompressobj(_GZIP_WINDOW)
+            content: Buffer = decoder.decompress(file.content, count)
+            if len(content) == count:
+                return content
+        return memoryview(joined(pieces(file.content, file.compression), count - 1))[:count]
 
 
 @contextmanager
 def _named_if_damaged(file: StoredFile) -> Iterator[None]:
     try:
         yield
+    except CorruptChunk:
+        raise
     except Exception as error:
         raise CorruptChunk(f"the {file.compression} stream is damaged: {error}") from error
 
@@ -212,7 +179,7 @@ def encode(
     encoding: str,
     *,
     block_size: Vec3 | None = None,
-    quality: int | None = None,
+    tuning: Tuning = (),
 ) -> Buffer:
     """Encode an (x, y, z, channel) array; raises InvalidParameter when the encoding cannot.
 
@@ -223,6 +190,8 @@ def encode(
     if encoding == "raw":
         return np.asfortranarray(array).reshape(-1, order="F").view(np.uint8).data
     _require_codec(encoding, array.shape[3])
+    if problem := writing_problem(encoding):
+        raise InvalidParameter(problem)
     from cloudvolume import chunks
 
     try:
@@ -231,7 +200,7 @@ def encode(
                 np.require(array, requirements="W"),  # compresso refuses read-only memory
                 encoding,
                 block_size=tuple(block_size) if block_size else None,
-                compression_params={} if quality is None else {"level": quality},
+                compression_params=encoder_options(encoding, tuning),
             )
         )
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
@@ -259,20 +228,9 @@ def decode(
     try:
         if encoding == "raw":
             return np.frombuffer(content, dtype=dtype.newbyteorder("<")).reshape(shape, order="F")
-        from cloudvolume import chunks
-
-        content = bytes(content)  # some decoders take no other buffer
         if not content:  # cloud-volume would read zeros
             raise ValueError("the file is empty")
-        if encoding == "compressed_segmentation":
-            content = _checked_segmentation(content, Vec3.of(shape[:3]), dtype, block_size)
-        array = chunks.decode(
-            content,
-            encoding,
-            shape=shape,
-            dtype=dtype,
-            block_size=tuple(block_size) if block_size else None,
-        )
+        array = _decoded(bytes(content), encoding, shape, dtype, block_size)
         if not np.can_cast(array.dtype, dtype):
             raise ValueError(f"the file holds {array.dtype}")
         if encoding in _PICTURES and shape[3] > 1:  # cloud-volume takes pixels for planes
@@ -283,24 +241,35 @@ def decode(
         raise CorruptChunk(f"cannot decode as {encoding} {dtype} {shape}: {error}") from error
 
 
-def _checked_segmentation(
-    content: Buffer, size: Vec3, dtype: "np.dtype[Any]", block_size: Vec3 | None
-) -> bytes:
-    """Check the offsets in a compressed_segmentation chunk: its decoder reads wherever they point.
+def _decoded(
+    content: bytes,
+    encoding: str,
+    shape: tuple[int, int, int, int],
+    dtype: "np.dtype[Any]",
+    block_size: Vec3 | None,
+) -> "NDArray[Any]":
+    """Decode what was checked first, since decoders believe whatever they read."""
+    size = Vec3.of(shape[:3])
+    if encoding in READ_ONLY:
+        from igneous_airflow.storage import float_chunks
 
-    The zeros added at the end keep indices into the last table of labels inside. Raises ValueError.
-    Format: https://github.com/google/neuroglancer/tree/master/src/sliceview/compressed_segmentation
-    """
-    import numpy as np
+        return float_chunks.decode(content, encoding, shape, dtype)
+    if encoding == "jxl":
+        return decode_jxl(content, size.product).reshape(-1).reshape(shape, order="F")
+    if encoding == "jpeg":
+        check_jpeg(content, size.product)
+    elif encoding == "png":
+        check_png(content, size.product)
+    elif encoding == "compressed_segmentation":
+        content = checked_segmentation(content, size, dtype, block_size)
+    elif encoding == "compresso":
+        content = checked_compresso(content, size, dtype)
+    elif encoding == "crackle":
+        check_crackle(content, size, dtype)
+    from cloudvolume import chunks
 
-    block = block_size or Vec3.full(8)
-    blocks = size.ceil_div(block).product
-    words = np.frombuffer(content, "<u4", len(content) // 4)
-    start = int(words[0])
-    headers = words[start : start + 2 * blocks].reshape(blocks, 2).astype(np.int64)
-    bits, tables = headers[:, 0] >> 24, headers[:, 0] & 0xFFFFFF
-    values_end = np.where(bits > 0, headers[:, 1] + -(-block.product * bits // 32), 0)
-    ends = start + np.maximum(tables + dtype.itemsize // 4, values_end)
-    if bits.max() > 16 or ends.max() > len(words):
-        raise ValueError("it is cut off or damaged")
-    return bytes(content) + bytes(dtype.itemsize << int(bits.max()))
+    block = tuple(block_size) if block_size else None
+    array: NDArray[Any] = chunks.decode(
+        content, encoding, shape=shape, dtype=dtype, block_size=block
+    )
+    return array

@@ -4,7 +4,6 @@ Two JSON files: the volume map, `{"x0-x1_y0-y1_z0-z1": volume}`, and the consens
 `{volume: {cell: [segment, ...]}}`. Segments are numbered in each volume anew, in 16 bits.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,10 +16,12 @@ from numpy.typing import NDArray
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.storage.codecs import decompress_bytes
-from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.files import open_file
+from igneous_airflow.storage.strict_json import parse_json
 
 SEGMENTS = 1 << 16  # of a volume, 0 included, which is background
 _LARGEST = (1 << 64) - 1
+_MOST = 1 << 28  # bytes of a file: 256 MiB, or some million volumes
 _FARTHEST = 1 << 62
 
 _Parsed = TypeVar("_Parsed")
@@ -100,27 +101,18 @@ class Consensus:
 
 def _read(url: str, parse: Callable[[dict[str, Any]], _Parsed]) -> tuple[_Parsed, str]:
     """What a JSON object says, and a hash of it; raises InvalidParameter naming the file."""
-    parent, _, name = url.rpartition("/")
-    stored = open_folder(parent).read(name)
+    folder, name = open_file(url)
+    stored = folder.read(name)
     if stored is None:
         raise InvalidParameter(f"{url} is not there, or no file")
     try:
-        content = bytes(decompress_bytes(stored))
-        found = json.loads(content, object_pairs_hook=_without_repeats)
+        content = bytes(decompress_bytes(stored, _MOST))
+        found = parse_json(content)
         if not isinstance(found, dict):
             raise InvalidParameter("it is no object with entries")
         return parse(found), f"sha256:{sha256(content).hexdigest()}"
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InvalidParameter(f"{url}: {error}") from error
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{repeated!r} comes twice")
-    return found
 
 
 def _volumes_of(entries: dict[str, Any]) -> dict[BoundingBox, int]:

@@ -11,9 +11,12 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
+from igneous_airflow.credentials import refuse_credentials
 from igneous_airflow.errors import CorruptChunk
+from igneous_airflow.storage.allowed import require_allowed
 
 Buffer = bytes | bytearray | memoryview
+TRASH = ".trash"  # the folder of a layer with what was deleted and can be restored
 SUFFIXES: dict[str, str] = {"gzip": ".gz", "br": ".br", "zstd": ".zstd"}
 
 
@@ -82,6 +85,9 @@ class Folder(Protocol):
         on disk is read once.
         """
 
+    def sizes_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[tuple[str, int]]:
+        """The files that `names_starting` gives, with their stored bytes."""
+
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Files directly in the folder `prefix/`: names as `names` gives them, and stored bytes."""
 
@@ -103,6 +109,16 @@ class Folder(Protocol):
     def delete_folder(self, prefix: str) -> None:
         """Remove every file below `prefix/`."""
 
+    @property
+    def renames(self) -> bool:
+        """Whether files can be moved within the folder without being copied: not in buckets."""
+
+    def rename(self, old: str, new: str) -> bool:
+        """Move a file, by its full name, or a folder; False when there is none.
+
+        A file of the new name is replaced. Only where `renames` is true.
+        """
+
     def check_writable(self) -> None:
         """Raise AccessDenied when files cannot be written here, as far as looking can tell."""
 
@@ -113,12 +129,54 @@ class Folder(Protocol):
 def open_folder(url: str) -> Folder:
     """Open a folder by its URL: `file:///abs/path`, `s3://`, `gs://`, `mem://` ...
 
-    Raises InvalidParameter for an address that is not understood.
+    Everything that a run reads or writes is opened here. Raises AccessDenied for an address that
+    this process may not open, InvalidParameter for one that is not understood.
+    """
+    require_allowed(url)
+    return open_own_folder(url)
+
+
+def open_file(url: str) -> tuple[Folder, str]:
+    """Open the folder of one file; returns it with the file's name, the only one to be used.
+
+    The file must be allowed, its folder need not be; the file may be a link. Raises as
+    `open_folder` does.
+    """
+    require_allowed(url)
+    parent, _, name = url.rpartition("/")
+    return _with_any_links("file:///" if parent == "file://" else parent), name
+
+
+def open_source_folder(url: str) -> Folder:
+    """Open a folder to read voxels from that are in no layer yet.
+
+    On disk its files may be links to anywhere, as people gather sections. In a folder that
+    `open_folder` opens, a link that leads out of it is refused. Raises as `open_folder` does.
+    """
+    require_allowed(url)
+    return _with_any_links(url)
+
+
+def _with_any_links(url: str) -> Folder:
+    from igneous_airflow.storage.local import LocalFolder
+    from igneous_airflow.storage.rehearsal import rehearsed
+
+    if url.startswith("file://"):
+        return rehearsed(LocalFolder(Path(url.removeprefix("file://")), any_links=True))
+    return open_own_folder(url)
+
+
+def open_own_folder(url: str) -> Folder:
+    """Open a folder of the deployment itself, such as those of runs; whatever is allowed.
+
+    Never for an address that a run's parameters name. Raises InvalidParameter for an address that
+    is not understood, or that holds credentials.
     """
     from igneous_airflow.storage.bucket import BucketFolder
     from igneous_airflow.storage.local import LocalFolder
     from igneous_airflow.storage.rehearsal import rehearsed
 
+    refuse_credentials(url)
     if url.startswith("file://"):
         return rehearsed(LocalFolder(Path(url.removeprefix("file://"))))
     return rehearsed(BucketFolder(url))

@@ -5,9 +5,9 @@ Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precom
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from math import inf, prod
+from math import prod
 from posixpath import normpath
 from typing import Any
 
@@ -17,6 +17,15 @@ from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.commit import commit
 from igneous_airflow.storage.files import Buffer, Folder, StoredFile
+from igneous_airflow.storage.info_names import check_folders, check_key
+from igneous_airflow.storage.strict_json import parse_json, shown
+from igneous_airflow.storage.tuning import (
+    Tuning,
+    level_problem,
+    read_tuning,
+    tuning_entry,
+    with_level,
+)
 
 INFO = "info"
 INFO_BYTES = 1 << 23  # 8 MiB, which no info file of volumes or meshes comes near
@@ -25,6 +34,10 @@ _DATA_TYPES = frozenset(
     + [f"float{bits}" for bits in (16, 32, 64)]  # 16 and 64 as cloud-volume writes them
 )
 _CSEG_BLOCK = Vec3(8, 8, 8)
+_FARTHEST = 1 << 53  # JavaScript counts no further, so that no viewer shows more
+_FINEST, _COARSEST = 1e-9, 1e18  # nm of a voxel: beyond all microscopes and planets
+_MOST_CHANNELS = 1 << 16
+_LARGEST_BLOCK = 1 << 21  # voxels, that is 128 on each axis
 
 
 def resolution_key(resolution: Sequence[float]) -> str:
@@ -43,7 +56,7 @@ class Scale:
     chunk_size: Vec3
     encoding: str
     block_size: Vec3 | None = None  # of compressed_segmentation
-    quality: int | None = None  # of jpeg
+    tuning: Tuning = ()  # how well and how hard the encoding works
     sharded: bool = False
 
     @classmethod
@@ -54,29 +67,40 @@ class Scale:
             rx, ry, rz = map(float, entry["resolution"])
             block = entry.get("compressed_segmentation_block_size")
             scale = cls(
-                key=str(entry["key"]),
+                key=check_key(entry["key"]),
                 resolution=(rx, ry, rz),
                 size=Vec3.of(entry["size"]),
                 voxel_offset=Vec3.of(entry.get("voxel_offset", (0, 0, 0))),
                 chunk_size=Vec3.of(entry["chunk_sizes"][0]),
                 encoding=encoding,
                 block_size=_block_size(encoding, block),
-                quality=entry.get("jpeg_quality"),
+                tuning=read_tuning(encoding, entry),
                 sharded=bool(entry.get("sharding")),
             )
+        except InvalidInfo:
+            raise
         except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
-            raise InvalidInfo(f"a scale of the info file is broken ({error!r}): {entry}") from error
-        if normpath(scale.key) == "." or scale.key.startswith("/"):
-            raise InvalidInfo(f"scale {scale.key!r}: its key is no folder inside the layer")
-        if min(scale.size) < 0 or min(scale.chunk_size) < 1:
-            raise InvalidInfo(
-                f"scale {scale.key}: size {scale.size}, chunk size {scale.chunk_size}"
-            )
-        if not all(0 < r < inf for r in scale.resolution):
-            raise InvalidInfo(f"scale {scale.key}: resolution {scale.resolution}")
-        if scale.block_size is not None and min(scale.block_size) < 1:
-            raise InvalidInfo(f"scale {scale.key}: block size {scale.block_size}")
+            raise InvalidInfo(f"a scale is broken ({error!r:.200}): {shown(entry)}") from error
+        if problem := scale._problem():
+            raise InvalidInfo(f"scale {scale.key}: {problem}: correct it in the info file")
         return scale
+
+    def _problem(self) -> str | None:
+        """What no scale can be; None where everything can be."""
+        corners = (*self.voxel_offset, *self.bounds.max)
+        if min(self.size) < 0 or min(self.chunk_size) < 1:
+            return f"size {self.size}, chunk size {self.chunk_size}"
+        if max(map(abs, (*corners, *self.chunk_size))) > _FARTHEST:
+            return (
+                f"size {self.size}, offset {self.voxel_offset}, chunk size {self.chunk_size}: a "
+                f"voxel's number is larger than {_FARTHEST}"
+            )
+        if not all(_FINEST <= r <= _COARSEST for r in self.resolution):
+            return f"resolution {self.resolution} is not between {_FINEST} and {_COARSEST} nm"
+        block = self.block_size
+        if block is not None and (min(block) < 1 or block.product > _LARGEST_BLOCK):
+            return f"block size {block} is not of 1 to {_LARGEST_BLOCK:,} voxels"
+        return None
 
     def entry(self) -> dict[str, Any]:
         """The entry for `info["scales"]`; only for unsharded scales."""
@@ -90,22 +114,37 @@ class Scale:
         }
         if self.block_size is not None:
             entry["compressed_segmentation_block_size"] = list(self.block_size)
-        if self.quality is not None:
-            entry["jpeg_quality"] = self.quality
-        return entry
+        return entry | tuning_entry(self.tuning)
 
-    def downsampled(self, factor: Vec3, *, chunk_size: Vec3, encoding: str) -> "Scale":
-        """The next coarser scale: size rounded up, offset rounded down."""
+    def downsampled(self, factor: Vec3) -> "Scale":
+        """The next coarser scale, stored alike: size rounded up, offset rounded down."""
         rx, ry, rz = (r * f for r, f in zip(self.resolution, factor, strict=True))
-        return Scale(
+        return replace(
+            self,
             key=resolution_key((rx, ry, rz)),
             resolution=(rx, ry, rz),
             size=self.size.ceil_div(factor),
             voxel_offset=self.voxel_offset // factor,
-            chunk_size=chunk_size,
+            sharded=False,
+        )
+
+    def stored_as(
+        self, encoding: str | None = None, level: int | None = None, chunk_size: Vec3 | None = None
+    ) -> "Scale":
+        """The same voxels in other chunks; None keeps what this scale has.
+
+        An encoding keeps its quality or level, and a level that it cannot have is left out.
+        """
+        encoding = encoding or self.encoding
+        tuning = self.tuning if encoding == self.encoding else ()
+        if level is not None and level_problem(encoding, level) is None:
+            tuning = with_level(encoding, tuning, level)
+        return replace(
+            self,
+            chunk_size=chunk_size or self.chunk_size,
             encoding=encoding,
-            block_size=_block_size(encoding, list(self.block_size) if self.block_size else None),
-            quality=self.quality if encoding == "jpeg" else None,
+            block_size=_block_size(encoding, self.block_size),
+            tuning=tuning,
         )
 
     def ratio_to(self, finer: "Scale") -> Vec3 | None:
@@ -136,7 +175,7 @@ class Scale:
         )
 
 
-def _block_size(encoding: str, given: Sequence[int] | None) -> Vec3 | None:
+def _block_size(encoding: str, given: Sequence[int] | Vec3 | None) -> Vec3 | None:
     if encoding != "compressed_segmentation":
         return None
     return Vec3.of(given) if given else _CSEG_BLOCK
@@ -152,8 +191,8 @@ class Info:
     def parse(cls, content: Buffer, place: str) -> "Info":
         """Read the file's bytes; raises InvalidInfo."""
         try:
-            data = json.loads(bytes(content))
-        except (ValueError, RecursionError) as error:
+            data = parse_json(content)
+        except ValueError as error:
             raise InvalidInfo(f"{place}/info is not JSON: {error}") from error
         missing = {"data_type", "num_channels", "type", "scales"} - set(
             data if isinstance(data, dict) else ()
@@ -161,14 +200,20 @@ class Info:
         if missing:
             raise InvalidInfo(f"{place}/info lacks {', '.join(sorted(missing))}")
         if str(data["data_type"]).lower() not in _DATA_TYPES:
-            raise InvalidInfo(f"{place}/info: data_type {data['data_type']!r} is not one we know")
+            raise InvalidInfo(
+                f"{place}/info: data_type {shown(data['data_type'])} is not one we know"
+            )
         channels = data["num_channels"]
-        if not isinstance(channels, int) or channels < 1:
-            raise InvalidInfo(f"{place}/info: num_channels {channels!r} is not a positive integer")
+        if type(channels) is not int or not 1 <= channels <= _MOST_CHANNELS:
+            raise InvalidInfo(
+                f"{place}/info: num_channels {shown(channels)} is not between 1 and "
+                f"{_MOST_CHANNELS:,}"
+            )
         if not isinstance(data["scales"], list):
             raise InvalidInfo(f"{place}/info: scales is not a list")
         info = cls(data)
         try:
+            check_folders(data)
             _ = info.scales  # every scale must parse
         except InvalidInfo as error:
             raise InvalidInfo(f"{place}/info: {error}") from error
@@ -248,6 +293,36 @@ class Info:
         left = [entry for entry in self.data["scales"] if entry["key"] not in keys]
         return Info({**self.data, "scales": left})
 
+    def entries_of(self, keys: Sequence[str]) -> tuple[dict[str, Any], ...]:
+        """What the file says of the scales of these keys, in its order."""
+        return tuple(entry for entry in self.data["scales"] if entry["key"] in keys)
+
+    def with_entries(self, entries: Sequence[dict[str, Any]]) -> "Info":
+        """Put back entries of scales that were removed, each before the first coarser one.
+
+        One that was made again meanwhile comes to the same place. Raises InvalidInfo when another
+        scale has taken its key or its resolution.
+        """
+        data = [*self.data["scales"]]
+        for removed in entries:
+            entry, scale = removed, Scale.parse(removed)
+            present = self.scale_at(scale.resolution) or self.scale_in(scale.key)
+            if present is not None:
+                if present.key != scale.key or not present.stores_like(scale):
+                    raise InvalidInfo(
+                        f"scale {scale.key} cannot come back: the layer has {present.key} now, of "
+                        f"resolution {present.resolution} nm in chunks of {present.chunk_size}, "
+                        f"{present.encoding}; delete that one first"
+                    )
+                entry = data.pop([other["key"] for other in data].index(present.key))
+            coarser = (
+                place
+                for place, other in enumerate(data)
+                if prod(Scale.parse(other).resolution) > prod(scale.resolution)
+            )
+            data.insert(next(coarser, len(data)), entry)
+        return Info({**self.data, "scales": data})
+
     @property
     def mesh_directory(self) -> str | None:
         """The folder of the layer's meshes, where the info names one.
@@ -303,6 +378,19 @@ def remove_scales(folder: Folder, keys: Sequence[str]) -> Info:
     Raises StorageUnavailable when the change never holds.
     """
     return _changed(folder, lambda info: info.without_scales(keys))
+
+
+def put_back(folder: Folder, entries: Sequence[dict[str, Any]], mesh: str | None) -> Info:
+    """Put scales and the mesh folder back into a layer's info, whatever others add meanwhile.
+
+    Raises InvalidInfo when others have taken their places.
+    """
+
+    def change(info: Info) -> Info:
+        info = info.with_entries(entries)
+        return info if mesh is None else info.with_mesh_directory(mesh)
+
+    return _changed(folder, change)
 
 
 def name_mesh_directory(folder: Folder, directory: str) -> Info:

@@ -4,10 +4,12 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from igneous_airflow.errors import InvalidParameter
+from igneous_airflow.errors import CorruptChunk, InvalidParameter
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import Folder, StoredFile
+from igneous_airflow.validation import wrong_fields
 
+RECORD_BYTES = 1 << 26  # 64 MiB: records of runs, receipts with the names of many files
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -17,11 +19,13 @@ def read_json(folder: Folder, name: str, kind: type[Model]) -> Model | None:
     if stored is None:
         return None
     try:
-        return kind.model_validate_json(bytes(decompress_bytes(stored)))
-    except ValidationError as error:
+        return kind.model_validate_json(bytes(decompress_bytes(stored, RECORD_BYTES)))
+    except (ValidationError, CorruptChunk) as error:
+        wrong = wrong_fields(error) if isinstance(error, ValidationError) else [str(error)]
+        problems = "; ".join(wrong)
         raise InvalidParameter(
-            f"{folder.url}/{name} is damaged, or of another version: {error}"
-        ) from error
+            f"{folder.url}/{name} is damaged, or of another version: {problems}"
+        ) from None
 
 
 def write_json(folder: Folder, name: str, entry: BaseModel) -> None:

@@ -20,6 +20,7 @@ from igneous_airflow.storage.codecs import (
     decompress_first,
     encode,
 )
+from igneous_airflow.storage.encodings import most_bytes
 from igneous_airflow.storage.files import Folder, StoredFile, open_folder
 from igneous_airflow.storage.info import Info, Scale, read_info, write_info
 from igneous_airflow.storage.overlap import Overlap, overlap_width
@@ -108,7 +109,7 @@ class Layer:
             count = box.voxels * channels * self.dtype.itemsize
             content = decompress_first(stored, count)
         else:
-            content = decompress_bytes(stored)
+            content = decompress_bytes(stored, self.most_bytes_of(scale, box))
         voxels = decode(
             content,
             scale.encoding,
@@ -200,7 +201,7 @@ class Layer:
                 f"chunk {box}: voxels are {voxels.dtype} {voxels.shape}, the layer holds "
                 f"{self.dtype} {(*box.size, self.info.channels)}"
             )
-        content = encode(voxels, scale.encoding, block_size=scale.block_size, quality=scale.quality)
+        content = encode(voxels, scale.encoding, block_size=scale.block_size, tuning=scale.tuning)
         stored = compress_bytes(
             content,
             compression_for(compress, scale.encoding),
@@ -232,9 +233,17 @@ class Layer:
         wanted = compression_for(compress, scale.encoding)
         if level is not None or (compress != "auto" and stored.compression != wanted):
             stored = compress_bytes(
-                decompress_bytes(stored), wanted, grey=self._is_grey(scale), level=level
+                decompress_bytes(stored, self.most_bytes_of(scale, box)),
+                wanted,
+                grey=self._is_grey(scale),
+                level=level,
             )
         return self._store(scale, box, stored)
+
+    def most_bytes_of(self, scale: Scale, box: BoundingBox) -> int:
+        """The most bytes that the file of a chunk has, before its compression."""
+        voxel_bytes = self.dtype.itemsize * self.info.channels
+        return most_bytes(scale.encoding, box.size, voxel_bytes, scale.block_size)
 
     def _is_grey(self, scale: Scale) -> bool:
         return scale.encoding == "raw" and self.info.layer_type == "image"

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from igneous_airflow.errors import CorruptChunk, InvalidLevels
+from igneous_airflow.errors import InvalidLevels
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.storage.info import Info
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _BINS = {"uint8": 1 << 8, "uint16": 1 << 16}
 _RANGES_NAMED = 10
+_COUNT_BYTES = 40  # of a count, its comma and its spaces
+_OTHER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,10 @@ class LevelsFolder:
                 f"{self.place}/{z} is missing: run luminance_levels on that section"
             )
         try:
-            levels = _parsed(bytes(decompress_bytes(stored)))
-        except (CorruptChunk, ValueError, TypeError, KeyError, OverflowError) as error:
+            levels = _parsed(
+                bytes(decompress_bytes(stored, self.bins * _COUNT_BYTES + _OTHER_BYTES))
+            )
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise InvalidLevels(
                 f"{self.place}/{z} cannot be read ({error}): run luminance_levels on that section "
                 "again"

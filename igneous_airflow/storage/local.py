@@ -13,9 +13,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from igneous_airflow.errors import (
     AccessDenied,
@@ -27,6 +26,7 @@ from igneous_airflow.errors import (
 )
 from igneous_airflow.storage.files import (
     SUFFIXES,
+    Buffer,
     FileEntry,
     Folder,
     StoredFile,
@@ -34,7 +34,10 @@ from igneous_airflow.storage.files import (
     plain_name,
     require_at_most,
 )
+from igneous_airflow.storage.links import AnyLinks, Links
 
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+_FILE = "file://"
 _PARTIAL = ".partial"
 _PARTIAL_NAME = re.compile(r"\..+\.([^.]+)-([0-9]{1,9})-[0-9a-f]+\.partial", re.DOTALL)
 _PARTIAL_LIFETIME = 24 * 3600.0  # seconds; for partial files of other machines
@@ -52,20 +55,29 @@ def disk_errors(action: str, path: Path | str) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EROFS:
             raise AccessDenied(f"cannot {action} {path}: the file system is read-only") from error
-        if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG):
+        if error.errno == errno.EXDEV:
+            raise InvalidParameter(
+                f"cannot {action} {path}: it lies on another disk than the layer: set keep_deleted "
+                "to false"
+            ) from error
+        if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
             raise InvalidParameter(f"cannot {action} {path}: {error.strerror}") from error
         raise StorageUnavailable(f"cannot {action} {path}: {error.strerror or error}") from error
 
 
 class LocalFolder:
-    """A folder on this machine's disks."""
+    """A folder on this machine's disks.
 
-    def __init__(self, root: Path) -> None:
+    Links in it that lead out of it are refused, unless it is opened with `any_links`.
+    """
+
+    def __init__(self, root: Path, *, any_links: bool = False) -> None:
         if not root.is_absolute():
             raise InvalidParameter(
                 f"{root} is not an absolute path: write it from the root, as /data/layer"
             )
         self._root = root
+        self._links = (AnyLinks if any_links else Links)(str(root))
 
     @property
     def url(self) -> str:
@@ -74,6 +86,7 @@ class LocalFolder:
     def read(self, name: str, most: int | None = None) -> StoredFile | None:
         path = f"{self._root}/{name}"
         with disk_errors("read", path):
+            self._links.check_way(path)
             for compression, suffix in (
                 ("gzip", ".gz"),
                 ("", ""),
@@ -81,8 +94,7 @@ class LocalFolder:
                 ("zstd", ".zstd"),
             ):
                 try:
-                    # plain open: pathlib costs a tenth of the time of a small read
-                    with open(f"{path}{suffix}", "rb", buffering=0) as stream:  # noqa: PTH123
+                    with self._links.open(f"{path}{suffix}", os.O_RDONLY) as stream:
                         if most is not None:
                             require_at_most(path, os.fstat(stream.fileno()).st_size, most)
                         return StoredFile(stream.read(), compression)
@@ -97,43 +109,53 @@ class LocalFolder:
         final = path + SUFFIXES.get(file.compression, "")
         partial = f"{folder}/.{base}.{_owner()}-{threading.get_ident():x}{_PARTIAL}"
         with disk_errors("write", final):
+            self._links.check_way(path)
+            present = [variant for variant in self._variants(path) if self._links.is_there(variant)]
             try:
                 with self._create(folder, partial) as stream:
-                    stream.write(file.content)
+                    _write_all(stream, file.content)
                 os.replace(partial, final)  # noqa: PTH105
             except BaseException:
                 with suppress(FileNotFoundError):
                     os.unlink(partial)  # noqa: PTH108
                 raise
-            for other in self._variants(path):
-                if other != final and os.path.lexists(other):
-                    os.unlink(other)  # noqa: PTH108
+            for other in present:
+                if other != final:
+                    with suppress(FileNotFoundError):  # removed meanwhile
+                        os.unlink(other)  # noqa: PTH108
 
-    @staticmethod
-    def _create(folder: str, path: str) -> BinaryIO:
+    def _create(self, folder: str, path: str) -> FileIO:
         try:
-            return open(path, "wb")  # noqa: PTH123
+            return self._links.open(path, _NEW)
         except FileNotFoundError:  # seldom, so that it costs nothing to ask afterwards
             os.makedirs(folder, exist_ok=True)  # noqa: PTH103
-            return open(path, "wb")  # noqa: PTH123
+            return self._links.open(path, _NEW)
 
     @staticmethod
     def _variants(path: str) -> list[str]:
         return [path, *(path + suffix for suffix in SUFFIXES.values())]
 
     def delete(self, name: str) -> None:
-        for path in self._variants(f"{self._root}/{name}"):
-            with disk_errors("delete", path), suppress(FileNotFoundError, NotADirectoryError):
-                os.unlink(path)  # noqa: PTH108
+        path = f"{self._root}/{name}"
+        with disk_errors("delete", path):
+            self._links.check_way(path)
+            for variant in self._variants(path):
+                if self._links.is_there(variant):
+                    with suppress(FileNotFoundError):  # removed meanwhile
+                        os.unlink(variant)  # noqa: PTH108
 
     def exists(self, name: str) -> bool:
-        return any(map(os.path.isfile, self._variants(f"{self._root}/{name}")))
+        path = f"{self._root}/{name}"
+        with disk_errors("look for", path):
+            self._links.check_way(path)
+            return any(map(self._links.is_file, self._variants(path)))
 
     def stream(self, name: str) -> BufferedReader | None:
-        path = self._root / name
+        path = f"{self._root}/{name}"
         with disk_errors("read", path):
+            self._links.check_way(path)
             try:
-                return path.open("rb")
+                return BufferedReader(self._links.open(path, os.O_RDONLY))
             except (FileNotFoundError, IsADirectoryError):
                 return None
 
@@ -149,16 +171,22 @@ class LocalFolder:
 
     def folders(self, prefix: str) -> Iterator[str]:
         folder = self._root / prefix
-        with disk_errors("list", folder), suppress(FileNotFoundError), os.scandir(folder) as found:
-            yield from (entry.name for entry in found if entry.is_dir())
+        with disk_errors("list", folder), suppress(FileNotFoundError):
+            self._links.check_folder(str(folder))
+            with os.scandir(folder) as found:
+                yield from (entry.name for entry in found if entry.is_dir())
 
     def names_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[str]:
         wanted, lengths = set(starts), {len(start) for start in starts}
         for entry in self._entries(prefix):
             name = entry.name
             for length in lengths:  # written out: a task looks at millions of names
-                if name[:length] in wanted and _is_finished(entry):
+                if name[:length] in wanted and self._is_finished(entry):
                     yield plain_name(name)
+
+    def sizes_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[tuple[str, int]]:
+        begins = tuple(starts)
+        return ((name, size) for name, size in self.sizes(prefix) if name.startswith(begins))
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         for entry in self._files(prefix):
@@ -168,26 +196,27 @@ class LocalFolder:
     def entries(self, prefix: str) -> Iterator[FileEntry]:
         for entry in self._entries(prefix):
             with suppress(FileNotFoundError):  # removed meanwhile
-                if _is_finished(entry):
+                if self._is_finished(entry):
                     state = entry.stat()
                     yield FileEntry(entry.name, state.st_size, str(state.st_mtime_ns))
                 elif entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110
                     yield FileEntry(entry.name, 0)
 
     def entry(self, name: str) -> FileEntry | None:
-        path = self._root / name
+        path = f"{self._root}/{name}"
         with disk_errors("look for", path):
-            try:
-                state = path.stat()
-            except (FileNotFoundError, NotADirectoryError):
+            self._links.check_way(path)
+            if not self._links.is_file(path):
                 return None
-        return FileEntry(name, state.st_size, str(state.st_mtime_ns)) if path.is_file() else None
+            state = os.stat(path)  # noqa: PTH116
+        return FileEntry(name, state.st_size, str(state.st_mtime_ns))
 
     def read_part(self, name: str, start: int, buffer: memoryview) -> None:
         path = f"{self._root}/{name}"
         with disk_errors("read", path):
+            self._links.check_way(path)
             try:
-                stream = open(path, "rb", buffering=0)  # noqa: PTH123, SIM115
+                stream = self._links.open(path, os.O_RDONLY)
             except FileNotFoundError as error:
                 raise SourceNotFound(f"{path} is not there") from error
             with stream:
@@ -203,11 +232,12 @@ class LocalFolder:
                     filled += read
 
     def _files(self, prefix: str) -> Iterator["os.DirEntry[str]"]:
-        return filter(_is_finished, self._entries(prefix))
+        return filter(self._is_finished, self._entries(prefix))
 
     def _entries(self, prefix: str) -> Iterator["os.DirEntry[str]"]:
         folder = self._root / prefix
         with disk_errors("list", folder):
+            self._links.check_folder(str(folder))
             try:
                 entries = os.scandir(folder)
             except FileNotFoundError:
@@ -215,14 +245,40 @@ class LocalFolder:
             with entries:
                 yield from entries
 
+    def _is_finished(self, entry: "os.DirEntry[str]") -> bool:
+        """Whether it is a file, and not one that is being written; what a dead writer left goes."""
+        if entry.name.endswith(_PARTIAL):
+            _remove_if_abandoned(Path(entry.path))
+            return False
+        return self._links.is_finished(entry)
+
     def delete_folder(self, prefix: str) -> None:
         folder = self._root / prefix
         with disk_errors("delete", folder):
-            for parent, _, files in os.walk(folder, topdown=False):
+            self._links.check_folder(str(folder))
+            for parent, files in list(self._links.below(folder)):  # all are looked at first
                 for file in files:
                     (Path(parent) / file).unlink(missing_ok=True)
                 with suppress(OSError):  # somebody may write there again
                     Path(parent).rmdir()
+
+    @property
+    def renames(self) -> bool:
+        return True
+
+    def rename(self, old: str, new: str) -> bool:
+        source, target = self._root / old, self._root / new
+        with disk_errors("move", source):
+            self._links.check_way(str(target))
+            self._links.check_folder(str(source))  # it may be a file, which is looked at as well
+            try:
+                os.replace(source, target)  # noqa: PTH105 - a delete calls this for every chunk
+            except (FileNotFoundError, NotADirectoryError):
+                if not os.path.lexists(source):
+                    return False
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source.replace(target)
+        return True
 
     def exists_as_folder(self) -> bool:
         """Whether the folder itself is there."""
@@ -239,10 +295,14 @@ class LocalFolder:
             raise OSError(errno.EROFS if read_only else errno.EACCES, "cannot be written to")
 
     def try_writing(self) -> None:
-        probe = self._existing() / f".probe.{_owner()}-0{_PARTIAL}"
+        existing = self._existing()
+        probe = existing / f".probe.{_owner()}-{threading.get_ident():x}{_PARTIAL}"
         with disk_errors("write to", self._root):
-            probe.touch()
+            probe.unlink(missing_ok=True)
+            with probe.open("x"):  # never through a link
+                pass
             probe.unlink()
+        remove_leftovers(f"{_FILE}{existing}")
 
     def _existing(self) -> Path:
         """The folder itself, or the nearest one above it that is there."""
@@ -253,25 +313,16 @@ class LocalFolder:
         return existing
 
 
-def leads_outside(url: str, name: str) -> bool:
-    """Whether a name leads out of a folder on disk, through links that lie in it."""
-    if not url.startswith("file://"):
-        return False
-    root = Path(url.removeprefix("file://")).resolve()
-    variants = LocalFolder._variants(str(root / name))  # noqa: SLF001
-    return not all(Path(path).resolve().is_relative_to(root) for path in variants)
+def _write_all(stream: FileIO, content: Buffer) -> None:
+    """Write everything: the system may take less at once, at most 2 GB."""
+    size = memoryview(content).nbytes
+    written = stream.write(content)
+    while written < size:
+        written += stream.write(memoryview(content).cast("B")[written:])
 
 
 def _owner() -> str:
     return f"{socket.gethostname().replace('.', '_')}-{os.getpid()}"
-
-
-def _is_finished(entry: "os.DirEntry[str]") -> bool:
-    """Whether it is a file, and not one that is being written; what a dead writer left goes."""
-    if entry.name.endswith(_PARTIAL):
-        _remove_if_abandoned(Path(entry.path))
-        return False
-    return entry.is_file()
 
 
 def _remove_if_abandoned(partial: Path) -> None:
@@ -287,6 +338,13 @@ def _remove_if_abandoned(partial: Path) -> None:
             abandoned = time.time() - partial.stat().st_mtime > _PARTIAL_LIFETIME
         if abandoned:
             partial.unlink()
+
+
+def remove_leftovers(url: str) -> None:
+    """Remove what killed processes left half written in a folder on disk, and not below it."""
+    if url.startswith(_FILE):
+        for _ in LocalFolder(Path(url.removeprefix(_FILE))).names(""):  # listing it does
+            pass
 
 
 def _is_alive(pid: int) -> bool:

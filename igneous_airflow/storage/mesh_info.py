@@ -1,33 +1,70 @@
 """What the `info` of a mesh directory says: the grid of the fragments, and the spatial index.
 
 Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/meshes.md;
-`mip`, `chunk_size` and `spatial_index` are cloud-volume's, `parts` is ours.
+`mip`, `chunk_size` and `spatial_index` are cloud-volume's, `parts`, `unfinished` and
+`parts_of_others` are ours.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from igneous_airflow.errors import InvalidInfo
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.storage.info import Scale
+from igneous_airflow.storage.strict_json import parse_json, shown
 
 SPATIAL_INDEX = ".spatial"  # how the names of its files end
 _TYPE = "neuroglancer_legacy_mesh"
+_UNFINISHED, _OTHERS = "unfinished", "parts_of_others"
+_OWN = frozenset({"@type", "mip", "chunk_size", "parts", "spatial_index", _UNFINISHED, _OTHERS})
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A part that is being meshed, or whose run was given up; `parameters` is a fingerprint.
+
+    `everything` tells that all labels are meshed again, so that nothing of earlier runs is left.
+    """
+
+    parameters: str
+    part: BoundingBox
+    everything: bool
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """Read an entry of `unfinished`; raises KeyError, TypeError or ValueError."""
+        part = BoundingBox.parse(str(data["part"]))
+        return cls(str(data["parameters"]), part, bool(data["everything"]))
+
+    def data(self) -> dict[str, Any]:
+        """The entry of `unfinished`."""
+        return {
+            "parameters": self.parameters,
+            "part": str(self.part),
+            "everything": self.everything,
+        }
+
+    def supersedes(self, other: Self) -> bool:
+        """Whether another run need not be finished any more when this one is."""
+        is_same = (self.parameters, self.part) == (other.parameters, other.part)
+        return is_same or (self.everything and self.part.contains(other.part))
 
 
 @dataclass(frozen=True, slots=True)
 class MeshInfo:
     """The `info` of a mesh directory: the grid of its fragments, and the parts that are meshed.
 
-    `others` are the keys of somebody else's.
+    `others` are the keys of other programs. `unfinished` are the runs that have begun. With
+    `has_others`, fragments outside of the parts belong to the meshes too: other programs made them.
     """
 
     mip: int
     cell: Vec3
     parts: tuple[BoundingBox, ...] = ()  # in voxels of the mip
     others: Mapping[str, Any] = field(default_factory=dict)
+    unfinished: tuple[Begun, ...] = ()
+    has_others: bool = False
 
     def __str__(self) -> str:
         return f"mip {self.mip} in cells of {self.cell}"
@@ -46,22 +83,39 @@ class MeshInfo:
             cell, parts = Vec3.of(data["chunk_size"]), data.get("parts", ())
             if min(cell) < 1:
                 raise ValueError(f"chunk_size {cell}")
-            return cls(int(data["mip"]), cell, tuple(map(BoundingBox.parse, parts)), data)
-        except (ValueError, TypeError) as error:
+            return cls(
+                int(data["mip"]),
+                cell,
+                tuple(map(BoundingBox.parse, parts)),
+                data,
+                tuple(map(Begun.of, data.get(_UNFINISHED, ()))),
+                has_others=bool(data.get(_OTHERS)),
+            )
+        except (ValueError, TypeError, KeyError) as error:
             if isinstance(error, InvalidInfo):
                 raise
             raise InvalidInfo(f"{place}/info is no info of meshes: {error}") from error
 
     def added_to(
-        self, data: Mapping[str, Any], place: str, spatial_index: Mapping[str, Any] | None
+        self,
+        data: Mapping[str, Any],
+        place: str,
+        spatial_index: Mapping[str, Any] | None,
+        begun: Begun | None = None,
     ) -> dict[str, Any]:
         """The content of a file with these parts added, or, where it has another grid, replaced.
 
-        All keys of others stay. Raises InvalidInfo.
+        All keys of others stay, and the meshes of other programs belong to it still. `begun` is the
+        run that is to mesh them. Raises InvalidInfo.
         """
         present = MeshInfo.of(data, place)
         if present is None or not present.has_grid_of(self):
             present = MeshInfo(self.mip, self.cell)
+        elif "parts" not in data:
+            present = replace(present, has_others=True)
+        if begun is not None:
+            left = (other for other in present.unfinished if not begun.supersedes(other))
+            present = replace(present, unfinished=(*left, begun))
         for part in self.parts:
             present = present.with_part(part)
         no_longer = {"spatial_index"} if present.parts == self.parts else set()  # of older meshes
@@ -71,13 +125,24 @@ class MeshInfo:
     def data(self, spatial_index: Mapping[str, Any] | None) -> dict[str, Any]:
         """The file's content."""
         index = {} if spatial_index is None else {"spatial_index": spatial_index}
-        mine = {
+        mine: dict[str, Any] = {
             "@type": _TYPE,
             "mip": self.mip,
             "chunk_size": list(self.cell),
             "parts": [str(box) for box in self.parts],
         }
-        return {**self.others, **mine, **index}
+        if self.unfinished:
+            mine[_UNFINISHED] = [begun.data() for begun in self.unfinished]
+        if self.has_others:
+            mine[_OTHERS] = True
+        gone = {_UNFINISHED, _OTHERS}
+        others = {key: value for key, value in self.others.items() if key not in gone}
+        return {**others, **mine, **index}
+
+    def without(self, begun: Begun) -> "MeshInfo":
+        """The same when a run has finished."""
+        left = tuple(other for other in self.unfinished if not begun.supersedes(other))
+        return replace(self, unfinished=left)
 
     def has_grid_of(self, other: "MeshInfo") -> bool:
         """Whether fragments of both lie on the same grid."""
@@ -88,17 +153,22 @@ class MeshInfo:
         if any(part.contains(box) for part in self.parts):
             return self
         kept = [part for part in self.parts if not box.contains(part)]
-        return MeshInfo(self.mip, self.cell, (*kept, box), self.others)
+        return replace(self, parts=(*kept, box))
+
+
+def keys_of_others(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file says besides, which is as true of other meshes in the directory."""
+    return {key: value for key, value in data.items() if key not in _OWN}
 
 
 def read_object(text: bytes, place: str) -> dict[str, Any]:
     """Read the file's JSON; raises InvalidInfo."""
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except ValueError as error:
         raise InvalidInfo(f"{place}/info is no info of meshes: {error}") from error
     if not isinstance(data, dict):
-        raise InvalidInfo(f"{place}/info is no info of meshes: it holds {data!r}")
+        raise InvalidInfo(f"{place}/info is no info of meshes: it holds {shown(data)}")
     return data
 
 

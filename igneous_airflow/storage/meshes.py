@@ -9,22 +9,30 @@ been meshed says which labels have fragments there, so that a missing one is not
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
 
 from igneous_airflow.errors import CorruptChunk, InvalidInfo
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.storage.codecs import compress_bytes, decompress_bytes
 from igneous_airflow.storage.commit import commit
 from igneous_airflow.storage.files import Folder, StoredFile
-from igneous_airflow.storage.mesh_info import MeshInfo, read_object
+from igneous_airflow.storage.info import INFO_BYTES
+from igneous_airflow.storage.mesh_info import Begun, MeshInfo, read_object
+from igneous_airflow.storage.strict_json import parse_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _INFO, _RECORDS = "info", "cells"
+_LIST_BYTES = 1 << 28  # of a manifest or a record: some million cells or labels
+_FRAGMENT_BYTES = 1 << 30  # some ten million triangles, in a cell
+_VERSION = 2  # of records
 _OF_A_LABEL = re.compile(r"([1-9][0-9]*):0(?::(.+))?", re.DOTALL)
+#: Names that a manifest may give: of files in the directory itself, wherever it is stored.
+_FRAGMENT = re.compile(r"(?!\.{1,2}$)[^/\\\x00-\x1f\x7f\ud800-\udfff]{1,1024}")
 
 
 def read_name(name: str) -> tuple[int, str]:
@@ -38,10 +46,40 @@ def read_name(name: str) -> tuple[int, str]:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What meshing a cell left: its labels with fragments, and the parameters it was done with."""
+    """What meshing a cell left: its labels with fragments, and the parameters it was done with.
+
+    `left_out` are labels that are there, but too small. `others` are the labels whose fragments
+    earlier runs of other parameters made, and that stay, by these parameters.
+    """
 
     parameters: str  # a fingerprint
     labels: tuple[int, ...]
+    left_out: tuple[int, ...] = ()
+    others: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def data(self) -> dict[str, Any]:
+        """The file's content; that of version 1 has nothing but the first two."""
+        data: dict[str, Any] = {"parameters": self.parameters, "labels": self.labels}
+        if self.left_out or self.others:
+            data |= {"version": _VERSION, "left_out": self.left_out, "others": self.others}
+        return data
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """Read the file's content; raises KeyError, TypeError, ValueError or AttributeError."""
+        if not 1 <= int(data.get("version", 1)) <= _VERSION:
+            raise ValueError(f"it is of version {data['version']}: use a newer igneous_airflow")
+        others = {str(key): _labels(labels) for key, labels in data.get("others", {}).items()}
+        return cls(
+            str(data["parameters"]),
+            _labels(data["labels"]),
+            _labels(data.get("left_out", ())),
+            others,
+        )
+
+
+def _labels(numbers: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(map(int, numbers))
 
 
 def encode_fragment(vertices: "NDArray[Any]", faces: "NDArray[Any]") -> bytes:
@@ -64,6 +102,17 @@ def decode_fragment(content: bytes) -> "tuple[NDArray[Any], NDArray[Any]]":
     return vertices, faces.astype(np.int64)
 
 
+def _fragments(manifest: Any) -> list[str]:
+    """The names in a manifest; raises ValueError, TypeError and KeyError for a broken one."""
+    names = manifest["fragments"]
+    if not isinstance(names, list):
+        raise TypeError(f"its fragments are {names!r:.100}")
+    for name in names:
+        if not isinstance(name, str) or not _FRAGMENT.fullmatch(name):
+            raise ValueError(f"{name!r:.200} is not the name of a fragment beside it")
+    return names
+
+
 class MeshFolder:
     """The mesh directory of a layer."""
 
@@ -81,31 +130,68 @@ class MeshFolder:
 
         Raises InvalidInfo for meshes of another format.
         """
-        text = self._read(_INFO)
+        text = self._read(_INFO, INFO_BYTES)
         return None if text is None else MeshInfo.of(read_object(text, self.url), self.url)
 
-    def add_part(self, wanted: MeshInfo, spatial_index: Mapping[str, Any] | None) -> None:
+    def read_keys(self) -> dict[str, Any]:
+        """All that the directory's info says; nothing when there is none. Raises InvalidInfo."""
+        text = self._read(_INFO, INFO_BYTES)
+        return {} if text is None else read_object(text, self.url)
+
+    def add_part(
+        self,
+        wanted: MeshInfo,
+        spatial_index: Mapping[str, Any] | None,
+        begun: Begun | None = None,
+        start: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write the directory's info, with its parts and those that are there on the same grid.
 
-        Whatever others add meanwhile is kept. Records of another grid are removed. Raises
-        StorageUnavailable when the change never holds.
+        `begun` is the run that will mesh them, `start` what a new info says besides. Whatever
+        others add meanwhile is kept. Records of another grid are removed. Raises StorageUnavailable
+        when the change never holds.
         """
 
         def read() -> dict[str, Any]:
-            text = self._read(_INFO)
-            return {} if text is None else read_object(text, self.url)
+            return self.read_keys() or dict(start or {})
 
         def change(data: dict[str, Any]) -> dict[str, Any]:
             present = MeshInfo.of(data, self.url)
             if present is not None and not present.has_grid_of(wanted):
                 # before the new info is there, so that they never pass for records of its grid
                 self.layer.delete_folder(f"{self.directory}/{_RECORDS}")
-            return wanted.added_to(data, self.url, spatial_index)
+            return wanted.added_to(data, self.url, spatial_index, begun)
 
+        self._change_info(read, change)
+
+    def end_part(self, begun: Begun) -> None:
+        """Say in the directory's info that a run has finished; it may have been said before."""
+
+        def change(data: dict[str, Any]) -> dict[str, Any]:
+            present = MeshInfo.of(data, self.url)
+            if present is None or present == (ended := present.without(begun)):
+                return data
+            return ended.data(None)
+
+        self._change_info(self.read_keys, change)
+
+    def _change_info(
+        self,
+        read: Callable[[], dict[str, Any]],
+        change: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> None:
         def write(data: dict[str, Any]) -> None:
             self._write_json(_INFO, data)
 
         commit(self.layer, f"{self.directory}/{_INFO}", read, change, write)
+
+    def fragment_name(self, label: int, cell: str) -> str:
+        """The name of a fragment's file, below the layer; `cell` is its box as text."""
+        return f"{self.directory}/{label}:0:{cell}"
+
+    def manifest_name(self, label: int) -> str:
+        """The name of a manifest's file, below the layer."""
+        return f"{self.directory}/{label}:0"
 
     def write_fragment(self, label: int, cell: BoundingBox, content: bytes, compress: str) -> int:
         """Write the encoded fragment of a label in a cell and return its stored bytes."""
@@ -119,22 +205,51 @@ class MeshFolder:
         names = [f"{label}:0:{cell}" for cell in cells]
         return self._write_json(f"{label}:0", {"fragments": names})
 
+    def drop_fragments(self, label: int, cells: Collection[str]) -> None:
+        """Remove fragments of a label, by their cells, and their names from its manifest.
+
+        The manifest is changed first, or removed with its last fragment, so that it never names one
+        that is not there. One that cannot be read is left to `mesh_manifest`.
+        """
+        gone = {f"{label}:0:{cell}" for cell in cells}
+        named = self._named_by(label)
+        if gone & set(named):
+            left = [name.partition(":0:")[2] for name in named if name not in gone]
+            if left:
+                self.write_manifest(label, left)
+            else:
+                self.delete([f"{label}:0"])
+        self.delete(sorted(gone))
+
+    def _named_by(self, label: int) -> list[str]:
+        """The fragments that a label's manifest names; none when there is no manifest of ours."""
+        try:
+            manifest = self._read(f"{label}:0", _LIST_BYTES)
+            names = [] if manifest is None else _fragments(parse_json(manifest))
+            ours = all(read_name(name)[0] == label for name in names)
+        except (InvalidInfo, ValueError, TypeError, KeyError):
+            return []
+        return list(names) if ours else []
+
     def read_mesh(self, label: int) -> "tuple[NDArray[Any], NDArray[Any]] | None":
         """Read the fragments of a label, as its manifest names them, as one mesh.
 
         Vertices are (n, 3) in nm, faces (m, 3); vertices of neighbouring fragments are not joined.
-        None when there is no manifest. Raises InvalidInfo for a file that is missing or broken.
+        None when there is no manifest. Raises InvalidInfo for a file that is missing or broken, and
+        for a manifest that names files elsewhere.
         """
         import numpy as np
 
-        manifest = self._read(f"{label}:0")
+        manifest = self._read(f"{label}:0", _LIST_BYTES)
         if manifest is None:
             return None
         vertices, faces = np.empty((0, 3), np.float32), np.empty((0, 3), np.int64)
         name = f"{label}:0"
         try:
-            for name in json.loads(manifest)["fragments"]:
-                more_vertices, more_faces = decode_fragment(self._read(name) or b"")
+            for name in _fragments(parse_json(manifest)):
+                more_vertices, more_faces = decode_fragment(
+                    self._read(name, _FRAGMENT_BYTES) or b""
+                )
                 faces = np.concatenate([faces, more_faces + len(vertices)])
                 vertices = np.concatenate([vertices, more_vertices])
         except (ValueError, TypeError, KeyError) as error:
@@ -160,24 +275,35 @@ class MeshFolder:
         text = json.dumps({str(label): box for label, box in boxes.items()}, separators=(",", ":"))
         return self._write(name, text.encode(), "application/json", compress)
 
+    def read_spatial_index(self, name: str) -> dict[int, list[int]]:
+        """The boxes in nm of a cell's labels; none when there is no file of ours."""
+        with suppress(InvalidInfo, ValueError, TypeError, AttributeError):
+            data = parse_json(self._read(name, _LIST_BYTES) or b"{}")
+            return {int(label): [int(nm) for nm in box] for label, box in data.items()}
+        return {}
+
     def write_record(self, box: BoundingBox, record: Record) -> None:
         """Say that a cell has been meshed."""
-        data = {"parameters": record.parameters, "labels": record.labels}
-        text = json.dumps(data, separators=(",", ":"))
+        text = json.dumps(record.data(), separators=(",", ":"))
         self._write(f"{_RECORDS}/{box}", text.encode(), "application/json", "gzip")
 
     def read_record(self, box: BoundingBox) -> Record | None:
         """Read what meshing a cell left; None when it has not been meshed. Raises InvalidInfo."""
-        text = self._read(f"{_RECORDS}/{box}")
+        text = self._read(f"{_RECORDS}/{box}", _LIST_BYTES)
         if text is None:
             return None
         try:
-            data = json.loads(text)
-            return Record(str(data["parameters"]), tuple(map(int, data["labels"])))
-        except (ValueError, TypeError, KeyError) as error:
+            return Record.of(parse_json(text))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InvalidInfo(
                 f"{self.url}/{_RECORDS}/{box} is no record of ours: {error}"
             ) from error
+
+    def readable_record(self, box: BoundingBox) -> Record | None:
+        """The same, None also for a record that is damaged: then nothing is known of the cell."""
+        with suppress(InvalidInfo):
+            return self.read_record(box)
+        return None
 
     def recorded(self) -> set[str]:
         """The boxes of all cells that have been meshed, as text."""
@@ -191,6 +317,14 @@ class MeshFolder:
         """The names of all files directly in the directory."""
         return self.layer.names(self.directory)
 
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """The names of all files directly in the directory, and their stored bytes."""
+        return self.layer.sizes(self.directory)
+
+    def sizes_starting(self, starts: Sequence[str]) -> Iterator[tuple[str, int]]:
+        """Those of them that start in one of these ways, with their stored bytes."""
+        return self.layer.sizes_starting(self.directory, starts)
+
     def names_starting(self, starts: Sequence[str]) -> Iterator[str]:
         """Those of them that start in one of these ways."""
         return self.layer.names_starting(self.directory, starts)
@@ -200,12 +334,12 @@ class MeshFolder:
         for name in names:
             self.layer.delete(f"{self.directory}/{name}")
 
-    def _read(self, name: str) -> bytes | None:
+    def _read(self, name: str, most: int) -> bytes | None:
         stored = self.layer.read(f"{self.directory}/{name}")
         if stored is None:
             return None
         try:
-            return bytes(decompress_bytes(stored))
+            return bytes(decompress_bytes(stored, most))
         except CorruptChunk as error:
             raise InvalidInfo(f"{self.url}/{name} cannot be read: {error}") from error
 

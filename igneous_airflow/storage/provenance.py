@@ -8,12 +8,15 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from igneous_airflow.errors import CorruptChunk, InvalidInfo
+from igneous_airflow.errors import CorruptChunk, InvalidInfo, InvalidParameter
+from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.commit import commit
 from igneous_airflow.storage.files import Folder, StoredFile
+from igneous_airflow.storage.methods import same_method
 
 _NAME = "provenance"
+_MOST = 1 << 26  # bytes: 64 MiB, or about 100,000 entries
 
 
 def read_provenance(folder: Folder) -> dict[str, Any]:
@@ -26,8 +29,8 @@ def read_provenance(folder: Folder) -> dict[str, Any]:
     if stored is None:
         return provenance
     try:
-        provenance |= json.loads(bytes(decompress_bytes(stored)))
-    except (CorruptChunk, ValueError, TypeError) as error:
+        provenance |= json.loads(bytes(decompress_bytes(stored, _MOST)))
+    except (CorruptChunk, ValueError, TypeError, RecursionError) as error:
         raise InvalidInfo(f"{folder.url}/provenance cannot be read: {error}") from error
     if not isinstance(provenance["processing"], list):
         raise InvalidInfo(f"{folder.url}/provenance: processing is not a list")
@@ -36,26 +39,66 @@ def read_provenance(folder: Folder) -> dict[str, Any]:
     return provenance
 
 
+def made_by(folder: Folder, written: Mapping[str, BoundingBox | None]) -> dict[str, dict[str, Any]]:
+    """The method of the latest run that wrote into a box of each of these folders, by its name.
+
+    Boxes are in voxels of the folder's scale, None for all of it. Empty for a folder of which no
+    run is recorded, as when other programs wrote it, or a run that has not finished. Entries that
+    do not say what they wrote, of other programs and older versions, count as having written
+    everything.
+    """
+    processing = read_provenance(folder)["processing"]
+    makers: dict[str, dict[str, Any]] = {name: {} for name in written}
+    for entry in processing:
+        if not isinstance(entry, dict) or not isinstance(method := entry.get("method"), dict):
+            continue
+        for name, box in written.items():
+            if _wrote(entry, name, box):
+                makers[name] = method
+    return makers
+
+
+def _wrote(entry: Mapping[str, Any], name: str, box: BoundingBox | None) -> bool:
+    """Whether an entry says that it wrote into a box, or does not say what it wrote."""
+    told = entry.get("written")
+    if not isinstance(told, dict):
+        return True
+    if name not in told:
+        return False
+    try:
+        return box is None or bool(BoundingBox.parse(str(told[name])).intersection(box))
+    except InvalidParameter:
+        return True
+
+
 def record_processing(
-    folder: Folder, method: Mapping[str, Any], by: str, *, sources: Sequence[str] = ()
+    folder: Folder,
+    method: Mapping[str, Any],
+    by: str,
+    *,
+    sources: Sequence[str] = (),
+    written: Mapping[str, BoundingBox] | None = None,
 ) -> None:
     """Append one entry to `processing`: the method with its parameters, the author, the date.
 
-    `sources` are the layers that the voxels come from; those not named yet are added.
+    `sources` are the layers that the voxels come from; those not named yet are added. `written` are
+    the boxes that were written, in voxels, by the keys of their scales or the folders of their
+    files, so that a later run knows whose files it would replace.
 
     An entry of the same method and parameters as the last one replaces it, so that finishing a
     run twice leaves one entry. What others record meanwhile stays. Raises StorageUnavailable when
     the entry never holds.
     """
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M %Z")
-    entry = json.loads(json.dumps({"method": dict(method), "by": by, "date": date}))
+    told = {} if written is None else {"written": {name: str(b) for name, b in written.items()}}
+    entry = json.loads(json.dumps({"method": dict(method), "by": by, "date": date, **told}))
     copies = 0  # of the entry once ours is there; the date has no seconds, so others may be alike
 
     def with_entry(provenance: dict[str, Any]) -> dict[str, Any]:
         nonlocal copies
         processing, known = provenance["processing"], provenance["sources"]
         latest = processing[-1] if processing else None
-        is_repeated = isinstance(latest, dict) and latest.get("method") == entry["method"]
+        is_repeated = _has_method(latest, entry["method"])
         earlier = processing[:-1] if is_repeated else processing
         copies = copies or earlier.count(entry) + 1
         if processing.count(entry) < copies:
@@ -68,6 +111,11 @@ def record_processing(
         folder.write(_NAME, StoredFile(text.encode()), content_type="application/json")
 
     commit(folder, _NAME, partial(read_provenance, folder), with_entry, write)
+
+
+def _has_method(entry: object, method: Mapping[str, Any]) -> bool:
+    found = entry.get("method") if isinstance(entry, dict) else None
+    return isinstance(found, dict) and same_method(found, method)
 
 
 def author() -> str:

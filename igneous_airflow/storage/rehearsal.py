@@ -11,8 +11,8 @@ from igneous_airflow.storage.files import Folder, StoredFile
 
 _READS = frozenset(
     {
-        "url", "stream", "version", "folders", "names_starting", "sizes", "entries", "entry",
-        "read_part", "check_writable",
+        "url", "stream", "version", "folders", "names_starting", "sizes_starting", "sizes",
+        "entries", "entry", "read_part", "check_writable", "renames",
     }
 )  # fmt: skip
 
@@ -112,6 +112,12 @@ class _RehearsedFolder:
         for address in [held for held in self._changes.files if held.startswith(start)]:
             del self._changes.files[address]
         self._changes.deleted_folders.add(self._address(prefix))
+
+    def rename(self, old: str, new: str) -> bool:  # noqa: ARG002
+        """Let a file or folder be gone; where it would be then, no plan looks."""
+        self.delete(old)
+        self.delete_folder(old)
+        return True
 
     def try_writing(self) -> None:
         """Write nothing."""

@@ -178,6 +178,19 @@ class QueueTests:
         time.sleep(1.5 * self.moment)
         assert_counts(queue, waiting=1, leased=0, dead=0, expired=1)
 
+    @pytest.mark.parametrize("ahead", [-86_400, 86_400])
+    def test_a_clock_that_is_set_meanwhile_neither_ends_nor_prolongs_a_lease(
+        self, queue: Queue, monkeypatch: pytest.MonkeyPatch, ahead: float
+    ) -> None:
+        right = time.time
+        queue.send(["a", "b"])
+        expired, kept = take(queue, self.moment), take(queue)
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: right() + ahead)
+            assert take(queue).body == expired.body
+            assert self.lease_or_none(queue) is None
+        queue.done(kept)
+
     def test_a_lost_lease_changes_nothing(self, queue: Queue) -> None:
         queue.send(["a"])
         first = take(queue, self.moment)

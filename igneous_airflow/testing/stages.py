@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from igneous_airflow.errors import AuditFailed, InvalidParameter
+from igneous_airflow.errors import AuditFailed, InvalidParameter, PlanRefused
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.run import Run
-from igneous_airflow.stage import Audit, Stage
+from igneous_airflow.stage import Audit, Plan, Stage
 from igneous_airflow.stages import registered_stages, stage_class
+from igneous_airflow.storage.files import SUFFIXES
 from igneous_airflow.storage.rehearsal import rehearsal
 from igneous_airflow.voxel_stages import WritesLayer
 
@@ -104,7 +105,8 @@ class StageTests:
 
     def test_a_record_brings_the_stage_to_the_worker(self, example: Stage, tmp_path: Path) -> None:
         run = _launch(example, tmp_path)
-        assert Run.load(run.url).make_stage() == example.resolved()
+        assert run.requested == example.parameters()
+        assert Run.load(run.url).make_stage().parameters() == run.resolved
         assert run.blocks == len(example.resolved().cells())
 
     def test_a_record_with_a_broken_parameter_is_refused(
@@ -139,6 +141,45 @@ class StageTests:
         len(example.resolved().cells())
         assert snapshot(tmp_path) == before
         assert not any(folder.stat().st_mtime for folder in folders), "a file came and went"
+
+    @pytest.mark.parametrize("why", ["refusals", "unconfirmed"])
+    def test_nothing_begins_before_its_plan_is_accepted(
+        self, example: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+    ) -> None:
+        stage = example.resolved()
+        cell = stage.cells()[0]
+        reason = "the reason" if why == "unconfirmed" else ("the reason",)
+        plan = stage.plan().model_copy(update={why: reason})
+        before = snapshot(tmp_path)
+        monkeypatch.setattr(type(stage), "plan", lambda _: plan)
+        begins: tuple[Callable[[Stage], object], ...] = (
+            lambda stage: stage.prepare(),
+            lambda stage: stage.cells(),
+            lambda stage: stage.run(cell),
+        )
+        for begin in begins:
+            with pytest.raises(PlanRefused, match="the reason"):
+                begin(example.resolved())
+        assert snapshot(tmp_path) == before
+
+    def test_its_plan_is_looked_at_once_for_all_cells(
+        self, launched: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plans: list[Plan] = []
+        plan = type(launched).plan
+
+        def looked_at(stage: Stage) -> Plan:
+            plans.append(plan(stage))
+            return plans[-1]
+
+        monkeypatch.setattr(type(launched), "plan", looked_at)
+        stage = launched.model_copy()
+        for cell in stage.cells():
+            stage.run(cell)
+        assert len(plans) == 1
+        for cell in launched.model_copy().accepted().cells():
+            assert cell is not None
+        assert len(plans) == 1
 
     def test_preparing_twice_is_preparing_once(self, launched: Stage, tmp_path: Path) -> None:
         before = snapshot(tmp_path)
@@ -194,6 +235,25 @@ class StageTests:
         launched.run(last)
         assert launched.finish("tester").outputs
 
+    def test_finish_refuses_files_that_were_emptied_and_names_their_cell(
+        self, launched: Stage
+    ) -> None:
+        works = [launched.run(cell) for cell in launched.cells()]
+        root = launched.output.removeprefix("file://")
+        for number, work in enumerate(works):
+            for name in {min(work.files), max(work.files)} if work.files else set[str]():
+                variants = [Path(f"{root}/{name}{suffix}") for suffix in ("", *SUFFIXES.values())]
+                (file,) = filter(Path.is_file, variants)
+                content = file.read_bytes()
+                assert work.files[name] == len(content), name
+                file.write_bytes(b"")
+                with pytest.raises(AuditFailed) as caught:
+                    launched.finish("tester")
+                assert caught.value.cells == (number,)
+                file.write_bytes(content)
+        assert any(work.files for work in works) == bool(launched.plan().outputs)
+        launched.finish("tester")
+
     def test_finishing_twice_is_finishing_once(self, launched: Stage, tmp_path: Path) -> None:
         for cell in launched.cells():
             launched.run(cell)
@@ -209,9 +269,13 @@ def _launch(stage: Stage, folder: Path) -> Run:
 
 
 def complete(stage: Stage, random: Random | None = None) -> Audit:
-    """Do all of a stage, as a run would; with `random`, its cells in any order."""
+    """Do all of a stage, as a run would; with `random`, its cells in any order.
+
+    What its plan would have confirmed counts as confirmed, but for what the stage itself insists
+    on.
+    """
     stage = stage.resolved()
-    stage.plan().require_accepted()
+    stage.plan().require_possible()
     stage.prepare()
     cells = list(stage.cells())
     if random is not None:

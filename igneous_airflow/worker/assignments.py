@@ -35,6 +35,7 @@ class LaunchedRun:
     def work(self) -> tuple[Stage, Sequence[Any]]:
         """The stage, and its blocks."""
         stage = self.run.make_stage()
+        stage.require_allowed()
         return stage, stage.cells()
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from threading import Lock, Thread
 
 from igneous_airflow.errors import IgneousError, LeaseLost
-from igneous_airflow.queue.protocol import Lease, Queue
+from igneous_airflow.queue.protocol import LONGEST_LEASE, Lease, Queue
 
 _TICKS_PER_LEASE = 12
 _RENEWED_AFTER = 1 / 4  # of the lease: with the tick, a lease is a third over at the most
@@ -22,7 +22,7 @@ class Heartbeat:
 
     def __init__(self, queue: Queue, seconds: float) -> None:
         self._queue = queue
-        self._seconds = seconds
+        self._seconds = min(seconds, LONGEST_LEASE)
         self._lock = Lock()  # held while a lease is extended, so that none is after its task
         self._lease: Lease | None = None
         self._renewed = 0.0

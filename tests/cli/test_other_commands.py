@@ -86,7 +86,13 @@ def test_an_address_that_is_no_queue_exits_2(cli, queue: str):
 
 
 @pytest.mark.parametrize(
-    "options", [["--processes", "0"], ["--lease-seconds", "0"], ["--max-attempts", "0"]]
+    "options",
+    [
+        ["--processes", "0"],
+        ["--lease-seconds", "0"],
+        ["--lease-seconds", "43201"],
+        ["--max-attempts", "0"],
+    ],
 )
 def test_wrong_options_of_a_worker_exit_2(cli, tmp_path: Path, options: list[str]):
     answer = cli("worker", f"sqlite://{tmp_path}/q.db", *options)

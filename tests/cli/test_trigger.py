@@ -87,11 +87,33 @@ def test_resuming_begins_with_what_is_sent_where_the_proof_failed() -> None:
             [{**TASK, "task_id": f"downsample.{step}", "state": states[step]} for step in states]
             + [{**TASK, "task_id": "finish", "state": "failed"}]  # of somebody else
         ]
-        run_of(answers).resume()
+        run_of(answers).resume(["mesh.plan"])
+        assert "mesh.plan" not in cleared[-1], "it is not there"
         names = {name.rpartition(".")[2] for name in cleared[-1] if "." in name}
         assert names == {"enqueue", *ended}
         assert "finish" in cleared[-1]
         assert ".enqueue" not in cleared[-1]
+
+
+def test_resuming_begins_with_a_step_that_only_seems_to_have_ended() -> None:
+    cleared: list[str] = []
+
+    class Marked(Answers):
+        def call(self, method: str, path: str, *body: Any, **options: Any) -> Any:
+            if path.endswith("/clearTaskInstances"):
+                cleared.extend(body[0]["task_ids"])
+                return {}
+            return super().call(method, path, *body, **options)
+
+    answers = Marked([], [])
+    answers.tasks = [
+        [
+            {**TASK, "task_id": f"mesh.{step}", "state": "success"}
+            for step in ("plan", "enqueue", "finish")
+        ]
+    ]
+    run_of(answers).resume(["mesh.enqueue"])
+    assert cleared == ["mesh.enqueue"]
 
 
 class Refusal:

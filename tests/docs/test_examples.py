@@ -151,6 +151,16 @@ def test_the_commands_for_own_data_work(tmp_path: Path) -> None:
     assert len(Layer.open(f"file://{tmp_path}/em").info.scales) == 6
 
 
+def test_the_commands_that_undo_a_delete_work(folder_with_a_layer: Path) -> None:
+    restored, emptied = blocks("console", (ROOT / "docs/undo.md").read_text())
+    run_lines(restored, folder_with_a_layer)
+    layer = folder_with_a_layer / "layer"
+    assert len(Layer.open(f"file://{layer}").info.scales) == 3
+    assert not list((layer / ".trash").iterdir())
+    assert len(list((layer / "8_8_40").iterdir())) == 6
+    run_lines(emptied, folder_with_a_layer)
+
+
 def test_the_python_example_of_the_readme_works(
     folder_with_a_layer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

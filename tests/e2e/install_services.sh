@@ -13,6 +13,11 @@ if [ ! -x "/usr/lib/postgresql/$major/bin/initdb" ]; then
     apt-get install --yes -qq --no-install-recommends "postgresql-$major"
 fi
 
+if ! command -v strace > /dev/null; then
+    apt-get update -qq
+    apt-get install --yes -qq --no-install-recommends strace
+fi
+
 # compose 2, a program without dependencies, is in later releases of Debian only
 compose="$root/.bench/services/docker-compose"
 if ! docker compose version > /dev/null 2>&1 && [ ! -x "$compose" ]; then

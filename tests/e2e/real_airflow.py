@@ -24,6 +24,8 @@ from typing import Any
 import pytest
 from rest import call_airflow
 
+from igneous_airflow.run import Run
+
 ROOT = Path(__file__).parents[2]
 DAG = "igneous_downsample"
 COMPONENTS = (
@@ -157,9 +159,9 @@ class RealAirflow:
         except OSError:
             return False
 
-    def _status(self, method: str, path: str) -> int:
+    def _status(self, method: str, path: str, body: Conf | None = None) -> int:
         try:
-            self.call(method, path)
+            self.call(method, path, body)
         except urllib.error.HTTPError as error:
             return error.code
         return 200
@@ -239,16 +241,43 @@ class RealAirflow:
         path = f"{place}/logs/{attempt}?map_index={index}"
         return str(self.call("GET", path, accept="x-ndjson"))
 
-    def clear(self, run: str, *tasks: str) -> None:
-        """Clear tasks and all that comes after them."""
+    def clear(self, run: str, *tasks: str, alone: bool = False) -> None:
+        """Clear tasks and all that comes after them, or them alone."""
         body = {
             "dry_run": False,
             "dag_run_id": run,
             "task_ids": [_full(task) for task in tasks],
-            "include_downstream": True,
+            "include_downstream": not alone,
             "only_failed": False,
         }
         self.call("POST", f"/api/v2/dags/{self.dag}/clearTaskInstances", body)
+
+    def mark(self, run: str, task: str, state: str) -> None:
+        """Set the state of a task by hand, of all its instances."""
+        path = f"/api/v2/dags/{self.dag}/dagRuns/{run}/taskInstances/{_full(task)}"
+        # SQLite may be locked by the scheduler, which Airflow answers with 500
+        wait_until(lambda: self._status("PATCH", path, {"new_state": state}) != 500, seconds=60)
+
+    def set_state(self, run: str, state: str) -> None:
+        """Set the state of a DAG run by hand."""
+        self.call("PATCH", f"/api/v2/dags/{self.dag}/dagRuns/{run}", {"state": state})
+
+    def deletes(self, run: str) -> bool:
+        """Whether a DAG run can be deleted; it is."""
+        path = f"/api/v2/dags/{self.dag}/dagRuns/{run}"
+        return self._status("DELETE", path) == 200
+
+    def task_states(self, run: str) -> dict[str, str | None]:
+        """The states of all tasks of a DAG run, by their ids; of a mapped one, of its last."""
+        path = f"/api/v2/dags/{self.dag}/dagRuns/{run}/taskInstances?limit=100"
+        tasks = self.call("GET", path)["task_instances"]
+        return {task["task_id"]: task["state"] for task in tasks}
+
+    def proved(self, run: str) -> set[str]:
+        """The stages of a DAG run whose run is proved, by the records in the run folders."""
+        folders = [path.parent for path in self.runs.glob(f"{self.dag}_{run}_*/run.json")]
+        loaded = (Run.load(f"file://{folder}") for folder in folders)
+        return {recorded.stage for recorded in loaded if recorded.is_finished}
 
     def receipts(self, run: str) -> dict[Path, int]:
         """The receipts of a run, with the times when they were written."""
@@ -263,9 +292,30 @@ class RealAirflow:
         ]
 
 
+def ci_job(airflow: RealAirflow, script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script as a CI job would, with the secrets in its environment."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "AIRFLOW_URL": airflow.base,
+        "AIRFLOW_USER": "admin",
+        "AIRFLOW_PASSWORD": "admin",
+        "no_proxy": "127.0.0.1",
+        **variables,
+    }
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
 def _full(task: str) -> str:
     """The id of a task; of a chain it is given in full."""
-    return task if "." in task else f"downsample.{task}"
+    return task if "." in task or task == "proved" else f"downsample.{task}"
 
 
 def _command(folder: Path) -> bytes:

@@ -23,4 +23,4 @@ def call_airflow(
     )
     with OPENER.open(request, timeout=60) as answer:
         content = answer.read()
-    return json.loads(content) if accept == "json" else content.decode()
+    return json.loads(content) if accept == "json" and content else content.decode()

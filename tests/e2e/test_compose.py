@@ -31,12 +31,64 @@ def test_every_service_that_goes_on_has_a_health_check(described: dict[str, Any]
         assert services[name]["healthcheck"]["test"], name
 
 
-def test_ports_are_open_on_this_machine_only(described: dict[str, Any]) -> None:
-    ports = [
-        port for service in described["services"].values() for port in service.get("ports", ())
-    ]
-    assert len(ports) == 3
-    assert all(port.startswith("127.0.0.1:") for port in ports)
+def test_only_airflow_can_be_reached_and_from_this_machine_alone(
+    described: dict[str, Any],
+) -> None:
+    ports = {name: service.get("ports", ()) for name, service in described["services"].items()}
+    ((port,),) = filter(None, ports.values())
+    assert port in ports["airflow"]
+    assert port.startswith("127.0.0.1:")
+    for service in described["services"].values():
+        assert not {"network_mode", "expose", "external_links"} & service.keys()
+
+
+def members(described: dict[str, Any]) -> dict[str, set[str]]:
+    """The services of each network; without saying so, a service would be in the open one."""
+    networks: dict[str, set[str]] = {name: set() for name in described["networks"]}
+    for name, service in described["services"].items():
+        for network in service["networks"]:
+            networks[network].add(name)
+    return networks
+
+
+def test_queue_bucket_and_database_are_in_networks_without_a_way_out(
+    described: dict[str, Any],
+) -> None:
+    networks = described["networks"]
+    closed = {name for name, options in networks.items() if (options or {}).get("internal")}
+    assert not any((options or {}).get("external") for options in networks.values())
+    for name in ("sqs", "s3", "postgres"):
+        assert set(described["services"][name]["networks"]) <= closed, name
+    assert set(networks) - closed == {"outside"}
+    assert members(described)["outside"] == {"airflow"}
+
+
+def test_only_services_that_need_them_reach_queue_bucket_and_database(
+    described: dict[str, Any],
+) -> None:
+    networks = members(described)
+    assert networks["queue"] == {"sqs", "scheduler", "triggerer", "worker"}
+    assert networks["bucket"] == {"s3", "setup", "airflow", "scheduler", "triggerer", "worker"}
+    others = {"setup", "airflow", "scheduler", "triggerer", "dag-processor"}
+    assert networks["database"] == {"postgres", *others}
+
+
+def test_the_bucket_asks_for_credentials_that_are_made_for_it(described: dict[str, Any]) -> None:
+    services = described["services"]
+    bucket = services["s3"]["environment"]
+    secret = bucket["ROOT_SECRET_KEY"]
+    assert len(secret) >= 32
+    assert not any("ANON" in name or "PUBLIC" in name for name in bucket)
+    for name in ("worker", "scheduler", "airflow"):
+        assert services[name]["environment"]["AWS_SECRET_ACCESS_KEY"] == secret
+
+
+def test_runs_may_use_the_bucket_alone_wherever_they_work(described: dict[str, Any]) -> None:
+    services = described["services"]
+    for name in ("airflow", "scheduler", "triggerer", "dag-processor"):
+        assert services[name]["environment"]["AIRFLOW__IGNEOUS__ALLOWED"] == "s3://igneous"
+    assert services["worker"]["environment"]["IGNEOUS_AIRFLOW_ALLOWED"] == "s3://igneous"
+    assert "IGNEOUS_AIRFLOW_ALLOWED" not in services["scheduler"]["environment"]
 
 
 def test_data_is_in_named_volumes(described: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import tensorstore
 import yaml
 from cloudvolume import CloudVolume
 from PIL import Image
-from real_airflow import DAG, ROOT, Conf, RealAirflow, wait_until
+from real_airflow import DAG, ROOT, Conf, RealAirflow, ci_job, wait_until
 
 pytestmark = [pytest.mark.standalone, pytest.mark.timeout(600)]
 
@@ -140,27 +140,6 @@ def test_the_logs_tell_the_story(airflow: RealAirflow, tmp_path: Path) -> None:
     assert "100.0 % done: 4 of 4 tasks" in working
     assert len(re.findall("outcome=done", working)) == 4
     assert "all 4 tasks are done and 4 chunks were found" in airflow.log("story", "finish")
-
-
-def ci_job(airflow: RealAirflow, script: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a script as a CI job would, with the secrets in its environment."""
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "AIRFLOW_URL": airflow.base,
-        "AIRFLOW_USER": "admin",
-        "AIRFLOW_PASSWORD": "admin",
-        "no_proxy": "127.0.0.1",
-        **variables,
-    }
-    return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
 
 
 def test_a_ci_job_can_ask_for_the_plan_only(airflow: RealAirflow, tmp_path: Path) -> None:
@@ -436,6 +415,48 @@ def test_marking_the_workers_as_failed_stops_them_and_clearing_resumes(
     assert len(airflow.receipts("stopped")) < 64
     airflow.clear("stopped", "workers")
     assert airflow.end_of("stopped") == "success"
+    assert_same_bytes(undisturbed / "8_8_40", copied / "8_8_40")
+
+
+def test_a_dag_run_that_is_set_to_failed_ends_failed_and_a_ci_job_resumes_it(
+    airflow: RealAirflow, undisturbed: Path, copied: Path
+) -> None:
+    begin(airflow, "given-up", copied)
+    airflow.set_state("given-up", "failed")
+    wait_until(lambda: not airflow.workers("given-up"), seconds=60)
+    assert airflow.end_of("given-up") == "failed"
+    assert airflow.proved("given-up") == set()
+    script = f"igneous-airflow trigger {DAG} {values(slow(copied))} --run-id given-up --poll 1"
+    failed = ci_job(airflow, script)
+    assert failed.returncode == 1
+    assert "downsample is not proved" in failed.stderr
+    assert "clear the task downsample.enqueue with those after it" in failed.stderr
+    receipts = airflow.receipts("given-up")
+    resumed = ci_job(airflow, f"{script} --resume")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "given-up is done, and proved" in resumed.stdout
+    assert receipts.items() <= airflow.receipts("given-up").items()
+    assert_same_bytes(undisturbed / "8_8_40", copied / "8_8_40")
+
+
+def values(conf: Conf) -> str:
+    return " ".join(f"{name}={value}" for name, value in conf.items())
+
+
+def test_a_deleted_dag_run_proves_nothing_and_one_of_the_same_name_goes_on(
+    airflow: RealAirflow, undisturbed: Path, copied: Path
+) -> None:
+    begin(airflow, "deleted", copied)
+    airflow.set_state("deleted", "failed")  # Airflow deletes no DAG run that is running
+    wait_until(lambda: airflow.deletes("deleted"), seconds=120)
+    wait_until(lambda: not airflow.workers("deleted"), seconds=120)
+    assert airflow.proved("deleted") == set()
+    receipts = airflow.receipts("deleted")
+    assert len(receipts) < 64
+    airflow.trigger("deleted", slow(copied))
+    assert airflow.end_of("deleted") == "success"
+    assert receipts.items() <= airflow.receipts("deleted").items()
+    assert airflow.proved("deleted") == {"downsample"}
     assert_same_bytes(undisturbed / "8_8_40", copied / "8_8_40")
 
 

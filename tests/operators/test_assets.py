@@ -10,6 +10,7 @@ from airflow.sdk import DAG, Asset, AssetAlias
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
+from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.operators.assets import announce, layer_asset, made_by
 from igneous_airflow.run import Run
 from igneous_airflow.stages import registered_stages
@@ -26,15 +27,20 @@ Make = Callable[..., Any]
         ("/data/layer/", "file:///data/layer"),
         ("precomputed://gs://bucket/em", "gs://bucket/em"),
         ("s3://bucket/em/v1", "s3://bucket/em/v1"),
-        ("s3://somebody:password@bucket/em", "s3://bucket/em"),
         ("/data/my layer#2", "file:///data/my%20layer%232"),
         ("/data/Gehörn?", "file:///data/Geh%C3%B6rn%3F"),
     ],
 )
-def test_a_layer_has_one_name_and_address_without_a_password(layer: str, uri: str) -> None:
+def test_a_layer_has_one_name_and_address(layer: str, uri: str) -> None:
     asset = layer_asset(layer)
     assert (asset.name, asset.uri) == (uri, uri)
     assert asset == Asset(uri, group="igneous")
+
+
+def test_a_layer_whose_address_holds_a_password_is_no_asset() -> None:
+    with pytest.raises(InvalidParameter, match="holds credentials") as caught:
+        layer_asset("s3://someone:hunter2@bucket/em")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_every_finish_task_tells_of_its_stage_and_no_other_task_does(dags: dict[str, DAG]) -> None:

@@ -7,6 +7,7 @@ import runpy
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,7 @@ from igneous_airflow.operators.settings import load_run
 from igneous_airflow.operators.stage import (
     EnqueueStage,
     FinishStage,
-    MakeQueue,
     PlanStage,
-    RemoveQueue,
 )
 from igneous_airflow.operators.trigger import StageDrainedTrigger
 from igneous_airflow.operators.workers import LocalWorkers
@@ -95,8 +94,10 @@ def run(make_layer: Make, context: Make) -> Run:
     planned = PlanStage(task_id="plan", form=FORM, step=STEP).execute(
         context(layer=str(make_layer()), num_mips=1, run_id=f"manual-{next(numbers)}")
     )
-    MakeQueue(task_id="queue", run_url=planned["run_url"]).execute({})
-    return load_run(planned["run_url"])
+    run = load_run(planned["run_url"])
+    with closing(run.open_queue()) as queue:
+        queue.send([])  # makes it
+    return run
 
 
 def names(client: Any) -> list[str]:
@@ -118,10 +119,10 @@ def work(run: Run, tasks: int = 1_000) -> None:
 
 def finish(run: Run) -> None:
     FinishStage(task_id="finish", run_url=run.url).execute({})
-    RemoveQueue(task_id="remove", run_url=run.url).execute({})
 
 
-def test_a_run_has_a_queue_of_its_own_from_setup_to_teardown(run: Run, client: Any) -> None:
+def test_a_run_has_a_queue_of_its_own_until_it_is_proved(run: Run, client: Any) -> None:
+    assert EnqueueStage(task_id="enqueue", run_url=run.url).execute({}) == ["local"]
     name = Address.parse(run.queue).name
     assert {name, f"{name}-dead"} <= set(names(client))
     there = {"QueueUrl": client.get_queue_url(QueueName=name)["QueueUrl"]}
@@ -130,8 +131,8 @@ def test_a_run_has_a_queue_of_its_own_from_setup_to_teardown(run: Run, client: A
     assert json.loads(attributes["RedrivePolicy"])["deadLetterTargetArn"].endswith(f"{name}-dead")
     assert int(attributes["VisibilityTimeout"]) > 0
 
-    assert EnqueueStage(task_id="enqueue", run_url=run.url).execute({}) == ["local"]
-    RemoveQueue(task_id="remove", run_url=run.url).execute({})
+    with pytest.raises(AirflowFailException, match="are not done"):
+        finish(run)
     assert name in names(client), "tasks are not done: the run can be resumed"
     work(run)
     finish(run)
@@ -164,7 +165,7 @@ def test_the_plan_in_the_log_says_what_the_queue_costs(
     step.execute(context(layer=str(make_layer("x")), num_mips=1, run_id="cost", batch=3))
     log = capsys.readouterr().out
     assert "2 tasks" in log
-    assert "each task works on 3 cells" in log
+    assert "each task works on 3 blocks" in log
     assert "costs 3 requests to SQS" in log
     run.open_queue().delete()
 
@@ -178,12 +179,12 @@ def test_a_queue_that_is_there_is_used_and_left(
     attributes = {"RedrivePolicy": json.dumps(policy)}
     theirs = client.create_queue(QueueName="theirs", Attributes=attributes)["QueueUrl"]
     client.send_message(QueueUrl=dead, MessageBody="of another run, long ago")
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__QUEUES", "theirs = sqs://theirs")
     planned = PlanStage(task_id="plan", form=FORM, step=STEP).execute(
-        context(layer=str(make_layer()), num_mips=1, run_id="theirs", queue="sqs://theirs")
+        context(layer=str(make_layer()), num_mips=1, run_id="theirs", queue="theirs")
     )
     run = load_run(planned["run_url"])
     assert not run.own_queue
-    MakeQueue(task_id="queue", run_url=run.url).execute({})
     EnqueueStage(task_id="enqueue", run_url=run.url).execute({})
     work(run, tasks=3)
     assert run.progress().state is State.INTERRUPTED
@@ -196,13 +197,14 @@ def test_a_queue_that_is_there_is_used_and_left(
 
 
 def test_a_queue_that_should_be_there_but_is_not_fails_before_anything_is_sent(
-    make_layer: Make, context: Make
+    make_layer: Make, context: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__QUEUES", "sqs://nowhere")
     planned = PlanStage(task_id="plan", form=FORM, step=STEP).execute(
         context(layer=str(make_layer()), run_id="none", queue="sqs://nowhere")
     )
     with pytest.raises(AirflowFailException, match="nowhere does not exist"):
-        MakeQueue(task_id="queue", run_url=planned["run_url"]).execute({})
+        EnqueueStage(task_id="enqueue", run_url=planned["run_url"]).execute({})
 
 
 def test_local_workers_get_the_keys_of_the_connection_by_their_environment(

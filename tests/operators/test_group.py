@@ -6,10 +6,11 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import tensorstore
+from airflow.models.dagrun import DagRun
 from airflow.models.xcom import XComModel
 from airflow.sdk import DAG, BaseOperator, XComArg
 from airflow.sdk.exceptions import AirflowFailException
@@ -26,11 +27,11 @@ from igneous_airflow.worker.loop import Worker, WorkerOptions
 pytestmark = pytest.mark.airflow
 
 Make = Callable[..., Any]
-STATES = dict.fromkeys(("plan", "queue", "enqueue", "workers", "drained", "finish"), "success")
+STATES = dict.fromkeys(("plan", "enqueue", "workers", "drained", "finish", "proved"), "success")
 
 
 def states(dag_run: Any) -> dict[str, str]:
-    return {t.task_id.partition(".")[2]: str(t.state) for t in dag_run.get_task_instances()}
+    return {t.task_id.rpartition(".")[2]: str(t.state) for t in dag_run.get_task_instances()}
 
 
 def xcom(dag_run: Any, task: str) -> Any:
@@ -50,7 +51,7 @@ def test_a_dag_run_makes_the_mips_and_tells_the_story(
     layer = make_layer()
     conf = {"layer": str(layer), "num_mips": 1, "compress": "none"}  # tensorstore reads no .gz
     done = dags["igneous_downsample"].test(run_conf=conf)
-    assert states(done) == {**STATES, "remove_queue": "success"}
+    assert states(done) == STATES
     assert done.state == "success"
 
     kvstore = {"driver": "file", "path": f"{layer}/"}
@@ -91,7 +92,7 @@ def test_a_refused_plan_fails_the_dag_run_and_nothing_else_runs(
     done = dags["igneous_downsample"].test(run_conf={"layer": f"{tmp_path}/nothing"})
     assert done.state == "failed"
     found = states(done)
-    assert found.pop("plan") == "failed"
+    assert found.pop("plan") == found.pop("proved") == "failed"
     assert set(found.values()) == {"upstream_failed"}
     assert f"there is no layer at file://{tmp_path}/nothing" in capsys.readouterr().out
 
@@ -116,13 +117,13 @@ def test_a_failed_dag_run_goes_on_where_it_stopped(
         "workers": "failed",
         "drained": "failed",
         "finish": "upstream_failed",
-        "remove_queue": "success",
+        "proved": "failed",
     }
     assert failed.state == "failed"
     log = capsys.readouterr().out
     assert log.count("MissingChunk: ") >= 3, "the worker, `workers` and `drained` name it"
     assert "128-192_0-64_0-64" in log
-    assert "queue.db stays" in log
+    assert len(list(tmp_path.glob("state/*/queue.db"))) == 1
     receipts = {p: p.stat().st_mtime_ns for p in tmp_path.glob("state/*/done/*")}
     assert len(receipts) == 3
 
@@ -157,7 +158,12 @@ def test_a_dag_run_whose_output_was_lost_before_the_end_makes_it_when_cleared(
         )
 
     failed = run_dag()
-    assert states(failed) == {**STATES, "finish": "failed", "remove_queue": "success"}
+    assert states(failed) == {
+        **STATES,
+        "drained": "failed",
+        "finish": "upstream_failed",
+        "proved": "failed",
+    }
     assert len(list(tmp_path.glob("state/*/done/*"))) == 3
     done = run_dag()
     assert done.state == "success"
@@ -173,7 +179,7 @@ def test_workers_that_fail_after_the_work_is_done_fail_nothing(
 
     monkeypatch.setattr(LocalWorkers, "_require_done", lose_the_machine)
     done = dags["igneous_downsample"].test(run_conf={"layer": str(make_layer())})
-    assert states(done) == {**STATES, "workers": "failed", "remove_queue": "success"}
+    assert states(done) == {**STATES, "workers": "failed"}
     assert done.state == "success"
 
 
@@ -196,7 +202,7 @@ def test_a_dag_run_whose_workers_are_elsewhere_waits_for_them_and_proves_their_w
     )
     ended.set()
     elsewhere.join()
-    assert states(done) == {**STATES, "remove_queue": "success"}
+    assert states(done) == STATES
     assert xcom(done, "finish")["tasks"] == 4
     assert len(list((layer / "8_8_40").iterdir())) == 4
 
@@ -210,14 +216,38 @@ def test_receipts_decide_however_the_workers_ended() -> None:
     assert dag.get_task("downsample.finish").upstream_task_ids == {"downsample.drained"}
 
 
-def test_the_queue_is_set_up_and_torn_down_around_the_work() -> None:
+def test_two_tasks_decide_how_a_dag_run_ends_and_neither_waits_for_the_other() -> None:
+    """As Airflow's own rule sees them: `DagRun._tis_for_dagrun_state`."""
     with DAG("a_dag") as dag:
-        stage_group(Downsample)
-    queue, remove = dag.get_task("downsample.queue"), dag.get_task("downsample.remove_queue")
-    assert queue.is_setup
-    assert remove.is_teardown
-    assert remove.upstream_task_ids == {"downsample.queue", "downsample.finish"}
-    assert not remove.on_failure_fail_dagrun
+        first = stage_group(Downsample)
+        first >> stage_group(Downsample, group_id="again")
+    proved = dag.get_task("proved")
+    assert proved.is_teardown, "tasks that are not are skipped when a DAG run is set to failed"
+    assert proved.on_failure_fail_dagrun
+    assert proved.upstream_task_ids == {"downsample.drained", "again.drained"}
+    assert deciding(dag) == {"proved", "again.finish"}
+
+
+class Instance(NamedTuple):
+    """A task of a DAG run."""
+
+    task_id: str
+    state: str
+
+
+def deciding(dag: DAG) -> set[str]:
+    """The tasks by whose states Airflow decides how a DAG run ends."""
+    tasks = [Instance(task.task_id, "success") for task in dag.tasks]
+    return {task.task_id for task in DagRun._tis_for_dagrun_state(None, dag=dag, tis=tasks)}
+
+
+def test_tasks_after_a_stage_wait_for_both_that_rely_on_the_proof() -> None:
+    with DAG("a_dag"):
+        own = BaseOperator(task_id="own")
+        stage_group(Downsample) >> own
+        stage_group(Downsample, group_id="again") << own
+    assert own.upstream_task_ids == {"downsample.drained", "downsample.finish"}
+    assert own.downstream_task_ids == {"again.plan"}
 
 
 def test_a_dag_may_have_a_stage_twice_with_other_workers() -> None:

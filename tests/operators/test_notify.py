@@ -164,4 +164,4 @@ def test_workers_that_fail_tell_nobody_since_the_run_may_be_done() -> None:
     with DAG("a_dag") as dag:
         stage_group(Downsample)
     telling = {task.task_id.partition(".")[2] for task in dag.tasks if task.on_failure_callback}
-    assert telling == {"plan", "queue", "enqueue", "drained", "finish"}
+    assert telling == {"plan", "enqueue", "drained", "finish"}

@@ -23,7 +23,7 @@ from igneous_airflow.run import Run
 pytestmark = pytest.mark.airflow
 
 Make = Callable[..., Any]
-AFTER = ("queue", "enqueue", "workers", "drained", "finish", "remove_queue")
+AFTER = ("enqueue", "workers", "drained", "finish")
 
 
 def states(dag_run: Any, step: str = "downsample") -> dict[str, str]:
@@ -75,8 +75,8 @@ def test_a_dag_run_of_which_only_the_plan_is_asked_for_ends_after_it(
     run = the_run(tmp_path)
     assert xcom(done, "downsample.plan", "run_url") == run.url
     detail = Overview(f"file://{tmp_path}/state").detail(run.id)
-    assert detail.state == "held"
-    assert detail.held == "nothing but its plan was asked for"
+    assert detail.state == "planned"
+    assert detail.why_it_waits == "only its plan was requested"
     assert detail.plan == Forecast.model_validate(plan)
 
 
@@ -186,10 +186,10 @@ def test_a_run_above_the_limit_begins_when_somebody_approves_it_and_asks_once(
     assert len(list((layer / "8_8_40").iterdir())) == 4
     (asked,) = person.asked
     assert asked["subject"] == f"downsample of file://{layer}: begin?"
-    assert "held: it waits for approval, since its 4 tasks are over 3.\n" in asked["body"]
+    assert "It waits for approval, since its 4 tasks are over 3.\n" in asked["body"]
     assert "\n- downsample: 4 tasks (a grid" in asked["body"]
     assert "\n- takes  not known" in asked["body"]
-    assert the_run(tmp_path).hold.released_by == "Ada"
+    assert the_run(tmp_path).approved_by == "Ada"
     assert xcom(done, "downsample.plan", "return_value")["plan"]["tasks"] == 4
 
 
@@ -207,14 +207,14 @@ def test_a_rejected_run_fails_with_a_clear_message_and_writes_nothing(
     done, person = answering("Reject", layer, logical_date=now, run_after=now)
     assert done.state == "failed"
     assert states(done) == {"plan": "failed", **dict.fromkeys(AFTER, "upstream_failed")}
-    assert "Ada has rejected the plan: nothing was written to the layer" in capsys.readouterr().out
+    assert "Ada rejected the plan: nothing was written to the layer" in capsys.readouterr().out
     assert tree(layer) == before
-    assert the_run(tmp_path).hold.why == "Ada has rejected its plan"
+    assert the_run(tmp_path).why_it_waits == "Ada rejected its plan"
     # cleared, it asks again, and an approval counts
     done, person = answering("Approve", layer, logical_date=now, run_after=now)
     assert person.seen == before
     assert done.state == "success"
-    assert the_run(tmp_path).hold.released_by == "Ada"
+    assert the_run(tmp_path).approved_by == "Ada"
 
 
 @pytest.mark.parametrize(
@@ -262,5 +262,5 @@ def test_a_run_within_the_limit_waits_for_nobody(
     monkeypatch.setenv("AIRFLOW__IGNEOUS__APPROVE_ABOVE_TASKS", "4")
     conf = {"layer": str(make_layer()), "num_mips": 1}
     assert dags["igneous_downsample"].test(run_conf=conf).state == "success"
-    assert (the_run(tmp_path).hold.why, the_run(tmp_path).hold.released_by) == ("", "")
+    assert (the_run(tmp_path).why_it_waits, the_run(tmp_path).approved_by) == ("", "")
     assert not list(tmp_path.glob("state/*/hold.json"))

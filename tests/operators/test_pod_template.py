@@ -11,6 +11,7 @@ from igneous_airflow.operators.params import RunOptions
 from igneous_airflow.operators.pod_template import PodTemplate
 from igneous_airflow.operators.settings import PodSettings
 from igneous_airflow.run import Run
+from igneous_airflow.run_record import LaunchState, StateChange
 
 pytestmark = pytest.mark.airflow
 
@@ -21,15 +22,16 @@ def run(memory: int = 0, scratch: int = 0) -> Run:
         url="s3://bucket/runs/a-run-1a2b3c4d",
         launch_id="1a2b",
         stage="downsample",
-        parameters={},
-        asked={},
+        resolved={},
+        requested={},
         queue="sqs://tasks",
         own_queue=True,
-        cells=10,
+        blocks=10,
         memory=memory,
         scratch=scratch,
         by="me",
         created=0,
+        changes=(StateChange.now(LaunchState.PLANNED, "me"),),
     )
 
 
@@ -82,6 +84,7 @@ def test_it_works_on_the_queue_until_the_run_is_done() -> None:
     arguments = worker(manifest)["args"]
     assert arguments[0] == "sqs://tasks"
     assert "--until-done" in arguments
+    assert arguments[arguments.index("--runs") + 1] == "s3://bucket/runs"
     assert option(manifest, "--stopped-code") == 143  # else Kubernetes takes it for its end
     assert (option(manifest, "--max-attempts"), option(manifest, "--lease-seconds")) == (3, 60)
 

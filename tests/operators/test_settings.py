@@ -100,7 +100,8 @@ def connection(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_queue_is_chosen_by_configuration_and_by_each_run(
     asked: str, url: str, own: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert queue_url(RUN, asked) == (url, own)
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__QUEUES", f"theirs = {asked}")
+    assert queue_url(RUN, "theirs") == (url, own)
     monkeypatch.setenv("AIRFLOW__IGNEOUS__QUEUE", asked)
     assert queue_url(RUN) == (url, own)
     open_queue(url).close()
@@ -112,8 +113,9 @@ def test_without_a_connection_region_and_endpoint_are_left_to_the_environment(
     monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT", raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_DEFAULT_REGION", "ap-south-1")
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__QUEUE", "sqs")
     url = "sqs://igneous-dag_run_group-12345678?region=ap-south-1"
-    assert queue_url(RUN, "sqs") == (url, True)
+    assert queue_url(RUN) == (url, True)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,7 @@ def test_a_connection_whose_endpoint_has_a_password_is_refused_without_saying_it
     extra = {"region_name": "eu-west-1", "endpoint_url": "http://me:hunter2@127.0.0.1:9324"}
     value = json.dumps({"conn_type": "aws", "extra": extra})
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", value)
-    with pytest.raises(InvalidParameter, match="without credentials") as caught:
-        queue_url(RUN, "sqs")
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__QUEUE", "sqs")
+    with pytest.raises(InvalidParameter, match="credentials") as caught:
+        queue_url(RUN)
     assert "hunter2" not in str(caught.value)

@@ -7,19 +7,18 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from igneous_airflow.errors import StorageUnavailable
+from igneous_airflow.errors import RunFailed, StorageUnavailable
 from igneous_airflow.operators.chain import Chain, Step
 from igneous_airflow.operators.form import Form
 from igneous_airflow.operators.stage import (
     EnqueueStage,
     FinishStage,
-    MakeQueue,
     PlanStage,
-    RemoveQueue,
     explained,
 )
 from igneous_airflow.operators.workers import LocalWorkers
 from igneous_airflow.run import Run
+from igneous_airflow.run_record import LaunchState
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.storage.provenance import author
 from igneous_airflow.worker.loop import Worker, WorkerOptions
@@ -45,18 +44,17 @@ def test_the_steps_of_a_stage_leave_the_mips_and_take_the_queue_away(
     assert planned["plan"]["tasks"] == 4
     url = planned["run_url"]
 
-    MakeQueue(task_id="queue", run_url=url).execute({})
     assert EnqueueStage(task_id="enqueue", run_url=url).execute(context()) == ["local"]
     run = Run.load(url)
     queue = Path(run.queue.removeprefix("sqlite://"))
     assert queue.parent == Path(url.removeprefix("file://"))
     Worker(run.open_queue(), run.runs_folder, WorkerOptions(until_done=True), lambda _: None).work()
-    RemoveQueue(task_id="remove", run_url=url).execute({})
-    assert queue.exists(), "an unfinished run keeps its queue"
-
+    assert queue.exists()
     summary = FinishStage(task_id="finish", run_url=url).execute({})
-    RemoveQueue(task_id="remove", run_url=url).execute({})
     assert not queue.exists()
+    assert FinishStage(task_id="finish", run_url=url).execute({}) == summary
+    assert EnqueueStage(task_id="enqueue", run_url=url).execute(context()) == ["nobody"]
+    assert not queue.exists(), "a run that is proved needs none"
     assert summary["audit"]["outputs"] == {"8_8_40": 4}
     assert len(list((layer / "8_8_40").iterdir())) == 4
     assert '"by": "somebody"' in (layer / "provenance").read_text()
@@ -72,7 +70,12 @@ def test_a_refused_plan_names_every_reason_and_leaves_the_layer_alone(
     assert "900-1000_0-10_0-10" in str(caught.value)
     assert "memory_target: 1,000,000" in str(caught.value)
     assert (layer / "info").read_bytes() == before
-    assert not (tmp_path / "state").exists()
+    (refused,) = (tmp_path / "state").iterdir()
+    run = Run.load(f"file://{refused}")
+    assert run.state is LaunchState.REFUSED
+    assert "memory_target: 1,000,000" in run.refusals[0]
+    with pytest.raises(RunFailed, match="its plan was refused"):
+        run.prepare()
 
 
 def test_a_layer_that_is_not_there_is_named(context: Make, tmp_path: Path) -> None:
@@ -125,6 +128,7 @@ def test_a_run_that_is_not_complete_cannot_be_finished(make_layer: Make, context
     EnqueueStage(task_id="enqueue", run_url=url).execute(context())
     with pytest.raises(AirflowFailException, match=r"1 of 1 tasks .* are not done"):
         FinishStage(task_id="finish", run_url=url).execute({})
+    assert Path(Run.load(url).queue.removeprefix("sqlite://")).exists(), "it can be resumed"
 
 
 def test_clearing_the_workers_does_again_what_was_lost_behind_our_back(

@@ -64,7 +64,11 @@ def test_new_scales_are_stored_as_the_one_that_is_read():
     assert conflicts == []
     assert [scale.key for scale in scales] == ["8_8_40", "16_16_40"]
     for scale in scales:
-        assert (scale.chunk_size, scale.encoding, scale.quality) == (Vec3(64, 32, 16), "jpeg", 70)
+        assert (scale.chunk_size, scale.encoding, scale.tuning) == (
+            Vec3(64, 32, 16),
+            "jpeg",
+            (("jpeg_quality", 70),),
+        )
 
 
 def test_wishes_decide_how_new_scales_are_stored():

@@ -354,7 +354,10 @@ def test_waiting_does_not_keep_other_threads_from_the_queue(path: Path) -> None:
     queue.close()
 
 
-@pytest.mark.parametrize("statement", ["_LEASE", "_COUNTS", "_DONE", "_EXTEND", "_DEAD_LETTERS"])
+@pytest.mark.parametrize(
+    "statement",
+    ["_LEASE", "_COUNTS", "_DONE", "_EXTEND", "_DEAD_LETTERS", "_ANY_VOID", "_FREE_VOID"],
+)
 def test_no_statement_reads_the_whole_table_of_messages(path: Path, statement: str) -> None:
     from igneous_airflow.queue import sqlite
 

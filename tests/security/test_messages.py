@@ -232,5 +232,5 @@ def test_the_audit_log_says_who_did_what(layer: Path, tmp_path: Path, queue: str
     }
     assert {entry.what for entry in entries} == {f"file://{layer}"}
     assert {(entry.run, entry.stage) for entry in entries} == {("run", "delete")}
-    lines = [file.read_text() for file in sorted((tmp_path / "runs/audit").iterdir())]
+    lines = [file.read_text() for file in sorted((tmp_path / "runs/.audit").iterdir())]
     assert all(line.endswith("\n") and line.count("\n") == 1 for line in lines)

@@ -91,7 +91,8 @@ def test_what_is_not_selected_stays_byte_for_byte(tmp_path_factory, size, chunk,
     keys = keys_of(path)
     before = snapshot(path)
     count = data.draw(st.integers(1, 3))
-    stage = Delete(layer=url, mip=min(mip, len(keys) - 1), num_mips=count, confirm=True).resolved()
+    wishes = {"mip": min(mip, len(keys) - 1), "num_mips": count, "confirm": True}
+    stage = Delete(layer=url, **wishes, keep_deleted=False).resolved()
     gone = keys[stage.mip : stage.mip + count]
     for cell in data.draw(st.permutations(stage.cells())):
         stage.run(cell)
@@ -195,7 +196,9 @@ def test_nothing_goes_before_it_is_confirmed(tmp_path):
     stage = Delete(layer=url, num_mips=3).resolved()
     plan = stage.plan()
     assert plan.refusals == ()
-    with pytest.raises(PlanRefused, match=r"confirm: .* chunk files, .* deleted for good \(8_8_40"):
+    with pytest.raises(
+        PlanRefused, match=r"confirm: .* chunk files, .* moved to the layer's trash \(8_8_40"
+    ):
         plan.require_accepted()
     for call in (stage.prepare, lambda: stage.run(stage.cells()[0]), lambda: stage.finish("x")):
         with pytest.raises(InvalidParameter, match="confirm"):

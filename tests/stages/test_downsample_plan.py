@@ -79,7 +79,7 @@ def test_a_plan_tells_when_fewer_mips_are_made(url):
     assert any("7 of 20 mips" in note for note in plan.notes)
 
 
-def test_a_plan_tells_that_losses_go_on(tmp_path):
+def test_a_plan_tells_that_compression_artifacts_carry_over(tmp_path):
     url = write_layer(tmp_path, random_voxels(SIZE), LayerSpec(encoding="jpeg"))
     assert any("lossy jpeg" in note for note in Downsample(layer=url).plan().notes)
 
@@ -289,7 +289,7 @@ def test_another_form_of_a_scale_that_exists_is_refused(url, tmp_path, wishes, n
 
 def test_a_scale_that_exists_keeps_its_form_when_nothing_is_asked(url, tmp_path):
     run_all(Downsample(layer=url, num_mips=1, chunk_size=(16, 12, 20), encoding="png"))
-    run_all(Downsample(layer=url, num_mips=2))
+    run_all(Downsample(layer=url, num_mips=2, confirm=True))
     scales = json.loads((tmp_path / "layer/info").read_text())["scales"]
     assert [scale["chunk_sizes"][0] for scale in scales] == [[8, 8, 8], [16, 12, 20], [8, 8, 8]]
     assert [scale["encoding"] for scale in scales] == ["raw", "png", "raw"]
@@ -445,11 +445,11 @@ def test_a_new_mip_never_takes_the_folder_of_another_scale(tmp_path: Path) -> No
     assert "8_8_40 would overwrite the files of the scale of resolution" in refusal
 
 
-def test_an_existing_scale_outside_of_the_layer_is_never_written_to(tmp_path: Path) -> None:
+def test_a_layer_with_a_scale_outside_of_it_is_never_written_to(tmp_path: Path) -> None:
     url = write_layer(tmp_path / "layer", random_voxels(Vec3(32, 32, 8)))
     info = json.loads((tmp_path / "layer/info").read_text())
     coarser = {"key": "../evil", "resolution": [16, 16, 40], "size": [16, 16, 8]}
     info["scales"].append({**info["scales"][0], **coarser})
     (tmp_path / "layer/info").write_text(json.dumps(info))
     (refusal,) = Downsample(layer=url, num_mips=1).plan().refusals
-    assert "lies outside of the layer" in refusal
+    assert "the key '../evil' of a scale is not the name of a folder inside the layer" in refusal

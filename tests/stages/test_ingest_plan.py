@@ -490,7 +490,9 @@ def test_a_destination_that_exists_says_what_nobody_asks_for(tmp_path, stack, in
     write_layer(tmp_path / "dest", random_voxels(Vec3(40, 30, 12)), spec)
     info = json.loads((tmp_path / "dest/info").read_text())
     stage = ingest(stack, resolution=None, layer_type="segmentation", max_mips=1).resolved()
-    assert "voxels are of 3 x 3 x 30 nm" in stage.plan().require_accepted().notes
+    assert "voxels are of 3 x 3 x 30 nm" in stage.plan().notes
+    with pytest.raises(PlanRefused, match=r"the voxels of mip 0 of .* would be replaced"):
+        stage.plan().require_accepted()
     stage.prepare()
     after = json.loads((tmp_path / "dest/info").read_text())
     assert after["scales"][0] == info["scales"][0]

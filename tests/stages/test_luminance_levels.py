@@ -448,7 +448,9 @@ def test_levels_that_are_there_are_replaced_and_the_plan_says_so(tmp_path):
     layer = write_layer(tmp_path, random_voxels(SIZE), SPEC)
     complete(LuminanceLevels(layer=layer, bounds="3-68_-7-26_11-14", coverage_factor=1))
     stage = LuminanceLevels(layer=layer)
-    assert any("levels of 3 sections are there already" in note for note in stage.plan().notes)
+    assert stage.plan().replaces[0].startswith("levels/0: 3 histograms, ")
+    with pytest.raises(PlanRefused, match=r"confirm: the levels in .*/levels/0 would be replaced"):
+        stage.plan().require_accepted()
     complete(stage)
 
 

@@ -19,6 +19,7 @@ from igneous_airflow.errors import (
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.stages.mesh import Mesh
 from igneous_airflow.stages.mesh_manifest import MeshManifest
+from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.local import LocalFolder
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
 from igneous_airflow.testing.stages import StageTests, complete, snapshot
@@ -76,6 +77,12 @@ def fragments(layer, directory=MESHES):
                 gzip.decompress(path.read_bytes())
             )
     return found
+
+
+def write_voxels(layer, voxels):
+    """Write other voxels into a layer of one scale."""
+    opened = Layer.open(layer)
+    opened.write(opened.info.scales[0], voxels)
 
 
 def a_box(*corners, size=(128, 64, 64), label=5):
@@ -305,14 +312,17 @@ def test_a_task_that_was_stopped_at_any_write_is_done_again_with_the_same_bytes(
         assert snapshot(tmp_path) == complete_state
 
 
-def test_fragments_that_other_parameters_left_are_removed(tmp_path):
+def test_fragments_of_labels_that_are_not_there_any_more_are_removed(tmp_path):
     voxels = blobs(Vec3(40, 36, 30))
     voxels[0, 0, 0] = 6
     layer = write_layer(tmp_path, voxels, SPEC)
-    first = Mesh(layer=layer, shape=(20, 36, 30))
-    complete(first)
+    complete(Mesh(layer=layer, shape=(20, 36, 30)))
     assert {label for label, _ in fragments(tmp_path)} == {1, BIG, BIGGEST, 6}
-    second = Mesh(layer=layer, shape=(20, 36, 30), dust_threshold=2, object_ids=[1, 6]).resolved()
+    voxels[0, 0, 0] = 0
+    write_voxels(layer, voxels)
+    second = Mesh(
+        layer=layer, shape=(20, 36, 30), max_simplification_error=9, keep_deleted=False
+    ).resolved()
     second.prepare()
     one, other = second.cells()
     second.run(one)
@@ -320,7 +330,7 @@ def test_fragments_that_other_parameters_left_are_removed(tmp_path):
         second.finish("tester")
     second.run(other)
     second.finish("tester")
-    assert {label for label, _ in fragments(tmp_path)} == {1}
+    assert {label for label, _ in fragments(tmp_path)} == {1, BIG, BIGGEST}
 
 
 def test_preparing_forgets_only_cells_of_its_region_that_other_parameters_made(tmp_path):
@@ -339,7 +349,9 @@ def test_preparing_forgets_only_cells_of_its_region_that_other_parameters_made(t
         ("30-31_-7-29_11-41", {"3-23_-7-29_11-41.gz"}),
     ):
         complete(whole)
-        stage = Mesh(layer=layer, shape=(20, 36, 30), bounds=part, dust_threshold=2).resolved()
+        stage = Mesh(
+            layer=layer, shape=(20, 36, 30), bounds=part, max_simplification_error=9
+        ).resolved()
         stage.prepare()
         assert recorded() == left
         (cell,) = stage.cells()
@@ -374,7 +386,7 @@ def test_the_spatial_index_of_an_old_grid_is_removed_but_not_that_of_other_parts
     layer = write_layer(tmp_path, blobs(Vec3(40, 36, 30)), SPEC)
     complete(Mesh(layer=layer, shape=(13, 36, 30)))
     old = indices(tmp_path)
-    wishes = {"layer": layer, "shape": (20, 36, 30), "new_grid": True}
+    wishes = {"layer": layer, "shape": (20, 36, 30), "new_grid": True, "keep_deleted": False}
     complete(Mesh(**wishes, bounds="3-4_-7-29_11-41"))
     left = indices(tmp_path)
     assert len(left) == 1

@@ -147,7 +147,7 @@ def test_in_a_bucket_each_task_lists_one_beginning(bucket, monkeypatch):
         manifest = json.loads(bytes(folder.read(f"{MESHES}/{label}:0").content))
         fragment = folder.read(f"{MESHES}/{manifest['fragments'][0]}")
         assert fragment.compression == "gzip"
-        assert len(decompress_bytes(fragment)) > 100
+        assert len(decompress_bytes(fragment, 1 << 20)) > 100
 
 
 def test_the_directory_that_the_info_names_is_used(tmp_path):
@@ -206,7 +206,7 @@ def test_only_the_parts_that_were_to_be_meshed_must_be(tmp_path):
 
 def test_stale_fragments_of_another_grid_are_named_and_never_merged(layer):
     old = fragments_of(layer)
-    complete(Mesh(layer=layer, shape=(20, 20, 30), new_grid=True))
+    complete(Mesh(layer=layer, shape=(20, 20, 30), new_grid=True, keep_deleted=False))
     stage = MeshManifest(layer=layer)
     text = refusals_of(stage)
     stale = sum(map(len, old.values()))
@@ -223,7 +223,8 @@ def test_stale_fragments_of_another_grid_are_named_and_never_merged(layer):
 def test_stale_fragments_are_removed_on_request_when_no_manifest_names_them_any_more(layer):
     complete(MeshManifest(layer=layer))
     old = fragments_of(layer)
-    complete(Mesh(layer=layer, shape=(20, 20, 30), new_grid=True, object_ids=[1, BIG]))
+    wishes = {"new_grid": True, "keep_deleted": False}
+    complete(Mesh(layer=layer, shape=(20, 20, 30), object_ids=[1, BIG], **wishes))
     stage = MeshManifest(layer=layer, remove_stale=True)
     assert "stale files are deleted" in stage.plan().notes[0]
     assert complete(stage).outputs == {MESHES: 2}
@@ -240,7 +241,7 @@ def test_a_removal_that_was_stopped_at_any_moment_never_leaves_a_manifest_of_mis
     layer, monkeypatch
 ):
     complete(MeshManifest(layer=layer, magnitude=1))
-    complete(Mesh(layer=layer, shape=(20, 20, 30), new_grid=True))
+    complete(Mesh(layer=layer, shape=(20, 20, 30), new_grid=True, keep_deleted=False))
     stage = MeshManifest(layer=layer, magnitude=1, remove_stale=True)
     (group,) = (cell for cell in stage.cells() if "9" in cell.starts)
     unlink = os.unlink
@@ -282,7 +283,7 @@ def test_fragments_beyond_the_parts_of_another_mip_are_stale_though_they_lie_on_
     complete(Mesh(**wishes, bounds=first))
     complete(MeshManifest(layer=beam))
     part = "0-8_0-8_0-8"
-    complete(Mesh(**wishes, mip=1, new_grid=True, bounds=part))
+    complete(Mesh(**wishes, mip=1, new_grid=True, keep_deleted=False, bounds=part))
     assert "5:0:8-16_0-8_0-8" in fragments_of(beam)[5]  # the first mip's
     text = refusals_of(MeshManifest(layer=beam))
     assert "of the parts that its info names: 5:0:" in text
@@ -295,11 +296,11 @@ def test_fragments_beyond_the_parts_of_another_mip_are_stale_though_they_lie_on_
     assert read_mesh(Path(beam.removeprefix("file://")), 5).is_watertight
 
 
-def test_meshes_made_anew_are_unfinished_until_every_cell_has_the_new_parameters(beam):
-    wishes = {"layer": beam, "shape": (16, 16, 16)}
+def test_meshes_made_again_are_unfinished_until_every_cell_has_the_new_parameters(beam):
+    wishes = {"layer": beam, "shape": (16, 16, 16), "keep_deleted": False}
     complete(Mesh(**wishes))
     complete(MeshManifest(layer=beam))
-    stage = Mesh(**wishes, remap_table={5: 6}).resolved()
+    stage = Mesh(**wishes, simplification=False).resolved()
     stage.prepare()
     one, other = stage.cells()
     stage.run(one)
@@ -310,16 +311,17 @@ def test_meshes_made_anew_are_unfinished_until_every_cell_has_the_new_parameters
     incomplete = MeshManifest(layer=beam, allow_incomplete=True)
     assert incomplete.plan().notes == ("1 of 2 cells have not been meshed, and are left out",)
     complete(incomplete)
-    assert manifests_of(beam)[6] == [f"6:0:{one}"]
+    assert manifests_of(beam)[5] == [f"5:0:{one}"]
     stage.run(other)
     stage.finish("tester")
-    complete(MeshManifest(layer=beam, remove_stale=True))
-    assert manifests_of(beam) == {6: [f"6:0:{one}", f"6:0:{other}"]}
+    complete(MeshManifest(layer=beam))
+    assert manifests_of(beam) == {5: [f"5:0:{one}", f"5:0:{other}"]}
 
 
 def test_manifests_of_labels_without_fragments_are_stale(layer):
     complete(MeshManifest(layer=layer))
-    complete(Mesh(layer=layer, shape=(16, 16, 16), exclude_object_ids=[BIG]))
+    for path in meshes_of(layer).glob(f"{BIG}:0:*"):
+        path.unlink()
     assert f"{BIG}:0" in refusals_of(MeshManifest(layer=layer))
     complete(MeshManifest(layer=layer, remove_stale=True))
     assert manifests_of(layer).keys() == {1, BIGGEST}
@@ -346,13 +348,13 @@ def test_a_lost_manifest_is_noticed_and_comes_back_the_same(layer):
     complete(stage)
     before = snapshot(meshes_of(layer))
     (meshes_of(layer) / f"{BIG}:0").unlink()
-    with pytest.raises(AuditFailed, match=f"{BIG}:0 is missing"):
+    with pytest.raises(AuditFailed, match=f"1 file missing.*{BIG}:0"):
         stage.finish("tester")
     for cell in stage.cells():
         stage.run(cell)
     assert snapshot(meshes_of(layer)) == before
     open_folder(layer).write(f"{MESHES}/1:0:0-1_0-1_0-1", StoredFile(b""))
-    with pytest.raises(AuditFailed, match="1:0:0-1_0-1_0-1 is stale"):
+    with pytest.raises(AuditFailed, match=r"stale.*1:0:0-1_0-1_0-1"):
         stage.finish("tester")
 
 

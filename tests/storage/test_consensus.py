@@ -104,7 +104,7 @@ def test_overlaps_are_those_of_each_pair_of_boxes(volumes, box):
     [
         (b"", "Expecting value"),
         (b"[]", "no object"),
-        (b"[" * 100_000, "recursion"),
+        (b"[" * 100_000, "nested too deeply"),
         (b"\xff", "decode"),
         ({}, "no volumes"),
         ({"0-8_0-8": 1}, "not a box"),

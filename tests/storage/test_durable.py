@@ -15,7 +15,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     seen: list[tuple[str, str]] = []
 
     def path_of(descriptor: int) -> str:
-        return os.readlink(f"/proc/self/fd/{descriptor}")
+        return str(Path(f"/proc/self/fd/{descriptor}").readlink())
 
     monkeypatch.setattr(os, "fdatasync", lambda fd: seen.append(("file", path_of(fd))))
     monkeypatch.setattr(os, "fsync", lambda fd: seen.append(("folder", path_of(fd))))

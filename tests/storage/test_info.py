@@ -66,7 +66,7 @@ def folder(request, tmp_path):
 def coarser(scale, levels):
     scales = []
     for _ in range(levels):
-        scale = scale.downsampled(PLANE, chunk_size=scale.chunk_size, encoding=scale.encoding)
+        scale = scale.downsampled(PLANE)
         scales.append(scale)
     return scales
 
@@ -123,7 +123,7 @@ def test_an_entry_is_read_back_as_written():
     assert Scale.parse(full).entry() == full
     jpeg = {**SCALE, "encoding": "jpeg", "jpeg_quality": 70}
     assert Scale.parse(jpeg).entry() == jpeg
-    assert coarser(Scale.parse(jpeg), 1)[0].quality == 70
+    assert coarser(Scale.parse(jpeg), 1)[0].tuning == (("jpeg_quality", 70),)
 
 
 def test_adding_scales_keeps_foreign_keys_and_the_scales_of_others(folder):
@@ -239,11 +239,11 @@ def broken_scale(**changes):
         (broken_scale(size=[-1, 64, 64]), "size -1,64,64"),
         (broken_scale(size=[64.5, 64, 64]), "64.5"),
         (broken_scale(size="123"), "three integers"),
-        (broken_scale(size=[math.inf, 64, 64]), "inf"),
-        (broken_scale(voxel_offset=[math.nan, 0, 0]), "nan"),
+        (broken_scale(size=[math.inf, 64, 64]), "Infinity"),
+        (broken_scale(voxel_offset=[math.nan, 0, 0]), "NaN"),
         (broken_scale(resolution=[4, 4]), "not enough values"),
         (broken_scale(resolution=[4, 4, 40, 1]), "too many values"),
-        (broken_scale(resolution=[4, 4, math.nan]), "resolution"),
+        (broken_scale(resolution=[4, 4, math.nan]), "NaN"),
         (broken_scale(resolution=[0, 4, 40]), "resolution"),
         (broken_scale(resolution=[10**400, 4, 40]), "too large"),
         (
@@ -334,7 +334,7 @@ def test_the_ratio_of_scales_is_whole_or_none():
 @pytest.mark.parametrize("key", ["", ".", "/etc", "a/.."])
 def test_a_scale_whose_key_is_no_folder_is_refused(key: str) -> None:
     entry = {"size": [1, 1, 1], "resolution": [1, 1, 1], "chunk_sizes": [[1, 1, 1]]}
-    with pytest.raises(InvalidInfo, match="no folder inside the layer"):
+    with pytest.raises(InvalidInfo, match="not the name of a folder inside the layer"):
         Scale.parse({**entry, "encoding": "raw", "key": key})
 
 

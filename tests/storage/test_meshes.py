@@ -35,7 +35,7 @@ def folder(request, tmp_path):
 
 
 def content(folder, name):
-    return bytes(decompress_bytes(folder.layer.read(f"mesh/{name}")))
+    return bytes(decompress_bytes(folder.layer.read(f"mesh/{name}"), 1 << 20))
 
 
 def test_a_fragment_is_one_that_cloud_volume_reads():

@@ -8,6 +8,7 @@ import pytest
 import zstandard
 
 from igneous_airflow.geometry.bbox import Vec3
+from igneous_airflow.storage import allowed
 from igneous_airflow.storage.layer import Layer
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
 
@@ -199,3 +200,16 @@ def test_the_page_that_opens_a_view_escapes_its_name(folder, serve):
     answer = client.get(f"/open/{quote(name)}")
     assert answer.status == 200
     assert "<script>alert" not in answer.text
+
+
+def test_a_layer_that_this_process_may_not_open_is_forbidden(serve, monkeypatch, tmp_path):
+    monkeypatch.setattr(allowed, "_limits", {})
+    layer = tmp_path / "private" / "layer"
+    write_layer(layer, random_voxels(Vec3(64, 16, 8)))
+    client = serve({"one": {"layer": f"file://{layer}"}})
+    assert client.get("/data/one/layer/info").status == 200
+    allowed.limit_process("x", allowed.Allowed.parse(str(tmp_path / "lab"), "x"))
+    for path in ("/data/one/layer/info", "/state/one"):
+        answer = client.get(path)
+        assert answer.status == 403
+        assert "outside" in answer.text
