@@ -46,7 +46,7 @@ def recorded(airflow: RealAirflow, dag_run: str) -> str:
 
 
 def plan_transfer(airflow: RealAirflow, name: str, conf: dict[str, Any]) -> str:
-    """Let somebody of the role user plan a transfer, and nothing else; gives the run's name."""
+    """Plan a transfer as a user of the role user, and nothing else; gives the run's name."""
     transfer = airflow.of("igneous_transfer")
     body = {"dag_run_id": name, "logical_date": None, "conf": {**conf, "plan_only": True}}
     path = "/api/v2/dags/igneous_transfer/dagRuns"
@@ -59,7 +59,7 @@ def plan_transfer(airflow: RealAirflow, name: str, conf: dict[str, Any]) -> str:
 def test_a_run_that_was_only_planned_shows_nothing_of_its_layers(
     airflow: RealAirflow, looker: Callable[[str], Answer], tmp_path: Path
 ) -> None:
-    """Somebody plans a transfer into Airflow's home, somebody else looks at what is there."""
+    """One user plans a transfer into Airflow's home, another looks at what is there."""
     source = write_layer(tmp_path / "em", random_voxels(Vec3(16, 16, 8)))
     assert {path.name for path in airflow.home.iterdir()} >= set(SECRETS)
     run = plan_transfer(airflow, "to-home", {"src": source, "dest": str(airflow.home)})
@@ -90,7 +90,7 @@ def launch(airflow: RealAirflow, name: str, stage: Any, dag: str) -> str:
 def test_a_run_that_was_launched_shows_the_files_of_the_format_only(
     airflow: RealAirflow, looker: Callable[[str], Answer], tmp_path: Path
 ) -> None:
-    """Also where somebody has let a layer be made in Airflow's home."""
+    """Also where a layer was made in Airflow's home."""
     source = write_layer(tmp_path / "em", random_voxels(Vec3(16, 16, 8)))
     stage = Transfer(src=source, dest=f"file://{airflow.home}")
     run = launch(airflow, "made-in-home", stage, "igneous_transfer")

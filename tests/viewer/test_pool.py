@@ -158,7 +158,7 @@ def test_requests_beyond_those_that_may_wait_are_refused_at_once():
     asyncio.run(scenario())
 
 
-def test_who_waits_for_a_storage_that_has_stalled_is_refused_before_the_deadline():
+def test_a_request_that_waits_for_a_stalled_storage_is_refused_before_the_deadline():
     async def scenario():
         limits = PoolLimits(threads=8, share=3, waiting=4, seconds=60, stalled=0.1)
         with storage() as hung:
