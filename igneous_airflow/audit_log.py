@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from igneous_airflow.storage.files import StoredFile, open_own_folder
 
-_FOLDER = ".audit"
+#: The folder in a runs folder.
+AUDIT_LOG = ".audit"
 
 Action = Literal["approved", "launched", "cancelled", "deleted", "restored", "emptied"]
 
@@ -45,14 +46,14 @@ def write_entry(runs: str, entry: AuditEntry) -> None:
     name = f"{stamp}Z-{entry.action}-{subject}" + (f"-{entry.launch}" if entry.launch else "")
     line = entry.model_dump_json(exclude_defaults=True).encode() + b"\n"
     open_own_folder(runs).write(
-        f"{_FOLDER}/{name}", StoredFile(line), content_type="application/json"
+        f"{AUDIT_LOG}/{name}", StoredFile(line), content_type="application/json"
     )
 
 
 def read_entries(runs: str) -> list[AuditEntry]:
     """Read the log of a runs folder, in order of time; lines that are damaged are left out."""
     folder = open_own_folder(runs)
-    stored = [folder.read(f"{_FOLDER}/{name}") for name in sorted(folder.names(_FOLDER))]
+    stored = [folder.read(f"{AUDIT_LOG}/{name}") for name in sorted(folder.names(AUDIT_LOG))]
     lines = [bytes(file.content) for file in stored if file is not None]
     return [entry for line in lines if (entry := _parsed(line))]
 

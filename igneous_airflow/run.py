@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
-from igneous_airflow.audit_log import Action, AuditEntry, write_entry
+from igneous_airflow.audit_log import AUDIT_LOG, Action, AuditEntry, write_entry
 from igneous_airflow.errors import (
     AuditFailed,
     CorruptChunk,
@@ -43,6 +43,7 @@ from igneous_airflow.storage.durable import sync
 from igneous_airflow.storage.files import open_folder, open_own_folder
 from igneous_airflow.storage.info import INFO
 from igneous_airflow.storage.json_files import RECORD_BYTES, read_json, write_json
+from igneous_airflow.storage.partials import remove_abandoned
 from igneous_airflow.task import Task, TaskEncoder
 from igneous_airflow.validation import wrong_fields
 
@@ -535,8 +536,9 @@ class Run(RunRecord):
         self._begun()
         self.require_done(self._look())
         account = self.ledger.account(self.planned, self.blocks, self.batch)
+        stage = self.make_stage()
         try:
-            audit = self.make_stage().finish(self.by, account)
+            audit = stage.finish(self.by, account)
             work = account.read_all()
         except AuditFailed as error:
             raise self._taken_back(error) from None
@@ -552,6 +554,9 @@ class Run(RunRecord):
         )
         self._write(_SUMMARY, summary)
         self._changed(lambda record: record.moved_to(LaunchState.DONE, self.by))
+        remove_abandoned(stage.output)
+        remove_abandoned(self.url, depth=1)
+        remove_abandoned(self.url.rpartition("/")[0], AUDIT_LOG)
         return summary
 
     def _taken_back(self, error: AuditFailed) -> AuditFailed:
