@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from igneous_airflow.storage.files import StoredFile, open_own_folder
 
-#: The folder in a runs folder.
-AUDIT_LOG = ".audit"
+_FOLDER = ".audit"
 
 Action = Literal["approved", "launched", "cancelled", "deleted", "restored", "emptied"]
 
@@ -39,6 +38,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def audit_folder(runs: str) -> str:
+    """The address of the log of a runs folder."""
+    return f"{runs}/{_FOLDER}"
+
+
 def write_entry(runs: str, entry: AuditEntry) -> None:
     """Add an entry to the log of a runs folder; writing it twice leaves one."""
     stamp = re.sub(r"[^0-9T]", "", entry.at[:19])
@@ -46,14 +50,14 @@ def write_entry(runs: str, entry: AuditEntry) -> None:
     name = f"{stamp}Z-{entry.action}-{subject}" + (f"-{entry.launch}" if entry.launch else "")
     line = entry.model_dump_json(exclude_defaults=True).encode() + b"\n"
     open_own_folder(runs).write(
-        f"{AUDIT_LOG}/{name}", StoredFile(line), content_type="application/json"
+        f"{_FOLDER}/{name}", StoredFile(line), content_type="application/json"
     )
 
 
 def read_entries(runs: str) -> list[AuditEntry]:
     """Read the log of a runs folder, in order of time; lines that are damaged are left out."""
     folder = open_own_folder(runs)
-    stored = [folder.read(f"{AUDIT_LOG}/{name}") for name in sorted(folder.names(AUDIT_LOG))]
+    stored = [folder.read(f"{_FOLDER}/{name}") for name in sorted(folder.names(_FOLDER))]
     lines = [bytes(file.content) for file in stored if file is not None]
     return [entry for line in lines if (entry := _parsed(line))]
 

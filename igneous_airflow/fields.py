@@ -520,7 +520,8 @@ TrashEntry = Annotated[
     Field(
         pattern=r"^[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}$",
         title="Trash entry",
-        description="Name of the trash's entry that gets what goes. Empty: a new one, named when "
+        description="Name of the entry of the trash that gets what goes, as "
+        "20250102T030405Z-0a1b2c. Empty: a new one, named when "
         "the run is launched.",
         json_schema_extra=section(LIMITS),
     ),

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
-from igneous_airflow.audit_log import AUDIT_LOG, Action, AuditEntry, write_entry
+from igneous_airflow.audit_log import Action, AuditEntry, audit_folder, write_entry
 from igneous_airflow.errors import (
     AuditFailed,
     CorruptChunk,
@@ -295,10 +295,22 @@ class Run(RunRecord):
             )
 
     def _changed(self, change: Callable[[RunRecord], RunRecord]) -> Self:
-        """This run once its state was changed; the audit log says who did it."""
-        record = change_record(open_own_folder(self.url), self.launch_id, change)
-        for step in record.changes:
-            if step not in self.changes and (action := self._audited(step.state)):
+        """This run once its state was changed.
+
+        The audit log says who did it, before it is done: a process that dies leaves no gap there.
+        """
+
+        def told(record: RunRecord) -> RunRecord:
+            changed = change(record)
+            self._tell(changed.changes[len(record.changes) :])
+            return changed
+
+        return self._with(change_record(open_own_folder(self.url), self.launch_id, told))
+
+    def _tell(self, changes: Sequence[StateChange]) -> None:
+        """Write changes of the state into the audit log."""
+        for step in changes:
+            if action := self._audited(step.state):
                 entry = AuditEntry(
                     at=step.at,
                     action=action,
@@ -311,7 +323,6 @@ class Run(RunRecord):
                     triggered_by=self.triggered_by,
                 )
                 write_entry(self.runs_folder, entry)
-        return self._with(record)
 
     def _output(self) -> str:
         with suppress(InvalidParameter):  # of a stage that is not installed here
@@ -553,11 +564,15 @@ class Run(RunRecord):
             failed_attempts=self.ledger.failed_attempts(),
         )
         self._write(_SUMMARY, summary)
+        self._remove_leftovers(audit_folder(self.runs_folder))
         self._changed(lambda record: record.moved_to(LaunchState.DONE, self.by))
-        remove_abandoned(stage.output)
-        remove_abandoned(self.url, depth=1)
-        remove_abandoned(self.url.rpartition("/")[0], AUDIT_LOG)
         return summary
+
+    def _remove_leftovers(self, *others: str) -> None:
+        """Remove what killed processes left half written, where nobody lists files anyhow."""
+        remove_abandoned(self.url, depth=1)
+        for url in (self._output(), *others):
+            remove_abandoned(url)
 
     def _taken_back(self, error: AuditFailed) -> AuditFailed:
         """Take back the receipts of the tasks whose output is missing, and say which they are."""

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from igneous_airflow.credentials import LONGEST
 from igneous_airflow.errors import AccessDenied, PlanRefused
 from igneous_airflow.field_values import checked_value
 from igneous_airflow.fields import ADDRESS, FILES, LAYER, SECTIONS
@@ -194,7 +195,11 @@ class Stage(BaseModel, ABC):
     """A kind of work: its fields are its parameters, its methods its life."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        hide_input_in_errors=True,
+        str_max_length=LONGEST,
     )
 
     @classmethod

@@ -38,7 +38,7 @@ def clip_fractions(text: str) -> tuple[float, float]:
     low, _, high = text.partition(",")
     shares = float(low), float(high or low)
     if not all(0 <= share <= 1 for share in shares) or sum(shares) > 1:
-        raise ValueError(f"{text}: shares are from 0 to 1, and together at most 1")
+        raise ValueError(f"{text:.200}: shares are from 0 to 1, and together at most 1")
     return shares
 
 
@@ -50,7 +50,7 @@ def _fractions_text(value: object) -> str:
     try:
         clip_fractions(text)
     except ValueError as error:
-        raise ValueError(f"write a number, or two as 0.01,0.02; {error}") from None
+        raise ValueError(f"write a number, or two as 0.01,0.02; {error!s:.200}") from None
     return text
 
 
@@ -60,7 +60,9 @@ def _values(text: str) -> tuple[int, int]:
     except ValueError:
         raise ValueError(f"write two grey values, as 12,243; got {shown(text)}") from None
     if not 0 <= lower <= upper:
-        raise ValueError(f"the smaller grey value comes first, and none is below 0; got {text}")
+        raise ValueError(
+            f"the smaller grey value comes first, and none is below 0; got {text:.200}"
+        )
     return lower, upper
 
 

@@ -28,9 +28,15 @@ from igneous_airflow.storage.files import (
     StoredFile,
     content_version,
     plain_name,
+    require_at_most,
 )
 from igneous_airflow.storage.links import AnyLinks, Links
-from igneous_airflow.storage.partials import is_partial, partial_path, remove_if_abandoned
+from igneous_airflow.storage.partials import (
+    is_partial,
+    partial_path,
+    remove_abandoned,
+    remove_if_abandoned,
+)
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
@@ -75,7 +81,7 @@ class LocalFolder:
     def url(self) -> str:
         return f"file://{self._root}"
 
-    def read(self, name: str) -> StoredFile | None:
+    def read(self, name: str, most: int | None = None) -> StoredFile | None:
         path = f"{self._root}/{name}"
         with disk_errors("read", path):
             self._links.check_way(path)
@@ -87,6 +93,8 @@ class LocalFolder:
             ):
                 try:
                     with self._links.open(f"{path}{suffix}", os.O_RDONLY) as stream:
+                        if most is not None:
+                            require_at_most(path, os.fstat(stream.fileno()).st_size, most)
                         return StoredFile(stream.read(), compression)
                 except (FileNotFoundError, IsADirectoryError):
                     continue
@@ -286,12 +294,14 @@ class LocalFolder:
             raise OSError(errno.EROFS if read_only else errno.EACCES, "cannot be written to")
 
     def try_writing(self) -> None:
-        probe = Path(partial_path(str(self._existing() / "probe")))
+        existing = self._existing()
+        probe = Path(partial_path(f"{existing}/probe"))
         with disk_errors("write to", self._root):
             probe.unlink(missing_ok=True)
             with probe.open("x"):  # never through a link
                 pass
             probe.unlink()
+        remove_abandoned(f"file://{existing}")
 
     def _existing(self) -> Path:
         """The folder itself, or the nearest one above it that is there."""

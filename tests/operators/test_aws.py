@@ -7,6 +7,7 @@ import runpy
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,10 @@ def run(make_layer: Make, context: Make) -> Run:
     planned = PlanStage(task_id="plan", form=FORM, step=STEP).execute(
         context(layer=str(make_layer()), num_mips=1, run_id=f"manual-{next(numbers)}")
     )
-    return load_run(planned["run_url"])
+    run = load_run(planned["run_url"])
+    with closing(run.open_queue()) as queue:
+        queue.send([])  # makes it
+    return run
 
 
 def names(client: Any) -> list[str]:
@@ -161,7 +165,7 @@ def test_the_plan_in_the_log_says_what_the_queue_costs(
     step.execute(context(layer=str(make_layer("x")), num_mips=1, run_id="cost", batch=3))
     log = capsys.readouterr().out
     assert "2 tasks" in log
-    assert "each task works on 3 cells" in log
+    assert "each task works on 3 blocks" in log
     assert "costs 3 requests to SQS" in log
     run.open_queue().delete()
 

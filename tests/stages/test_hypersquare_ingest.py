@@ -480,8 +480,8 @@ def jpeg(size, mode="L"):
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        (b"", "cannot identify"),
-        (b"nonsense", "cannot identify"),
+        (b"", "not a JPEG file"),
+        (b"nonsense", "not a JPEG file"),
         (jpeg((24, 24))[:-100], "[Tt]runcated"),
         (jpeg((24, 24))[:-2], "truncated"),
         (jpeg((12, 48)), r"12 x 48 pixels .* 24 x 24"),

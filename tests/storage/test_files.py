@@ -14,7 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from igneous_airflow.errors import AccessDenied, InvalidParameter, StorageUnavailable
+from igneous_airflow.errors import (
+    AccessDenied,
+    CorruptChunk,
+    InvalidParameter,
+    StorageUnavailable,
+)
 from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.storage.local import LocalFolder
 
@@ -93,6 +98,16 @@ def test_a_file_is_read_as_it_was_written(folder, compression):
     folder.write("a/0-64_0-64_0-64", file)
     assert folder.read("a/0-64_0-64_0-64") == file
     assert folder.exists("a/0-64_0-64_0-64")
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_a_file_of_more_bytes_than_its_reader_takes_is_refused(folder, compression):
+    file = StoredFile(bytes(range(256)), compression)
+    folder.write("a", file)
+    assert folder.read("a", 256) == file
+    with pytest.raises(CorruptChunk, match="larger than the 255 bytes"):
+        folder.read("a", 255)
+    assert folder.read("b", 255) is None
 
 
 @pytest.mark.parametrize(
