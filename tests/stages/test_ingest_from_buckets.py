@@ -31,8 +31,9 @@ def work(source, dest):
 if __name__ == "__main__":
     source, folder, count = sys.argv[1:]
     context = multiprocessing.get_context("spawn")
-    for _ in range(0, int(count), 2):
-        pair = [context.Process(target=work, args=(source, f"{folder}/d{i}")) for i in range(2)]
+    for first in range(0, int(count), 2):
+        dests = [f"{folder}/d{number}" for number in (first, first + 1)]
+        pair = [context.Process(target=work, args=(source, dest)) for dest in dests]
         for child in pair:
             child.start()
         for child in pair:
