@@ -47,7 +47,7 @@ def test_help_shows_every_field_with_description_and_default(cli):
             assert f"{flag}/--no-{flag[2:]}" in help_text
             default = flag[2:] if schema["default"] else f"no-{flag[2:]}"
             assert rest.startswith(f"[default:{default}]"), name
-        elif schema["default"] is not None:
+        elif schema["default"] is not None and "flag" not in schema:
             assert rest.startswith(f"[default:{schema['default']}"), name
         for choice in schema.get("enum", []):
             assert choice is None or choice in words

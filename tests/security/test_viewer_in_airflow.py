@@ -46,7 +46,7 @@ def recorded(airflow: RealAirflow, dag_run: str) -> str:
 
 
 def plan_transfer(airflow: RealAirflow, name: str, conf: dict[str, Any], *, ends: str) -> str:
-    """Let somebody of the role user plan a transfer, and nothing else; gives the run's name."""
+    """Plan a transfer as a user of the role user, and nothing else; gives the run's name."""
     transfer = airflow.of("igneous_transfer")
     body = {"dag_run_id": name, "logical_date": None, "conf": {**conf, "plan_only": True}}
     path = "/api/v2/dags/igneous_transfer/dagRuns"
