@@ -34,7 +34,7 @@ def checked_value(value: Any, annotation: Any) -> Any:
     kinds = set(get_args(annotation) or (annotation,)) - {NoneType}
     _check(value, _DEEPEST)
     if kinds <= {int, float} and isinstance(value, bool | int | str):
-        _check_number(value)
+        _check_number(value, whole=float not in kinds)
     if kinds == {str} and isinstance(value, str) and len(value) > _LONGEST_TEXT:
         raise ValueError(f"{len(value):,} characters are too many: at most {_LONGEST_TEXT:,}")
     return value.strip() if isinstance(value, str) else value
@@ -69,11 +69,11 @@ def _check_text(text: str) -> None:
         raise ValueError(f"it contains control characters, as {found[0]!r}: remove them")
 
 
-def _check_number(value: bool | int | str) -> None:
+def _check_number(value: bool | int | str, *, whole: bool) -> None:
     """Check what a field takes for one number."""
     if isinstance(value, bool):
         raise ValueError(f"{value} is not a number")
     if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
         raise ValueError(f"{shown(value)} is not a number: write digits, as 64")
-    if isinstance(value, int) and abs(value) > _LARGEST:
+    if whole and abs(float(value)) > _LARGEST:
         raise ValueError(f"{shown(value)} is out of range: at most {_LARGEST:,}")

@@ -43,7 +43,7 @@ from igneous_airflow.storage.durable import sync
 from igneous_airflow.storage.files import open_folder, open_own_folder
 from igneous_airflow.storage.info import INFO
 from igneous_airflow.storage.json_files import RECORD_BYTES, read_json, write_json
-from igneous_airflow.storage.local import remove_leftovers
+from igneous_airflow.storage.partials import remove_abandoned
 from igneous_airflow.task import Task, TaskEncoder
 from igneous_airflow.validation import wrong_fields
 
@@ -547,8 +547,9 @@ class Run(RunRecord):
         self._begun()
         self.require_done(self._look())
         account = self.ledger.account(self.planned, self.blocks, self.batch)
+        stage = self.make_stage()
         try:
-            audit = self.make_stage().finish(self.by, account)
+            audit = stage.finish(self.by, account)
             work = account.read_all()
         except AuditFailed as error:
             raise self._taken_back(error) from None
@@ -569,8 +570,9 @@ class Run(RunRecord):
 
     def _remove_leftovers(self, *others: str) -> None:
         """Remove what killed processes left half written, where nobody lists files anyhow."""
-        for url in (self.url, self._output(), *others):
-            remove_leftovers(url)
+        remove_abandoned(self.url, depth=1)
+        for url in (self._output(), *others):
+            remove_abandoned(url)
 
     def _taken_back(self, error: AuditFailed) -> AuditFailed:
         """Take back the receipts of the tasks whose output is missing, and say which they are."""

@@ -159,7 +159,7 @@ class StageTests:
         )
         for begin in begins:
             with pytest.raises(PlanRefused, match="the reason"):
-                begin(example.resolved())
+                begin(example.model_copy().resolved())
         assert snapshot(tmp_path) == before
 
     def test_its_plan_is_looked_at_once_for_all_cells(
@@ -276,7 +276,7 @@ def complete(stage: Stage, random: Random | None = None) -> Audit:
     """
     stage = stage.resolved()
     stage.plan().require_possible()
-    stage.prepare()
+    stage.accepted().prepare()
     cells = list(stage.cells())
     if random is not None:
         random.shuffle(cells)

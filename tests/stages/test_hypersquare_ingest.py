@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from igneous_airflow.errors import CorruptChunk, InvalidInfo, MissingChunk, PlanRefused
+from igneous_airflow.errors import CorruptChunk, MissingChunk, PlanRefused
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.kernels.pooling import pool
 from igneous_airflow.stages.hypersquare_ingest import HypersquareIngest
@@ -338,7 +338,7 @@ def test_every_broken_cube_is_named(tmp_path):
     write_cubes(tmp_path / "cubes", labels_of(Vec3(48, 16, 16)))
     for number in (0, 2):
         (tmp_path / f"cubes/cube {number}/metadata.json").write_text("{")
-    with pytest.raises(InvalidInfo, match=r"cube 0.*cube 2"):
+    with pytest.raises(PlanRefused, match=r"cube 0.*cube 2"):
         ingest(tmp_path).cells()
 
 
