@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from chromium import FLAGS, log_in
+from chromium import FLAGS, log_in, wait_for
 from playwright.sync_api import Page, sync_playwright
 
 HERE = Path(__file__).parent
@@ -114,8 +114,9 @@ def watch(page: Page, address: str, out: Path) -> None:
 def look(page: Page, out: Path) -> None:
     """Open the layer in Neuroglancer, and wait until all of it is drawn."""
     page.get_by_role("link", name="View").first.click()
+    page.wait_for_url("**/neuroglancer/v/1/**")
     for _ in range(3):  # it may be ready before it knows of the meshes
-        page.wait_for_function("window.viewer !== undefined && viewer.isReady()")
+        wait_for(page, "window.viewer !== undefined && viewer.isReady()", seconds=300)
         page.wait_for_timeout(3 * SECONDS)
     page.screenshot(path=out / "viewer.png")
 

@@ -38,6 +38,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def audit_folder(runs: str) -> str:
+    """The address of the log of a runs folder."""
+    return f"{runs}/{_FOLDER}"
+
+
 def write_entry(runs: str, entry: AuditEntry) -> None:
     """Add an entry to the log of a runs folder; writing it twice leaves one."""
     stamp = re.sub(r"[^0-9T]", "", entry.at[:19])

@@ -21,7 +21,7 @@ def plan_following(first: Stage, plan: Plan, following: Sequence[Stage]) -> list
         for asked in following:
             try:
                 if not (plan.unconfirmed and plan.deletions):  # which it would insist on
-                    earlier.prepare()
+                    earlier.accepted().prepare()
                 earlier = asked.model_copy().resolved()
                 plan = earlier.plan().as_later_step()
             except PermanentError as error:

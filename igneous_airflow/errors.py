@@ -3,7 +3,7 @@
     IgneousError
     ├── PermanentError              a retry is useless: the task goes to the dead letters at once
     │   ├── InvalidParameter        (ValueError)         a value that a stage cannot work with
-    │   ├── PlanRefused             (ValueError)         a stage must not start, with every reason
+    │   │   └── PlanRefused         (ValueError)         a stage must not start, with every reason
     │   ├── LayerNotFound           (FileNotFoundError)  no `info` file at the layer's address
     │   ├── InvalidInfo             (ValueError)         an `info` file that breaks the format
     │   ├── UnsupportedLayer        (ValueError)         a layer of a kind we do not work on
@@ -46,7 +46,7 @@ class InvalidParameter(PermanentError, ValueError):
     """A parameter has a value that the stage cannot work with."""
 
 
-class PlanRefused(PermanentError, ValueError):
+class PlanRefused(InvalidParameter, ValueError):
     """A plan found reasons not to start; nothing has been written."""
 
     def __init__(self, stage: str, refusals: Sequence[str]) -> None:

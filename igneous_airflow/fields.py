@@ -7,7 +7,7 @@ own words for them (`stage.with_words`). `section` orders the form.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from math import inf
+from numbers import Integral
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from igneous_airflow.credentials import refuse_credentials
+from igneous_airflow.field_values import CONTROL, shown
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.storage.files import TRASH
 
@@ -36,7 +37,12 @@ SECTIONS = (WHERE, WHAT, HOW, LIMITS, RUN, PODS)  # in the order in which people
 _OTHER_FORMATS = ("graphene", "boss", "n5", "zarr", "zarr2", "zarr3", "nifti", "dvid", "brainmaps")
 _LABELS_AT_MOST = 10_000  # each message of a task holds them all
 _LABEL = r"\s*\d+\s*"
-_CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+_LABEL_TEXT = re.compile("[0-9]{1,20}")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,16}")
+_FURTHEST = 2**53  # voxels from the origin: what JSON and floating point hold
+_LONGEST_NAME = 255  # bytes, of a folder or file on a disk
+_NOT_FOR_FOLDERS = frozenset({"cells", "info", "levels", "provenance"})
+_RESOLUTIONS = (1e-6, 1e12)  # nm: from less than atoms to more than any animal
 
 
 def section(
@@ -64,7 +70,7 @@ def _layer_url(text: str) -> str:
     scheme = url.partition("://")[0]
     if scheme in _OTHER_FORMATS:
         raise ValueError(
-            f"{text!r}: only Neuroglancer Precomputed layers are supported, not {scheme}"
+            f"{shown(text)}: only Neuroglancer Precomputed layers are supported, not {scheme}"
         )
     return _place(url, text)
 
@@ -78,52 +84,70 @@ def _place(url: str, text: str) -> str:
     """An address in its one spelling; `text` is what somebody wrote."""
     url = re.sub("^file://localhost/", "file:///", url)
     scheme, separator, rest = url.partition("://")
-    if _CONTROL.search(url):
-        raise ValueError(f"{url!r} contains control characters")
+    if CONTROL.search(url):
+        raise ValueError(f"{shown(url)} contains control characters")
     if not separator:
         if not url.startswith("/"):
             raise ValueError(
-                f"{text!r} is not an address: write gs://BUCKET/PATH, s3://BUCKET/PATH or an "
+                f"{shown(text)} is not an address: write gs://BUCKET/PATH, s3://BUCKET/PATH or an "
                 "absolute path as /data/layer"
             )
         scheme, rest = "file", url
     if scheme.startswith(("s3+", "gs+")):
         raise ValueError(
-            f"{text!r}: {scheme}:// is not a storage protocol; configure an alias instead"
+            f"{shown(text)}: {scheme}:// is not a storage protocol; configure an alias instead"
         )
     if scheme == "file" and not rest.startswith("/"):
-        raise ValueError(f"{text!r} is not absolute: write file:///data/layer")
+        raise ValueError(f"{shown(text)} is not absolute: write file:///data/layer")
     if not rest.strip("/"):
-        raise ValueError(f"{text!r} names no layer or file")
+        raise ValueError(f"{shown(text)} names no layer or file")
+    if scheme == "file":
+        _check_names(rest)
     return f"{scheme}://{rest.rstrip('/')}"
+
+
+def _check_names(path: str) -> None:
+    """Raise ValueError for a path with a name that no disk holds."""
+    for name in path.split("/"):
+        if len(name.encode()) > _LONGEST_NAME:
+            raise ValueError(f"{shown(name)} is longer than {_LONGEST_NAME} bytes")
 
 
 def _vec3(value: object) -> Vec3:
     if isinstance(value, Vec3):
         return value
-    if isinstance(value, str):
-        value = [part.strip() for part in value.split(",")]
-    if not isinstance(value, Sequence) or len(value) != 3:
-        raise ValueError(f"write three integers x,y,z, as 64,64,64; got {value!r}")
-    try:
-        if any(isinstance(part, bool) or int(part) != float(part) for part in value):
-            raise ValueError
-        return Vec3(int(value[0]), int(value[1]), int(value[2]))
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"write three integers x,y,z, as 64,64,64; got {value!r}") from None
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    wrong = f"write three integers x,y,z, as 64,64,64; got {shown(value)}"
+    if not isinstance(parts, Sequence) or len(parts) != 3:
+        raise ValueError(wrong)
+    if not all(map(_is_whole, parts)):
+        raise ValueError(wrong)
+    return Vec3(*map(int, parts))
+
+
+def _is_whole(part: object) -> bool:
+    """Whether it is a whole number of voxels, or text of one."""
+    if isinstance(part, bool):
+        return False
+    if isinstance(part, Integral) or (isinstance(part, str) and _WHOLE.fullmatch(part)):
+        part = int(part)
+    if not isinstance(part, int | float):
+        return False
+    return abs(part) <= _FURTHEST and int(part) == part
 
 
 def _resolution(value: object) -> tuple[float, float, float]:
     parts = value.split(",") if isinstance(value, str) else value
-    wrong = f"write three positive numbers x,y,z in nanometres, as 4,4,40; got {value!r}"
+    wrong = f"write three positive numbers x,y,z in nanometres, as 4,4,40; got {shown(value)}"
     if not isinstance(parts, Sequence) or len(parts) != 3 or any(type(p) is bool for p in parts):
         raise ValueError(wrong)
     try:
         x, y, z = map(float, parts)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(wrong) from None
-    if not all(0 < length < inf for length in (x, y, z)):
-        raise ValueError(wrong)
+    smallest, largest = _RESOLUTIONS
+    if not all(smallest <= length <= largest for length in (x, y, z)):
+        raise ValueError(f"{wrong}, each from {smallest:g} to {largest:g}")
     return x, y, z
 
 
@@ -143,17 +167,17 @@ def _powers_of_two(vector: Vec3) -> Vec3:
 
 def _label(value: object) -> int:
     """Read a label; text is as good as a number, and safer in JSON, which cuts numbers at 2^53."""
-    if isinstance(value, str) and value.strip().isdecimal():
+    if isinstance(value, str) and _LABEL_TEXT.fullmatch(value.strip()):
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**64:
         return value
-    raise ValueError(f"{value!r} is not a label: write a whole number from 0 to {2**64 - 1}")
+    raise ValueError(f"{shown(value)} is not a label: write a whole number from 0 to {2**64 - 1}")
 
 
 def _parts(value: object, what: str) -> Sequence[object]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, Sequence) or not 0 < len(parts) <= _LABELS_AT_MOST:
-        raise ValueError(f"write 1 to {_LABELS_AT_MOST:,} {what}; got {value!r:.200}")
+        raise ValueError(f"write 1 to {_LABELS_AT_MOST:,} {what}; got {shown(value)}")
     return parts
 
 
@@ -171,12 +195,12 @@ def _label_table(value: object) -> tuple[tuple[int, int], ...]:
     for pair in _parts(value, "pairs OLD:NEW, as 17:1,42:1"):
         both = pair.split(":") if isinstance(pair, str) else pair
         if not isinstance(both, Sequence) or len(both) != 2:
-            raise ValueError(f"{pair!r} is not OLD:NEW, as 17:1")
+            raise ValueError(f"{shown(pair)} is not OLD:NEW, as 17:1")
         old, new = both
         key, label = _label(old), _label(new)
         if key == 0 or table.setdefault(key, label) != label:
             why = "0 is the background" if key == 0 else f"{key} is given twice"
-            raise ValueError(f"{pair!r}: {why}")
+            raise ValueError(f"{shown(pair)}: {why}")
     return tuple(sorted(table.items()))
 
 
@@ -186,11 +210,16 @@ def _pair_texts(table: Iterable[tuple[int, int]]) -> list[str]:
 
 def folder_in_layer(name: str) -> str:
     """The name of a folder inside the layer; raises ValueError for any other place."""
-    path = PurePosixPath(name.strip())
+    path, quoted = PurePosixPath(name.strip()), shown(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or ":" in name:
-        raise ValueError(f"{name!r} is not the name of a folder inside the layer")
+        raise ValueError(f"{quoted} is not the name of a folder inside the layer")
     if path.parts[0] == TRASH:
-        raise ValueError(f"{name!r} is the trash of the layer, or lies in it: choose another name")
+        raise ValueError(f"{quoted} is the trash of the layer, or lies in it: choose another name")
+    if taken := _NOT_FOR_FOLDERS.intersection(path.parts):
+        raise ValueError(f"{quoted}: {min(taken)} is the name of something else in a layer")
+    if any(part.startswith(".") or part != part.strip() for part in path.parts):
+        raise ValueError(f"{quoted}: no name in it may begin with a dot, or have a space at an end")
+    _check_names(str(path))
     return str(path)
 
 
@@ -491,7 +520,8 @@ TrashEntry = Annotated[
     Field(
         pattern=r"^[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}$",
         title="Trash entry",
-        description="Name of the trash's entry that gets what goes. Empty: a new one, named when "
+        description="Name of the entry of the trash that gets what goes, as "
+        "20250102T030405Z-0a1b2c. Empty: a new one, named when "
         "the run is launched.",
         json_schema_extra=section(LIMITS),
     ),

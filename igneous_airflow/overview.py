@@ -66,6 +66,7 @@ class RunRow(BaseModel):
     done: int
     given_up: int = Field(description="tasks that are not done and will not be tried again")
     seconds: float | None = Field(description="that it took; None while it is not finished")
+    was_launched: bool = Field(description="whether it was ever allowed to work")
 
 
 class RunDetail(RunRow):
@@ -143,9 +144,9 @@ class Overview:
         self._kept: OrderedDict[tuple[str, str, str, int, int], Any] = OrderedDict()
         self._paces: dict[tuple[str, str], _Pace] = {}
 
-    def stages(self) -> list[str]:
-        """The stages of which there are runs."""
-        return sorted({run.stage for run in self._runs()})
+    def stages(self, may_read: Callable[[Run], bool]) -> list[str]:
+        """The stages of which there are runs that may be read."""
+        return sorted({run.stage for run in self._runs() if may_read(run)})
 
     def rows(
         self, filters: Filters, offset: int, limit: int, may_read: Callable[[Run], bool]
@@ -181,6 +182,16 @@ class Overview:
             raise RunNotFound(f"no run of the name {name!r} is recorded")
         return found
 
+    def launched(self, name: str) -> Run | None:
+        """The record of a run whose work was ever allowed to begin; None for any other run.
+
+        Raises RunNotFound.
+        """
+        run = self.run(name)
+        if not run.was_launched:  # it may have been a moment ago
+            run = Run.load(run.url)
+        return run if run.was_launched else None
+
     def detail(self, name: str) -> RunDetail:
         """All about a run; raises RunNotFound."""
         run = self.run(name)
@@ -198,7 +209,7 @@ class Overview:
     ) -> tuple[str, str, str] | None:
         """The image that belongs under a run's segmentation: run, field and address.
 
-        That is one beside it, in the same folder and the same place, on which a run is recorded
+        That is one beside it, in the same folder and the same place, on which a run was launched
         that may be read. None where there is none, or the run has an image of its own.
         """
         own = [box for url in layers_of(run).values() if (box := _place(url))]
@@ -208,7 +219,9 @@ class Overview:
         folder = layer_of(run).rpartition("/")[0]
         for other in self._runs():
             for name, url in _layers_if_known(other).items():
-                if url in seen or url.rpartition("/")[0] != folder or not may_read(other):
+                if url in seen or url.rpartition("/")[0] != folder:
+                    continue
+                if not (other.was_launched and may_read(other)):
                     continue
                 seen.add(url)
                 box = _place(url)
@@ -251,6 +264,7 @@ class Overview:
             done=count,
             given_up=0 if is_done else run.ledger.given_up(done),
             seconds=summary.seconds if summary else None,
+            was_launched=run.was_launched,
         )
 
     def _state_of(self, run: Run, done: DoneTasks) -> RunState:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
-from igneous_airflow.audit_log import Action, AuditEntry, write_entry
+from igneous_airflow.audit_log import Action, AuditEntry, audit_folder, write_entry
 from igneous_airflow.errors import (
     AuditFailed,
     CorruptChunk,
@@ -43,6 +43,7 @@ from igneous_airflow.storage.durable import sync
 from igneous_airflow.storage.files import open_folder, open_own_folder
 from igneous_airflow.storage.info import INFO
 from igneous_airflow.storage.json_files import RECORD_BYTES, read_json, write_json
+from igneous_airflow.storage.partials import remove_abandoned
 from igneous_airflow.task import Task, TaskEncoder
 from igneous_airflow.validation import wrong_fields
 
@@ -83,9 +84,12 @@ class Run(RunRecord):
         return Ledger(self.url, self.launch_id)
 
     def make_stage(self) -> Stage:
-        """The stage with its parameters; raises InvalidParameter when they are none of its own."""
+        """The stage with its parameters, whose plan was accepted before they were recorded.
+
+        Raises InvalidParameter when they are not the stage's own.
+        """
         try:
-            return stage_class(self.stage).model_validate(self.resolved)
+            return stage_class(self.stage).model_validate(self.resolved).accepted()
         except ValidationError as error:
             problems = "; ".join(wrong_fields(error))
             raise InvalidParameter(f"{self.url}/{RECORD}: {problems}") from None
@@ -133,7 +137,7 @@ class Run(RunRecord):
             raise PlanRefused(stage.name, [str(error)]) from error
         plan = _startable(stage.plan(), plan_only=plan_only, trusted=trusted)
         once_planned(stage, plan)
-        blocks = len(stage.cells())
+        blocks = plan.tasks
         run = cls._new(
             stage,
             url,
@@ -291,10 +295,22 @@ class Run(RunRecord):
             )
 
     def _changed(self, change: Callable[[RunRecord], RunRecord]) -> Self:
-        """This run once its state was changed; the audit log says who did it."""
-        record = change_record(open_own_folder(self.url), self.launch_id, change)
-        for step in record.changes:
-            if step not in self.changes and (action := self._audited(step.state)):
+        """This run once its state was changed.
+
+        The audit log says who did it, before it is done: a process that dies leaves no gap there.
+        """
+
+        def told(record: RunRecord) -> RunRecord:
+            changed = change(record)
+            self._tell(changed.changes[len(record.changes) :])
+            return changed
+
+        return self._with(change_record(open_own_folder(self.url), self.launch_id, told))
+
+    def _tell(self, changes: Sequence[StateChange]) -> None:
+        """Write changes of the state into the audit log."""
+        for step in changes:
+            if action := self._audited(step.state):
                 entry = AuditEntry(
                     at=step.at,
                     action=action,
@@ -307,7 +323,6 @@ class Run(RunRecord):
                     triggered_by=self.triggered_by,
                 )
                 write_entry(self.runs_folder, entry)
-        return self._with(record)
 
     def _output(self) -> str:
         with suppress(InvalidParameter):  # of a stage that is not installed here
@@ -532,8 +547,9 @@ class Run(RunRecord):
         self._begun()
         self.require_done(self._look())
         account = self.ledger.account(self.planned, self.blocks, self.batch)
+        stage = self.make_stage()
         try:
-            audit = self.make_stage().finish(self.by, account)
+            audit = stage.finish(self.by, account)
             work = account.read_all()
         except AuditFailed as error:
             raise self._taken_back(error) from None
@@ -548,8 +564,15 @@ class Run(RunRecord):
             failed_attempts=self.ledger.failed_attempts(),
         )
         self._write(_SUMMARY, summary)
+        self._remove_leftovers(audit_folder(self.runs_folder))
         self._changed(lambda record: record.moved_to(LaunchState.DONE, self.by))
         return summary
+
+    def _remove_leftovers(self, *others: str) -> None:
+        """Remove what killed processes left half written, where nobody lists files anyhow."""
+        remove_abandoned(self.url, depth=1)
+        for url in (self._output(), *others):
+            remove_abandoned(url)
 
     def _taken_back(self, error: AuditFailed) -> AuditFailed:
         """Take back the receipts of the tasks whose output is missing, and say which they are."""

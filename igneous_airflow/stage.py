@@ -13,13 +13,15 @@ tasks, so that resuming it does them, and only them, again.
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, wraps
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from igneous_airflow.credentials import LONGEST
 from igneous_airflow.errors import AccessDenied, PlanRefused
+from igneous_airflow.field_values import checked_value
 from igneous_airflow.fields import ADDRESS, FILES, LAYER, SECTIONS
 from igneous_airflow.proof import Account
 from igneous_airflow.storage.allowed import require_allowed
@@ -168,12 +170,44 @@ class Audit(BaseModel):
     moved: str = Field(default="", description="what was moved to the trash, and which entry of it")
 
 
+#: What a stage does only when its plan is accepted; and what its `vars` hold then, beside fields.
+_BEGINS = frozenset({"prepare", "cells", "run"})
+_ACCEPTED = "_accepted"
+
+
+def _once_accepted(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method of a stage, which raises PlanRefused unless the plan is accepted.
+
+    Whether it is, each stage that was made finds out once.
+    """
+
+    @wraps(method)
+    def checked(stage: "Stage", *values: Any) -> Any:
+        if _ACCEPTED not in vars(stage):
+            stage.plan().require_accepted()
+            stage.accepted()
+        return method(stage, *values)
+
+    return checked
+
+
 class Stage(BaseModel, ABC):
     """A kind of work: its fields are its parameters, its methods its life."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        hide_input_in_errors=True,
+        str_max_length=LONGEST,
     )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Let nothing begin before its plan is accepted, whatever the stage."""
+        super().__pydantic_init_subclass__(**options)
+        for name in _BEGINS & vars(cls).keys():
+            setattr(cls, name, _once_accepted(vars(cls)[name]))
 
     #: Message key, DAG id after `igneous_`, and, with hyphens, the command.
     name: ClassVar[str]
@@ -191,6 +225,19 @@ class Stage(BaseModel, ABC):
     def output(self) -> str:
         """Address of the folder that the names of files in `Work` are below; empty for none."""
         return ""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_what_no_field_takes(cls, value: Any, field: ValidationInfo) -> Any:
+        return checked_value(value, cls.model_fields[str(field.field_name)].annotation)
+
+    def accepted(self) -> Self:
+        """This stage, whose plan is taken for accepted: it is not looked at before work begins.
+
+        For runs, which are planned and confirmed when they are launched.
+        """
+        vars(self)[_ACCEPTED] = True
+        return self
 
     def resolved(self) -> Self:
         """Replace values that depend on the layer's present state, as `mip=-1`, by what they mean.

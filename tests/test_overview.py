@@ -73,7 +73,7 @@ def failure(task, attempt=1, error="MissingChunk: chunk 0-8 is missing", **chang
 
 def test_a_folder_without_runs_has_none(tmp_path):
     assert rows(f"file://{tmp_path}/nothing") == ([], 0)
-    assert Overview(f"file://{tmp_path}").stages() == []
+    assert Overview(f"file://{tmp_path}").stages(lambda run: True) == []
 
 
 def test_runs_come_newest_first_in_pages_with_their_number(launch, state, layer):
@@ -106,7 +106,7 @@ def test_runs_are_filtered_by_layer_stage_state_and_permission(launch, state, la
     assert [
         r.name for r in rows(state, may_read=lambda run: run.triggered_by["dag_id"] == "b")[0]
     ] == ["two"]
-    assert Overview(state).stages() == ["downsample", "transfer"]
+    assert Overview(state).stages(lambda run: True) == ["downsample", "transfer"]
 
 
 def test_a_run_goes_through_its_states(launch, state):
@@ -252,9 +252,11 @@ def write_labels(path, **spec):
 
 
 def test_the_image_beside_a_segmentation_is_shown_beneath_it(launch, state, layer, tmp_path):
-    launch("image", dag_id="a")
+    image = launch("image", dag_id="a")
     labels = launch("labels", Downsample(layer=write_labels(tmp_path / "labels"), num_mips=1))
     overview = Overview(state)
+    assert overview.image_beneath(labels, lambda run: True) is None, "the image was only planned"
+    image.prepare()
     assert overview.image_beneath(labels, lambda run: True) == ("image", "layer", layer)
     assert overview.image_beneath(labels, lambda run: run.triggered_by.get("dag_id") != "a") is None
     assert overview.image_beneath(overview.run("image"), lambda run: True) is None
@@ -264,10 +266,31 @@ def test_the_image_beside_a_segmentation_is_shown_beneath_it(launch, state, laye
     ("path", "offset"), [("elsewhere/labels", (0, 0, 0)), ("labels", (64, 0, 0))]
 )
 def test_an_image_of_another_folder_or_place_is_not(launch, state, tmp_path, path, offset):
-    launch("image")
+    launch("image").prepare()
     labels = write_labels(tmp_path / path, voxel_offset=offset)
     run = launch("labels", Downsample(layer=labels, num_mips=1))
     assert Overview(state).image_beneath(run, lambda run: True) is None
+
+
+def test_a_run_counts_as_launched_once_its_work_was_allowed_to_begin(launch, state, monkeypatch):
+    monkeypatch.setattr(overview_module, "_RECORDS_FRESH", {"on disk": 60.0, "in a bucket": 60.0})
+    run, overview = launch("run"), Overview(state)
+    assert overview.launched("run") is None
+    assert overview.detail("run").was_launched is False
+    run.prepare()
+    launched = overview.launched("run")
+    assert launched is not None
+    assert launched.id == "run"
+    with pytest.raises(RunNotFound):
+        overview.launched("none")
+
+
+def test_the_stages_are_those_of_runs_that_may_be_read(launch, state, layer, tmp_path):
+    launch("shown", dag_id="a")
+    launch("hidden", Transfer(src=layer, dest=f"file://{tmp_path}/copy"), dag_id="b")
+    overview = Overview(state)
+    assert overview.stages(lambda run: run.triggered_by["dag_id"] == "a") == ["downsample"]
+    assert overview.stages(lambda run: True) == ["downsample", "transfer"]
 
 
 def test_files_that_are_no_layers_are_not_shown(launch, state, layer, tmp_path):

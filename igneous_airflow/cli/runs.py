@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ from igneous_airflow.run import Run
 from igneous_airflow.run_record import LaunchState
 from igneous_airflow.storage.provenance import author
 from igneous_airflow.worker.loop import Settled, WorkerOptions
-from igneous_airflow.worker.pool import WorkerPool
+from igneous_airflow.worker.pool import WORKERS_KILLED, WorkerPool, killed_text
 
 _ERRORS_SHOWN = 10
 _SEEN_SECONDS = 45.0  # three times as long as the pause between a worker's signs of life
@@ -154,7 +155,7 @@ def resume(run: str, runs: str, processes: int, sync: bool, send_only: bool) -> 
     if send_only:
         click.echo(f"sent {sent:,} tasks to {loaded.queue}")
         return
-    work_on(loaded, processes, sync=sync)
+    sys.exit(work_on(loaded, processes, sync=sync))
 
 
 @_add_run_argument
@@ -199,16 +200,18 @@ def worker_command(run: Run) -> str:
     return f"{program()} worker {quoted(run.queue)} --runs {quoted(run.runs_folder)} --until-done"
 
 
-def work_on(run: Run, processes: int, *, sync: bool) -> None:
+def work_on(run: Run, processes: int, *, sync: bool) -> int:
     """Work on a run with local processes and a progress bar until it is finished.
 
-    Exits and says how to resume when it was interrupted; raises RunFailed when tasks failed for
-    good, and AuditFailed when output is missing.
+    Returns the exit code, which is not 0 when signals killed processes, though all is proved. Exits
+    and says how to resume when it was interrupted; raises RunFailed when tasks failed for good, and
+    AuditFailed when output is missing.
     """
+    killed_by: Counter[str] = Counter()
     for attempt in range(_ROUNDS):
         if attempt:
             run.enqueue()
-        code = _work(run, processes, sync=sync)
+        code = _work(run, processes, killed_by, sync=sync)
         progress = run.progress()
         if progress.state is not State.STALLED:
             break
@@ -224,6 +227,10 @@ def work_on(run: Run, processes: int, *, sync: bool) -> None:
         run.open_queue().delete()
     click.echo(summary.describe())
     click.echo(f"  recorded in {shown(run.url)}")
+    if not killed_by:
+        return 0
+    click.echo(f"All is proved, but {killed_text(killed_by)}", err=True)
+    return WORKERS_KILLED
 
 
 def _interrupted(run: Run, progress: Progress) -> str:
@@ -247,7 +254,8 @@ def bar_of(run: Run, *, done: int = 0) -> "tqdm[Any]":
     )
 
 
-def _work(run: Run, processes: int, *, sync: bool) -> int:
+def _work(run: Run, processes: int, killed_by: Counter[str], *, sync: bool) -> int:
+    """Work until nothing is left to wait for; counts the processes that signals have killed."""
     with bar_of(run, done=run.done().count) as bar:
 
         def on_settled(event: Settled) -> None:
@@ -257,4 +265,7 @@ def _work(run: Run, processes: int, *, sync: bool) -> int:
                 bar.write(event.line(), file=sys.stderr)
 
         options = WorkerOptions(until_done=True, sync=sync)
-        return WorkerPool(run.queue, run.runs_folder, processes, options, on_settled).run()
+        pool = WorkerPool(run.queue, run.runs_folder, processes, options, on_settled)
+        code = pool.run()
+    killed_by.update(pool.killed_by)
+    return code

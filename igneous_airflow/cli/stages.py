@@ -1,6 +1,7 @@
 """A command per stage, derived from the stage's fields."""
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -171,12 +172,12 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
         run.prepare()
         sent = run.enqueue()
         if queue is None:
-            work_on(run, processes, sync=sync)
+            code = work_on(run, processes, sync=sync)
             if stage.followed_by:
                 layer = values[fields_of_kind(stage, LAYER)[0]]
                 command = command_name(stage.followed_by)
                 click.echo(f"Next: {program()} {command} {quoted(layer)}")
-            return
+            sys.exit(code)
         path = quoted(run.url)
         click.echo(
             f"{sent:,} tasks are in {queue}.\n"

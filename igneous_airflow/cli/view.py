@@ -23,6 +23,7 @@ def view(layer: tuple[str, ...], port: int) -> None:
     """
     try:
         import uvicorn
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
 
         from igneous_airflow.viewer.app import viewer_app
     except ImportError as error:
@@ -38,6 +39,10 @@ def view(layer: tuple[str, ...], port: int) -> None:
     listener = socket.create_server(("127.0.0.1", port))
     click.echo(f"http://127.0.0.1:{listener.getsockname()[1]}/open/{_VIEW}")
     click.echo("Open this address in a browser; stop with Ctrl-C.")
-    config = uvicorn.Config(viewer_app(lambda view, _request: views.get(view)), log_level="warning")
+    app = viewer_app(lambda view, _request: views.get(view))
+    # a page of a foreign name that leads to this machine would read the layers otherwise
+    guarded = TrustedHostMiddleware(app, allowed_hosts=["127.0.0.1", "localhost"])
+    # a browser that is still open would keep it from stopping
+    config = uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=1)
     with suppress(KeyboardInterrupt):  # the way to stop it
         uvicorn.Server(config).run(sockets=[listener])

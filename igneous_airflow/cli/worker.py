@@ -12,7 +12,7 @@ from igneous_airflow.cli.runs import runs_option, sync_option
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.queue.protocol import LONGEST_LEASE, open_queue
 from igneous_airflow.worker.loop import Settled, WorkerOptions
-from igneous_airflow.worker.pool import WorkerPool
+from igneous_airflow.worker.pool import WorkerPool, killed_text
 
 _DEFAULTS = WorkerOptions()
 
@@ -94,7 +94,7 @@ def worker(
     Anything else in the queue goes to its dead letters.
 
     SIGTERM lets the running tasks finish; a second one gives them back at once. The exit code is 1
-    when tasks were given up, else 0.
+    when tasks were given up, 3 when all went well but signals killed worker processes, else 0.
     """
     limit_to(allowed, "--allowed")
     keep_out_of(runs)
@@ -113,6 +113,8 @@ def worker(
     if alive_file is not None:
         pool.show_life(alive_file)
     code = pool.run()
+    if pool.killed_by:
+        click.echo(killed_text(pool.killed_by), err=True)
     sys.exit(code or (stopped_code if until_done and pool.stopped else 0))
 
 

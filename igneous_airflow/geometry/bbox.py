@@ -124,7 +124,7 @@ class BoundingBox:
         match = _BOX.fullmatch(text)
         if match is None:
             raise InvalidParameter(
-                f"{text!r} is not a box: write x0-x1_y0-y1_z0-z1, for example 0-512_0-512_0-64"
+                f"{text!r:.200} is not a box: write x0-x1_y0-y1_z0-z1, for example 0-512_0-512_0-64"
             )
         x0, x1, y0, y1, z0, z1 = map(int, match.groups())
         return cls(Vec3(x0, y0, z0), Vec3(x1, y1, z1))

@@ -25,8 +25,9 @@ class RechunkGeometry:
     A *cell* is what one task writes; a *tile* is what is read and written at once on the way
     through it. `shape` is the cell asked for. A voxel that is written has `voxel_bytes`, one that
     is read `read_voxel_bytes`; with `keeps_both`, a tile is held in both forms for a while. What is
-    read is decoded by whole chunks, or, without `by_chunks`, only best read so. A task may use
-    `memory` bytes, and keeps `width` storage operations under way.
+    read is decoded by whole chunks, or, without `by_chunks`, only best read so. Chunks that go on
+    beyond the region have `whole_bytes` when they are decoded. A task may use `memory` bytes, and
+    keeps `width` storage operations under way.
     """
 
     size: Vec3
@@ -39,6 +40,7 @@ class RechunkGeometry:
     memory: int
     keeps_both: bool = False
     by_chunks: bool = True
+    whole_bytes: int = 0
     shape: Vec3 | None = None
     width: int = 1
 
@@ -143,7 +145,7 @@ class RechunkGeometry:
         sizes = (chunk.minimum(self.size.ceil_div(self.factor**n)) for n, chunk in levels)
         chunks = max(size.product for size in sizes) * written
         if self.by_chunks:
-            chunks += self.read.minimum(self._padded).product * read
+            chunks += max(self.read.minimum(self._padded).product * read, self.whole_bytes)
         return (
             tile.minimum(self._padded).product * held
             + (2 * self.width + 1) * chunks

@@ -93,8 +93,9 @@ def audit_fragments(
     with Overlap(place.layer.overlap_width) as overlap:
         for label, cells in found.obsolete.items():
             overlap.submit(partial(folder.drop_fragments, label, cells))
-    if scope.is_everything:
-        folder.delete(_stale_indices(place, found.unwanted, indices.keys()))
+    stale = _stale_indices(place, found.unwanted, indices.keys())
+    # those of cells of which some labels were meshed tell of the others as well
+    folder.delete(stale if scope.is_everything else stale - indices.keys())
     return sum(len(record.labels) for record in records.values())
 
 

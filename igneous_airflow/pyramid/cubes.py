@@ -134,6 +134,11 @@ class CubeSource:
         return Vec3(cell.x, cell.y, 1) if self.sections else cell
 
     @property
+    def whole_bytes(self) -> int:
+        """Bytes of a cube as it is decoded, where it goes on beyond the voxels: it never does."""
+        return 0
+
+    @property
     def voxel_bytes(self) -> int:
         """Bytes of a voxel."""
         return self.dtype.itemsize

@@ -71,6 +71,7 @@ class Route:
             read_voxel_bytes=self.source.voxel_bytes,
             keeps_both=self.source.changes_voxels,
             by_chunks=self.source.decodes_chunks,
+            whole_bytes=self.source.whole_bytes,
             memory=self.limits.memory,
             shape=self.limits.shape,
             width=self.width,

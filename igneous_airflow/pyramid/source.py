@@ -33,6 +33,10 @@ class VoxelSource(Protocol):
         """Whether a block must be decoded as a whole, even for a part of it."""
 
     @property
+    def whole_bytes(self) -> int:
+        """Bytes of a block as it is decoded, where it goes on beyond the voxels; else 0."""
+
+    @property
     def voxel_bytes(self) -> int:
         """Bytes of a voxel as decoded, with all channels."""
 
@@ -79,6 +83,11 @@ class LayerSource:
     def decodes_chunks(self) -> bool:
         """Whether a chunk must be decoded as a whole: always."""
         return True
+
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes of a chunk as it is decoded, where it goes on beyond the voxels: it never does."""
+        return 0
 
     @property
     def voxel_bytes(self) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from igneous_airflow.sources.protocol import (
     Resolution,
     VoxelArray,
     copy_voxels,
+    require_bearable,
 )
 from igneous_airflow.storage.overlap import Overlap
 
@@ -37,10 +39,11 @@ class ArraySource:
     origin: Vec3 = _ORIGIN
 
     @classmethod
-    def of(cls, array: VoxelArray, axes: str | None, name: str) -> Self:
-        """Take the axes asked for, or those that the file names.
+    def of(cls, array: VoxelArray, axes: str | None, name: str, memory: int) -> Self:
+        """Take the axes asked for, or those that the file names; a task may use `memory` bytes.
 
-        Raises InvalidParameter when there are none, or when they do not fit the array.
+        Raises InvalidParameter when there are none, or when they do not fit the array, and
+        UnreadableSource when it is stored in blocks that are too large to be decoded.
         """
         facts = array.facts
         shape = "x".join(map(str, facts.shape))
@@ -66,6 +69,10 @@ class ArraySource:
                 f"sections, set axes to {letters.replace('z', '').replace('t', 'z')}"
             )
         _ = source.data_type  # raises when there is none
+        block, whole = prod(facts.block) * facts.dtype.itemsize, facts.whole_bytes
+        if facts.is_encoded:
+            all_of_it = prod(facts.shape) * facts.dtype.itemsize
+            require_bearable(name, max(block, whole), all_of_it, memory)
         return source
 
     def _length(self, letter: str) -> int:
@@ -127,6 +134,11 @@ class ArraySource:
     def decodes_chunks(self) -> bool:
         """Whether these must be decoded as a whole, even for a part of them."""
         return self.array.facts.is_encoded
+
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes of a block as it is decoded, where it goes on beyond the voxels."""
+        return self.array.facts.whole_bytes if self.decodes_chunks else 0
 
     @property
     def voxel_bytes(self) -> int:

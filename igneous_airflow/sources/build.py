@@ -27,15 +27,14 @@ from igneous_airflow.sources.protocol import (
     counted,
     named,
 )
-from igneous_airflow.storage.codecs import decompress_bytes, inflate
-from igneous_airflow.storage.files import Buffer, Folder
+from igneous_airflow.storage.codecs import decompress_bytes, decompress_first, inflate
+from igneous_airflow.storage.files import Buffer, Folder, StoredFile
 from igneous_airflow.storage.overlap import Overlap, overlap_width
 
 _NOWHERE = Vec3(0, 0, 0)
 _HEADS_AT_ONCE = 16
 _HEAD = 1 << 10  # bytes of a file that hold the header of the .npy stream
 _LONGEST = 1 << 16  # bytes of a header
-_STREAM_BYTES = 1 << 30  # of a stream that is compressed once more, before its header is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +129,11 @@ class BuildSource:
     def decodes_chunks(self) -> bool:
         """Whether a file must be decoded as a whole: always."""
         return True
+
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes of a file as it is decoded, where it goes on beyond the voxels: it never does."""
+        return 0
 
     @property
     def voxel_bytes(self) -> int:
@@ -254,10 +258,15 @@ def _beginning(folder: Folder, file: BoundingBox) -> bytes:
         if entry is not None:
             folder.read_part(entry.name, 0, memoryview(head))
         else:  # compressed once more, as its suffix says
-            head = _stored(folder, file, _STREAM_BYTES)
+            head = _head_of_stored(folder, file)
     except UnreadableSource:  # compressed once more, as the bucket says
-        head = _stored(folder, file, _STREAM_BYTES)
+        head = _head_of_stored(folder, file)
     return zlib.decompressobj().decompress(head, _HEAD)
+
+
+def _head_of_stored(folder: Folder, file: BoundingBox) -> Buffer:
+    """The beginning of the zlib stream of a file that was compressed once more."""
+    return decompress_first(_read(folder, file), _HEAD)
 
 
 def _stored(folder: Folder, file: BoundingBox, most: int) -> Buffer:
@@ -265,7 +274,11 @@ def _stored(folder: Folder, file: BoundingBox, most: int) -> Buffer:
 
     Raises CorruptChunk, SourceNotFound and the storage's errors.
     """
+    return decompress_bytes(_read(folder, file), most)
+
+
+def _read(folder: Folder, file: BoundingBox) -> StoredFile:
     stored = folder.read(str(file))
     if stored is None:
         raise SourceNotFound(f"{folder.url}/{file} is not there")
-    return decompress_bytes(stored, most)
+    return stored

@@ -11,8 +11,8 @@ import os
 import tempfile
 import weakref
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from shutil import copyfileobj
 from threading import Lock
 from typing import Any, BinaryIO, Literal
 
@@ -24,6 +24,7 @@ from igneous_airflow.sources.protocol import (
     Part,
     Resolution,
     VoxelArray,
+    checked_shape,
     require,
 )
 from igneous_airflow.sources.raw import RawArray, raw_array
@@ -72,10 +73,8 @@ class UnpackedBytes:
         unpacked = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed with this object
         weakref.finalize(self, unpacked.close)
         try:
-            with self._file.stream() as packed, gzip.GzipFile(fileobj=packed) as stream:
-                copyfileobj(stream, unpacked, _READ)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UnreadableSource(f"{self.url} cannot be unpacked: {error}") from error
+            for part in self._parts():
+                unpacked.write(part)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -83,19 +82,31 @@ class UnpackedBytes:
                 f"{self.url} needs {self.size:,} bytes in {tempfile.gettempdir()} when it is "
                 "unpacked, which are not there: set TMPDIR to a folder with more room"
             ) from error
-        if unpacked.tell() < self.size:
-            raise UnreadableSource(
-                f"{self.url} is cut off: it holds {unpacked.tell():,} bytes, and needs "
-                f"{self.size:,} for its voxels"
-            )
         return unpacked
 
+    def _parts(self) -> Iterator[bytes]:
+        """Unpack what the voxels need, and no more, in parts; raises UnreadableSource."""
+        left = self.size
+        try:
+            with self._file.stream() as packed, gzip.GzipFile(fileobj=packed) as stream:
+                while left and (part := stream.read(min(left, _READ))):
+                    left -= len(part)
+                    yield part
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UnreadableSource(f"{self.url} cannot be unpacked: {error}") from error
+        if left:
+            raise UnreadableSource(
+                f"{self.url} is cut off: it holds {self.size - left:,} bytes, and needs "
+                f"{self.size:,} for its voxels"
+            )
+
     def look(self) -> Findings:
-        """Unpack a file whose end does not say that it holds what it must."""
+        """Count the bytes of a file whose end does not say that it holds what it must."""
         expected = self.size % 2**32
         if int.from_bytes(self._file.read(self._file.size - 4, 4), "little") != expected:
             try:
-                self.read_into(0, memoryview(bytearray(1)))
+                for _ in self._parts():
+                    pass
             except UnreadableSource as error:
                 return Findings((str(error),))
         return Findings()
@@ -127,7 +138,7 @@ def open_nifti(file: FileInParts) -> VoxelArray:
     require("nibabel", "NIfTI")
     try:
         header, is_packed = _header(file)
-        facts, offset = _facts(header), int(header.get_data_offset())
+        facts, offset = _facts(header, file.url), int(header.get_data_offset())
     except UnreadableSource:
         raise
     except Exception as error:
@@ -172,8 +183,8 @@ def _header(file: FileInParts) -> tuple[Any, bool]:
     return header, is_packed
 
 
-def _facts(header: Any) -> ArrayFacts:
-    shape = tuple(map(int, header.get_data_shape()))
+def _facts(header: Any, url: str) -> ArrayFacts:
+    shape = checked_shape(tuple(map(int, header.get_data_shape())), url)
     axes, dtype = "xyztc"[: len(shape)], header.get_data_dtype()
     slope, inter = header.get_slope_inter()
     is_scaled = (slope, inter) not in ((None, None), (1, 0))

@@ -17,6 +17,7 @@ from igneous_airflow.sources.build import BuildSource
 from igneous_airflow.sources.order import natural_key
 from igneous_airflow.sources.pictures import is_whole_picture
 from igneous_airflow.sources.protocol import Findings, VoxelArray, counted, named
+from igneous_airflow.sources.reach import require_all_inside
 from igneous_airflow.sources.sections import look_at_sections, open_sections
 from igneous_airflow.sources.tiff_stack import open_tiff
 from igneous_airflow.sources.zarr_array import MARKS, open_zarr
@@ -105,6 +106,8 @@ def _shown(folder: Folder) -> list[FileEntry]:
 def _found(folder: Folder, kind: Kind, files: Iterable[FileEntry]) -> Found:
     ordered = tuple(sorted(files, key=lambda entry: natural_key(entry.name)))
     require_links_allowed(folder.url, (entry.name for entry in ordered))
+    if kind != "file":  # which the address names itself
+        require_all_inside(folder, [entry.name for entry in ordered])
     digest = sha256()
     for entry in ordered:
         try:
@@ -129,13 +132,15 @@ def _box(entry: FileEntry) -> BoundingBox | None:
 class Reading:
     """How a source is to be read; `dataset` and `axes` where its files do not say.
 
-    With `fill_missing`, holes are background; otherwise they are refused or closed up.
+    With `fill_missing`, holes are background; otherwise they are refused or closed up. A task may
+    use `memory` bytes.
     """
 
     dataset: str | None = None
     axes: str | None = None
     fill_missing: bool = False
     background: float = 0
+    memory: int = 3_500_000_000
 
 
 @lru_cache(_SOURCES_KEPT)
@@ -151,7 +156,7 @@ def open_source(found: Found, reading: Reading) -> FileSource:
         return BuildSource.open(found.folder, tuple(boxes), missing)
     array = _open_array(found, reading)
     name = f"{found.url}/{found.files[0].name}" if found.kind == "file" else found.url
-    return ArraySource.of(array, reading.axes, name)
+    return ArraySource.of(array, reading.axes, name, reading.memory)
 
 
 def look_into(found: Found, reading: Reading) -> Findings:
@@ -160,30 +165,31 @@ def look_into(found: Found, reading: Reading) -> Findings:
     Sections are looked into before they are opened, so that all the broken ones are named.
     """
     if found.kind == "sections":
-        return look_at_sections(found.folder, found.files)
+        return look_at_sections(found.folder, found.files, reading.memory)
     return open_source(found, reading).look()
 
 
 def _open_array(found: Found, reading: Reading) -> VoxelArray:
     if found.kind == "zarr":
         return open_zarr(found.folder, reading.dataset)
+    missing = reading.background if reading.fill_missing else None
     if found.kind == "sections":
-        keep, background = reading.fill_missing, reading.background
-        return open_sections(found.folder, found.files, keep_places=keep, background=background)
-    return _open_file(FileInParts(found.folder, found.files[0]), reading.dataset)
+        return open_sections(found.folder, found.files, missing, reading.memory)
+    file = FileInParts(found.folder, found.files[0])
+    if magic.is_hdf5(bytes(file.head(magic.LONGEST))):
+        return hdf5.open_hdf5(file, reading.dataset, missing)
+    return _open_file(file, reading.memory)
 
 
-def _open_file(file: FileInParts, dataset: str | None) -> VoxelArray:
+def _open_file(file: FileInParts, memory: int) -> VoxelArray:
     """Open one file, whose first bytes tell its format."""
     head = bytes(file.head(magic.LONGEST))
     if head.startswith(tiff.MAGIC):
-        return open_tiff(file)
+        return open_tiff(file, memory)
     if head.startswith(magic.NPY):
         return raw.open_npy(file)
-    if magic.is_hdf5(head):
-        return hdf5.open_hdf5(file, dataset)
     if is_whole_picture(head):
-        return open_sections(file.folder, (file.entry,), keep_places=False, background=0)
+        return open_sections(file.folder, (file.entry,), None, memory)
     if nifti.is_nifti(head) or head.startswith(nifti.GZIP):
         return nifti.open_nifti(file)
     raise UnreadableSource(

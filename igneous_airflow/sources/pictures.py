@@ -10,13 +10,14 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 
 from igneous_airflow.errors import UnreadableSource
-from igneous_airflow.sources.protocol import Array
+from igneous_airflow.sources.protocol import ALWAYS_BEARABLE, Array, require_bearable
 from igneous_airflow.storage.parts import FileInParts
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_MOST_BESIDES = ALWAYS_BEARABLE  # bytes of a file that are no pixels
 _PNG_END, _JPEG_END, _TAIL = b"IEND", b"\xff\xd9", 64
 #: What the modes of Pillow hold: dtype and channels.
 _MODES: dict[str, tuple[str, int]] = {
@@ -47,6 +48,11 @@ class PictureKind:
         """Rows, columns, and channels where there are several."""
         return (self.height, self.width, *([self.channels] if self.channels > 1 else []))
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all pixels."""
+        return self.height * self.width * self.channels * self.dtype.itemsize
+
     def __str__(self) -> str:
         channels = f" in {self.channels} channels" if self.channels > 1 else ""
         return f"{self.width} x {self.height} {self.dtype}{channels}"
@@ -62,6 +68,10 @@ class Picture(Protocol):
     @property
     def block(self) -> tuple[int, int]:
         """Rows and columns that are best read as a whole."""
+
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes of these as they are decoded, where they go on beyond the picture."""
 
     @property
     def is_encoded(self) -> bool:
@@ -94,6 +104,11 @@ class WholePicture:
         return self.kind.height, self.kind.width
 
     @property
+    def whole_bytes(self) -> int:
+        """Bytes of all of it."""
+        return self.kind.bytes
+
+    @property
     def is_encoded(self) -> bool:
         """Whether it must be decoded as a whole: always."""
         return True
@@ -104,11 +119,13 @@ class WholePicture:
         return ()
 
     def problem(self) -> str | None:
-        """Decode a picture whose end is not there, which seldom is any good."""
+        """Decode a picture whose end is not there, which seldom is any good; a large one is not."""
         length = min(_TAIL, self.file.size)
         tail = self.file.read(self.file.size - length, length)
         if _PNG_END in tail or _JPEG_END in tail:
             return None
+        if self.kind.bytes > ALWAYS_BEARABLE:
+            return "is cut off: what ends every PNG and JPEG is not at its end"
         try:
             self.read_into(np.empty(self.kind.shape, self.kind.dtype), slice(None), slice(None))
         except UnreadableSource as error:
@@ -127,15 +144,26 @@ class WholePicture:
             raise UnreadableSource(f"{self.file.url} cannot be decoded: {error}") from error
 
 
-def open_whole_picture(file: FileInParts) -> WholePicture:
-    """Read the header of a PNG or JPEG; raises UnreadableSource, for refused kinds as well."""
+def open_whole_picture(file: FileInParts, memory: int) -> WholePicture:
+    """Read the header of a PNG or JPEG.
+
+    Raises UnreadableSource, also for kinds that are refused, and for pictures that are too large to
+    be decoded with so many bytes of memory.
+    """
     try:
         with file.stream() as stream, _opened(stream) as image:
-            return WholePicture(file, _kind(image, file.url))
+            picture = WholePicture(file, _kind(image, file.url))
     except UnreadableSource:
         raise
     except Exception as error:
         raise UnreadableSource(f"{file.url} is no picture that can be read: {error}") from error
+    pixels = picture.kind.bytes
+    require_bearable(file.url, pixels, pixels, memory)
+    if file.size > 2 * pixels + _MOST_BESIDES:
+        raise UnreadableSource(
+            f"{file.url} has {file.size:,} bytes for {pixels:,} bytes of pixels: it is damaged"
+        )
+    return picture
 
 
 def is_whole_picture(head: bytes) -> bool:

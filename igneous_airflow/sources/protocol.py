@@ -15,6 +15,7 @@ from igneous_airflow.storage.overlap import Overlap
 Array = NDArray[Any]
 Part = tuple[slice, ...]
 Resolution = tuple[float, float, float]
+ALWAYS_BEARABLE = 1 << 26  # bytes of a block, however small the array is that it is a part of
 _NAMED_AT_MOST = 10
 _BLOCK = 16
 
@@ -32,7 +33,8 @@ class ArrayFacts:
     """What an array is, before any voxel of it is read.
 
     `dtype` is that of the parts as they are read. `block` is what is best read as a whole, or, when
-    the array `is_encoded`, must be decoded so. `axes` names each axis by a letter of tczyx, None
+    the array `is_encoded`, must be decoded so; decoded, one has `whole_bytes` where these are more
+    than what of the array it holds. `axes` names each axis by a letter of tczyx, None
     where the file does not. `resolution` is in nm, x,y,z. With a `scaling` (a, b), the voxels are
     a * stored + b.
     Parts are read in C order, with `first_fastest` in Fortran order. When it `reads_ahead`, their
@@ -48,6 +50,7 @@ class ArrayFacts:
     is_encoded: bool = True
     first_fastest: bool = False
     reads_ahead: bool = False
+    whole_bytes: int = 0
     overlap_width: int = 1
     notes: tuple[str, ...] = ()
 
@@ -88,14 +91,31 @@ def copy_voxels(out: Array, voxels: Array) -> None:
             out[tuple(part)] = voxels[tuple(part)]
 
 
-def look_at_a_block(array: VoxelArray) -> Findings:
-    """Read the first block of an array, which tells whether a library for it is missing."""
-    part = tuple(slice(0, edge) for edge in array.facts.block)
-    try:
-        array.read(part, Overlap(1))
-    except UnreadableSource as error:
-        return Findings((str(error),))
-    return Findings()
+def require_bearable(name: str, whole: int, all_of_it: int, most: int) -> None:
+    """Raise UnreadableSource when what must be decoded as a whole is too large; reads nothing.
+
+    All in bytes: of a block as it is decoded, of all the voxels there are, and that a task may use.
+    """
+    if whole > most:
+        raise UnreadableSource(
+            f"memory_target: {name} is stored in blocks of {whole:,} bytes, which are decoded as a "
+            f"whole, and a task may use {most:,}: raise memory_target, or store it in smaller ones"
+        )
+    if whole > max(all_of_it, ALWAYS_BEARABLE):
+        raise UnreadableSource(
+            f"source: {name} is stored in blocks of {whole:,} bytes, though all of its voxels have "
+            f"{all_of_it:,}: store it in smaller ones"
+        )
+
+
+def checked_shape(shape: Sequence[Any], name: str) -> tuple[int, ...]:
+    """A shape that a file tells; raises UnreadableSource for what no array can have."""
+    if any(type(length) is not int or length < 0 for length in shape):
+        raise UnreadableSource(
+            f"{name} says that its shape is {'x'.join(map(str, shape))}, which no array has: its "
+            "header is damaged"
+        )
+    return tuple(shape)
 
 
 def require(library: str, format_name: str) -> None:

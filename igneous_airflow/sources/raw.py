@@ -9,7 +9,14 @@ import numpy as np
 
 from igneous_airflow.errors import UnreadableSource
 from igneous_airflow.sources.data_types import data_type_for
-from igneous_airflow.sources.protocol import Array, ArrayFacts, Findings, Part, worthwhile_block
+from igneous_airflow.sources.protocol import (
+    Array,
+    ArrayFacts,
+    Findings,
+    Part,
+    checked_shape,
+    worthwhile_block,
+)
 from igneous_airflow.storage.overlap import Overlap
 from igneous_airflow.storage.parts import FileInParts
 
@@ -115,6 +122,7 @@ def open_npy(file: FileInParts) -> RawArray:
         shape, is_fortran, dtype = read(stream)
     except Exception as error:
         raise UnreadableSource(f"{file.url} is no .npy file that can be read: {error}") from error
+    shape = checked_shape(shape, file.url)
     facts = ArrayFacts(
         shape, dtype, shape, first_fastest=is_fortran, overlap_width=file.overlap_width
     )

@@ -25,13 +25,16 @@ _HEADERS_KEPT = 256
 _HEADERS_AT_ONCE = 16  # also on disks, which may be in a network
 
 
-def open_picture(file: FileInParts) -> Picture:
-    """Read the header of a picture of any format; raises UnreadableSource."""
+def open_picture(file: FileInParts, memory: int) -> Picture:
+    """Read the header of a picture of any format.
+
+    Raises UnreadableSource, also when it cannot be decoded with so many bytes of memory.
+    """
     head = bytes(file.head(8))
     if head.startswith(MAGIC):
-        return open_page(file)
+        return open_page(file, memory)
     if is_whole_picture(head):
-        return open_whole_picture(file)
+        return open_whole_picture(file, memory)
     why = "is neither TIFF nor PNG nor JPEG" if head else "is empty, or a link to nothing"
     raise UnreadableSource(f"{file.url} {why}")
 
@@ -44,6 +47,7 @@ class Sections(Sequence[Picture | None]):
     files: tuple[FileEntry, ...]
     places: tuple[int, ...]
     kind: PictureKind
+    memory: int
 
     def __len__(self) -> int:
         return self.places[-1] + 1
@@ -62,7 +66,7 @@ class Sections(Sequence[Picture | None]):
         return lru_cache(_HEADERS_KEPT)(self._open)
 
     def _open(self, entry: FileEntry) -> Picture:
-        picture = open_picture(FileInParts(self.folder, entry))
+        picture = open_picture(FileInParts(self.folder, entry), self.memory)
         if picture.kind != self.kind:
             raise SourceChanged(
                 f"{self.folder.url}/{entry.name} is {picture.kind}, but {self.files[0].name} is "
@@ -71,12 +75,15 @@ class Sections(Sequence[Picture | None]):
         return picture
 
 
-def look_at_sections(folder: Folder, files: Sequence[FileEntry]) -> Findings:
-    """Open every section, and name those that are unlike most, or cannot be read."""
+def look_at_sections(folder: Folder, files: Sequence[FileEntry], memory: int) -> Findings:
+    """Open every section, and name those that are unlike most, or cannot be read.
+
+    A task may use `memory` bytes.
+    """
     broken: list[str] = []
     kinds: dict[str, PictureKind] = {}
     with Overlap(_HEADERS_AT_ONCE) as overlap:
-        for entry, found in overlap.map(partial(_kind_or_problem, folder), files):
+        for entry, found in overlap.map(partial(_kind_or_problem, folder, memory), files):
             if isinstance(found, PictureKind):
                 kinds[entry.name] = found
             else:
@@ -84,9 +91,9 @@ def look_at_sections(folder: Folder, files: Sequence[FileEntry]) -> Findings:
     return Findings((*_broken(broken), *_odd(kinds), *_doubled(files)))
 
 
-def _kind_or_problem(folder: Folder, entry: FileEntry) -> PictureKind | str:
+def _kind_or_problem(folder: Folder, memory: int, entry: FileEntry) -> PictureKind | str:
     try:
-        picture = open_picture(FileInParts(folder, entry))
+        picture = open_picture(FileInParts(folder, entry), memory)
         problem = picture.problem()
     except IgneousError as error:
         return str(error).replace(f"{folder.url}/", "")
@@ -123,18 +130,19 @@ def _doubled(files: Sequence[FileEntry]) -> Iterator[str]:
 
 
 def open_sections(
-    folder: Folder, files: tuple[FileEntry, ...], *, keep_places: bool, background: float
+    folder: Folder, files: tuple[FileEntry, ...], missing: float | None, memory: int
 ) -> PictureStack:
     """Open a stack of sections that are in natural order, reading the header of the first.
 
-    With `keep_places`, sections that are missing in the numbering are background; otherwise the
-    others close up. Raises UnreadableSource.
+    Sections that are missing in the numbering are `missing`; with None, the others close up. A task
+    may use `memory` bytes. Raises UnreadableSource.
     """
+    keep_places = missing is not None
     order = numbering([entry.name for entry in files])
     gaps = order is not None and not order.doubled and order.missing > 0
     places = order.places if order and gaps and keep_places else tuple(range(len(files)))
-    first = open_picture(FileInParts(folder, files[0]))
-    sections = Sections(folder, files, places, first.kind)
+    first = open_picture(FileInParts(folder, files[0]), memory)
+    sections = Sections(folder, files, places, first.kind, memory)
     count = counted(len(files), "section")
     notes = [f"{count} in this order: {files[0].name} to {files[-1].name}", *first.notes]
     if order and gaps:
@@ -152,7 +160,8 @@ def open_sections(
         "zyxc"[: 1 + len(first.kind.shape)],
         is_encoded=first.is_encoded,
         overlap_width=FileInParts(folder, files[0]).overlap_width,
+        whole_bytes=first.whole_bytes,
         notes=tuple(notes),
     )
-    look = partial(look_at_sections, folder, files)
-    return PictureStack(facts, sections, first.kind, look, background)
+    look = partial(look_at_sections, folder, files, memory)
+    return PictureStack(facts, sections, first.kind, look, missing or 0)

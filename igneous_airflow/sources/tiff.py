@@ -11,8 +11,15 @@ from typing import IO, TYPE_CHECKING, TypeVar, cast
 import numpy as np
 
 from igneous_airflow.errors import IgneousError, UnreadableSource
+from igneous_airflow.sources import embedded
 from igneous_airflow.sources.pictures import PictureKind
-from igneous_airflow.sources.protocol import Array, ArrayFacts, require, worthwhile_block
+from igneous_airflow.sources.protocol import (
+    Array,
+    ArrayFacts,
+    require,
+    require_bearable,
+    worthwhile_block,
+)
 from igneous_airflow.sources.raw import RawArray
 from igneous_airflow.storage.overlap import Overlap
 from igneous_airflow.storage.parts import FileInParts
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
 _Parsed = TypeVar("_Parsed")
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MARGIN = 1 << 16  # bytes that encodings may add to a segment
 _MOST_AT_ONCE = 1 << 24  # bytes of neighbouring segments that are fetched together
 _JPEGS = (6, 7, 33007, 34892)
 _WHITE_IS_ZERO, _GREY, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
@@ -78,6 +86,18 @@ class TiffPicture:
         return min(rows, kind.height), kind.width
 
     @property
+    def whole_bytes(self) -> int:
+        """Bytes of a strip or tile as it is decoded, where it goes on beyond the picture."""
+        page, kind = self.page, self.kind
+        if self._raw is not None:
+            return 0
+        if page.is_tiled:
+            pixels = page.tiledepth * page.tilelength * page.tilewidth
+        else:
+            pixels = min(max(page.rowsperstrip, 1), kind.height) * kind.width
+        return pixels * (kind.channels // self._planes) * kind.dtype.itemsize
+
+    @property
     def is_encoded(self) -> bool:
         """Whether strips or tiles must be decoded as a whole."""
         return self._raw is None
@@ -108,6 +128,8 @@ class TiffPicture:
         whole = out.reshape(*out.shape[:2], -1)
         try:
             for index, content in self._fetched(self._segments(rows, columns)):
+                if content is not None:
+                    self._require_picture(content)
                 segment, (plane, _, top, left, _), shape = self.page.decode(
                     content, index, jpegtables=self.jpegtables
                 )
@@ -118,6 +140,13 @@ class TiffPicture:
             raise
         except Exception as error:
             raise UnreadableSource(f"{self.file.url} cannot be decoded: {error}") from error
+
+    def _require_picture(self, content: bytes) -> None:
+        """Raise ValueError when a segment is a picture of more pixels than a segment has."""
+        pixels = embedded.promised_pixels(content, int(self.page.compression))
+        bytes_a_pixel = self.kind.channels // self._planes * self.kind.dtype.itemsize
+        if pixels is not None and pixels * bytes_a_pixel > 2 * self.whole_bytes + _MARGIN:
+            raise ValueError(f"a strip or tile of it holds a picture of {pixels:,} pixels")
 
     def _read_raw(self, raw: RawArray, out: Array, rows: slice, columns: slice) -> None:
         channels = slice(0, self.kind.channels)
@@ -156,6 +185,8 @@ class TiffPicture:
                 if offset - end > gap or offset + count - begin > _MOST_AT_ONCE:
                     yield from self._fetch(group)
                     group = []
+            if count > 2 * self.whole_bytes + _MARGIN and self._raw is None:
+                raise ValueError(f"a strip or tile of it is stored in {count:,} bytes")
             if count:
                 group.append((offset, count, index))
             else:  # an empty segment
@@ -188,12 +219,15 @@ def _paste(
     ] = segment[0, r0 - top : r1 - top, c0 - left : c1 - left]
 
 
-def open_page(file: FileInParts) -> TiffPicture:
+def open_page(file: FileInParts, memory: int) -> TiffPicture:
     """Open a TIFF file that holds one section.
 
-    Raises UnreadableSource, for more pages and for kinds that are refused as well.
+    Raises UnreadableSource, for more pages and for kinds that are refused as well, and for strips
+    or tiles that are too large to be decoded with so many bytes of memory.
     """
-    return parsed_tiff(file, partial(_only_page, file))
+    picture = parsed_tiff(file, partial(_only_page, file))
+    require_bearable(file.url, picture.whole_bytes, picture.kind.bytes, memory)
+    return picture
 
 
 def parsed_tiff(file: FileInParts, what: Callable[["TiffFile"], _Parsed]) -> _Parsed:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from igneous_airflow.errors import UnreadableSource
-from igneous_airflow.sources.protocol import ArrayFacts, Findings, VoxelArray, named
+from igneous_airflow.sources.ome import require_one_file
+from igneous_airflow.sources.protocol import (
+    ArrayFacts,
+    Findings,
+    VoxelArray,
+    named,
+    require_bearable,
+)
 from igneous_airflow.sources.raw import raw_array
 from igneous_airflow.sources.stack import PictureStack
 from igneous_airflow.sources.tiff import TiffPicture, is_reduced, kind_of, parsed_tiff, picture_of
@@ -29,12 +36,15 @@ class TiffPages(Sequence[TiffPicture]):
 
     file: FileInParts
     pages: Sequence["TiffPage | TiffFrame"]
+    memory: int
 
     def __len__(self) -> int:
         return len(self.pages)
 
     def __getitem__(self, index: int) -> TiffPicture:  # type: ignore[override] # no slices
-        return picture_of(self.file, self.pages[index])
+        picture = picture_of(self.file, self.pages[index])
+        require_bearable(self.file.url, picture.whole_bytes, picture.kind.bytes, self.memory)
+        return picture
 
     def look(self) -> Findings:
         """Whether the file ends before its voxels do."""
@@ -42,19 +52,21 @@ class TiffPages(Sequence[TiffPicture]):
         return Findings(tuple(f"{self.file.url} {problem}" for problem in problems)[:1])
 
 
-def open_tiff(file: FileInParts) -> VoxelArray:
-    """Open a TIFF file of one page or many.
+def open_tiff(file: FileInParts, memory: int) -> VoxelArray:
+    """Open a TIFF file of one page or many; a task may use so many bytes of memory.
 
     Raises UnreadableSource when its pages are of several kinds, or lie in several files.
     """
-    return parsed_tiff(file, partial(_array, file))
+    return parsed_tiff(file, partial(_array, file, memory))
 
 
-def _array(file: FileInParts, tiff: "TiffFile") -> VoxelArray:
+def _array(file: FileInParts, memory: int, tiff: "TiffFile") -> VoxelArray:
+    if tiff.is_ome:
+        require_one_file(tiff.ome_metadata or "", file)
     if len(tiff.series) > 1:  # as of programs that write page by page
         pages = [page for page in tiff.pages if not is_reduced(page)]
         _require_alike(file, pages)
-        return _stack(file, pages, {"z": len(pages)})
+        return _stack(TiffPages(file, pages, memory), {"z": len(pages)})
     series = tiff.series[0]
     planes = math.prod(series.shape) // math.prod(kind_of(series.keyframe, file.url).shape)
     leading = _leading(series.axes, series.shape, planes)
@@ -66,7 +78,7 @@ def _array(file: FileInParts, tiff: "TiffFile") -> VoxelArray:
             f"{file.url} holds {len(there):,} of {planes:,} pages; the others lie in other files, "
             "or its metadata are wrong: make it a file of its own"
         )
-    return _stack(file, there, leading)
+    return _stack(TiffPages(file, there, memory), leading)
 
 
 def _require_alike(file: FileInParts, pages: Sequence["TiffPage | TiffFrame"]) -> None:
@@ -101,10 +113,7 @@ def _raw(file: FileInParts, tiff: "TiffFile", offset: int, leading: dict[str, in
     return raw_array(file, offset, facts, file.worthwhile)
 
 
-def _stack(
-    file: FileInParts, pages: Sequence["TiffPage | TiffFrame"], leading: dict[str, int]
-) -> VoxelArray:
-    pictures = TiffPages(file, pages)
+def _stack(pictures: TiffPages, leading: dict[str, int]) -> VoxelArray:
     first = pictures[0]
     kind = first.kind
     facts = ArrayFacts(
@@ -113,7 +122,8 @@ def _stack(
         (*(1 for _ in leading), *first.block, *kind.shape[2:]),
         "".join(leading) + "yxc"[: len(kind.shape)],
         is_encoded=first.is_encoded,
-        overlap_width=file.overlap_width,
+        overlap_width=pictures.file.overlap_width,
+        whole_bytes=first.whole_bytes,
         notes=first.notes,
     )
     return PictureStack(facts, pictures, kind, pictures.look)

@@ -7,7 +7,7 @@ arrays are read by zarr; the metadata of OME are read here, being a little JSON.
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf, nan
+from math import inf, nan, prod
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +23,6 @@ from igneous_airflow.sources.protocol import (
     Findings,
     Part,
     Resolution,
-    look_at_a_block,
     require,
 )
 from igneous_airflow.storage.files import Folder
@@ -66,8 +65,8 @@ class ZarrArray:
         return array
 
     def look(self) -> Findings:
-        """Whether a chunk can be read."""
-        return look_at_a_block(self)
+        """Nothing that opening has not found: no chunk is read to find out."""
+        return Findings()
 
 
 def open_zarr(folder: Folder, name: str | None) -> ZarrArray:
@@ -94,7 +93,10 @@ def open_zarr(folder: Folder, name: str | None) -> ZarrArray:
 def _opened(folder: Folder, path: str) -> ZarrArray:
     import zarr
 
-    store = _store(folder)
+    from igneous_airflow.sources.zarr_codecs import bounded
+    from igneous_airflow.sources.zarr_store import FolderStore
+
+    store = FolderStore(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about what others have put into the folder
         root = zarr.open(store, mode="r")
@@ -107,8 +109,10 @@ def _opened(folder: Folder, path: str) -> ZarrArray:
             node = node[name]
         else:
             image, name = _image_around(folder, root, node.path)
+    url = f"{folder.url}/{node.path}".rstrip("/")
     facts = _facts(folder, node, image, image.resolution(name) if image else None)
-    return ZarrArray(facts, node, f"{folder.url}/{node.path}")
+    store.allow(prod(node.shards or node.chunks) * facts.dtype.itemsize)
+    return ZarrArray(facts, bounded(node, url), url)
 
 
 def _image(folder: Folder, node: "zarr.Group | zarr.Array[Any]") -> "OmeImage | None":
@@ -133,16 +137,6 @@ def _image_around(folder: Folder, root: Any, path: str) -> "tuple[OmeImage | Non
     return None, ""
 
 
-def _store(folder: Folder) -> Any:
-    if folder.url.startswith("file://"):
-        from zarr.storage import LocalStore
-
-        return LocalStore(folder.url.removeprefix("file://"), read_only=True)
-    from igneous_airflow.sources.zarr_store import FolderStore
-
-    return FolderStore(folder)
-
-
 def _no_image(folder: Folder, path: str, group: "zarr.Group") -> InvalidParameter:
     """The error that names what is in a group which says of no array that it is the image."""
     found = []
@@ -165,14 +159,23 @@ def _facts(
     resolution: Resolution | None,
 ) -> ArrayFacts:
     axes = (image.axes if image and len(image.axes) == array.ndim else None) or _named_axes(array)
+    block = tuple(map(int, _decoded_at_once(array)))
     return ArrayFacts(
         shape=tuple(map(int, array.shape)),
         dtype=array.dtype,
-        block=tuple(map(int, array.chunks)),
+        block=block,
         axes=axes,
         resolution=resolution,
+        whole_bytes=prod(block) * array.dtype.itemsize,
         overlap_width=overlap_width(folder.url),
     )
+
+
+def _decoded_at_once(array: "zarr.Array[Any]") -> tuple[int, ...]:
+    """A chunk; or a shard, where codecs beside its own go over all of it."""
+    codecs = getattr(array.metadata, "codecs", ())
+    is_whole = array.shards is not None and len(codecs) > 1
+    return array.shards if is_whole and array.shards is not None else array.chunks
 
 
 def _named_axes(array: "zarr.Array[Any]") -> str | None:

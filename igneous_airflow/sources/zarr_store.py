@@ -12,19 +12,31 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype
 
-from igneous_airflow.errors import AccessDenied
+from igneous_airflow.errors import AccessDenied, UnreadableSource
+from igneous_airflow.sources.reach import require_inside
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import Folder
+from igneous_airflow.storage.parts import FileInParts
 
-_VALUE_BYTES = 1 << 30  # of a value that the bucket compresses: zarr says nothing of its size
+_METADATA_BYTES = 1 << 26  # 64 MiB: of consolidated metadata of many arrays
 
 
 class FolderStore(Store):
-    """A read-only store; raises the storage's errors."""
+    """A read-only store of what lies in a folder; raises the storage's errors.
+
+    Raises UnreadableSource for names and links that lead out of the folder, and for values of more
+    bytes than a chunk can have.
+    """
 
     def __init__(self, folder: Folder) -> None:
         super().__init__(read_only=True)
         self._folder = folder
+        self._is_local = folder.url.startswith("file://")
+        self._most = _METADATA_BYTES
+
+    def allow(self, chunk_bytes: int) -> None:
+        """Let values be read that are chunks of so many bytes when they are decoded."""
+        self._most = max(2 * chunk_bytes, _METADATA_BYTES)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FolderStore) and other._folder.url == self._folder.url
@@ -43,17 +55,25 @@ class FolderStore(Store):
         return None if content is None else prototype.buffer.from_bytes(content)
 
     def _read(self, key: str, part: ByteRequest | None) -> bytes | None:
-        if part is None:
+        self._require(key)
+        if part is None and not self._is_local:  # a bucket may have compressed it once more
             stored = self._folder.read(key)
-            return None if stored is None else bytes(decompress_bytes(stored, _VALUE_BYTES))
+            return None if stored is None else bytes(decompress_bytes(stored, self._most))
         entry = self._folder.entry(key)
         if entry is None:
             return None
-        start, end = _range(part, entry.size)
-        content = bytearray(end - start)
-        if content:
-            self._folder.read_part(key, start, memoryview(content))
-        return bytes(content)
+        start, end = (0, entry.size) if part is None else _range(part, entry.size)
+        if end - start > self._most:
+            raise UnreadableSource(
+                f"{self._folder.url}/{key} has {end - start:,} bytes, and {self._most:,} are the "
+                "most that a chunk or its metadata can have: it is damaged"
+            )
+        return bytes(FileInParts(self._folder, entry).read(start, max(end - start, 0)))
+
+    def _require(self, key: str) -> None:
+        if ".." in key.split("/"):
+            raise UnreadableSource(f"{key!r} leads out of {self._folder.url}")
+        require_inside(self._folder, key)
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -64,6 +84,7 @@ class FolderStore(Store):
 
     async def exists(self, key: str) -> bool:
         """Whether there is a value."""
+        self._require(key)
         return await asyncio.to_thread(self._folder.exists, key)
 
     @property
@@ -78,8 +99,8 @@ class FolderStore(Store):
 
     @property
     def supports_listing(self) -> bool:
-        """Whether names can be listed: chunks are far too many."""
-        return False
+        """Whether names can be listed: in buckets, chunks are far too many."""
+        return self._is_local
 
     async def set(self, key: str, value: Buffer) -> None:  # noqa: ARG002
         """Refuse to write."""
@@ -97,9 +118,12 @@ class FolderStore(Store):
         """Refuse to list."""
         raise NotImplementedError
 
-    def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """Refuse to list."""
-        raise NotImplementedError
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """The names directly below a prefix."""
+        self._require(prefix)
+        folder = prefix.rstrip("/")
+        for name in [*self._folder.folders(folder), *self._folder.names(folder)]:
+            yield name
 
 
 def _range(part: ByteRequest, size: int) -> tuple[int, int]:

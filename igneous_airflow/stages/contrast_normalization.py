@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from igneous_airflow.errors import IgneousError, InvalidLevels, InvalidParameter
+from igneous_airflow.field_values import shown
 from igneous_airflow.fields import WHAT, LevelsPath, section
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.stage import Plan
@@ -37,19 +38,19 @@ def clip_fractions(text: str) -> tuple[float, float]:
     low, _, high = text.partition(",")
     shares = float(low), float(high or low)
     if not all(0 <= share <= 1 for share in shares) or sum(shares) > 1:
-        raise ValueError(f"{text}: shares are from 0 to 1, and together at most 1")
+        raise ValueError(f"{text:.200}: shares are from 0 to 1, and together at most 1")
     return shares
 
 
 def _fractions_text(value: object) -> str:
     parts = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(p, str | int | float) and not isinstance(p, bool) for p in parts):
-        raise ValueError(f"write a number, or two as 0.01,0.02; got {value!r}")
+        raise ValueError(f"write a number, or two as 0.01,0.02; got {shown(value)}")
     text = ",".join(str(part).replace(" ", "") for part in parts)
     try:
         clip_fractions(text)
     except ValueError as error:
-        raise ValueError(f"write a number, or two as 0.01,0.02; {error}") from None
+        raise ValueError(f"write a number, or two as 0.01,0.02; {error!s:.200}") from None
     return text
 
 
@@ -57,9 +58,11 @@ def _values(text: str) -> tuple[int, int]:
     try:
         lower, upper = map(int, text.split(","))
     except ValueError:
-        raise ValueError(f"write two grey values, as 12,243; got {text!r}") from None
+        raise ValueError(f"write two grey values, as 12,243; got {shown(text)}") from None
     if not 0 <= lower <= upper:
-        raise ValueError(f"the smaller grey value comes first, and none is below 0; got {text}")
+        raise ValueError(
+            f"the smaller grey value comes first, and none is below 0; got {text:.200}"
+        )
     return lower, upper
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 from pydantic import AfterValidator, Field
 
 from igneous_airflow.errors import AuditFailed, IgneousError, InvalidParameter
+from igneous_airflow.field_values import shown
 from igneous_airflow.fields import (
     WHAT,
     WHERE,
@@ -42,7 +43,7 @@ def _keys_text(text: str | None) -> str | None:
     for key in keys:
         path = PurePosixPath(key)
         if not path.parts or path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{key!r} is not the key of a scale inside the layer")
+            raise ValueError(f"{shown(key)} is not the key of a scale inside the layer")
     return ",".join(keys)
 
 
@@ -170,7 +171,7 @@ class Delete(Stage):
         self._require_confirmed()
         layer = Layer.open(self.layer)
         trash = self._trash(layer)
-        if trash is None:
+        if trash is None or not self._remaining(layer):  # gone: only the record of it is missing
             return
         keys = [scale.key for scale in self._chosen(layer)]
         part = "" if self.bounds is None else f", of {self.bounds}"
@@ -219,8 +220,7 @@ class Delete(Stage):
 
         self._require_confirmed()
         layer = Layer.open(self.layer)
-        keys = (self.scales or "").split(",")
-        scales = [scale for scale in layer.info.scales if scale.key in keys]
+        keys, scales = (self.scales or "").split(","), self._remaining(layer)
         left, strays = self._left(layer, scales)
         if left:
             blocks = self._blocks(scales)
@@ -270,6 +270,11 @@ class Delete(Stage):
             raise InvalidParameter("confirm: nothing is deleted before it is confirmed")
         if self.scales is None:
             raise InvalidParameter("scales: work on the stage that `resolved` gives")
+
+    def _remaining(self, layer: "Layer") -> "list[Scale]":
+        """Those of the scales to delete that the info still names, finest first."""
+        keys = (self.scales or "").split(",")
+        return [scale for scale in layer.info.scales if scale.key in keys]
 
     def _chosen(self, layer: "Layer") -> "tuple[Scale, ...]":
         """The scales to delete, finest first; raises InvalidParameter for one that is not there."""

@@ -173,6 +173,12 @@ class HypersquareIngest(WritesLayer):
         yield from self._cubes.problems
         if self._cubes.problems:
             return
+        largest = max(cube.decoded_bytes for cube in self._cubes.cubes)
+        if largest > self.memory_target:
+            yield (
+                f"memory_target: a cube has {largest:,} bytes, which are decoded as a whole, and a "
+                f"task may use {self.memory_target:,}: raise memory_target"
+            )
         if not self.fill_missing:
             for gap in self._cubes.gaps:
                 yield f"{gap}: restore them, or set fill_missing to take background"

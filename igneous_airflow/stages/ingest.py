@@ -155,7 +155,13 @@ class Ingest(WritesLayer):
     def _reading(self) -> "Reading":
         from igneous_airflow.sources.opening import Reading
 
-        return Reading(self.dataset, self.axes, self.fill_missing, self.background_color)
+        return Reading(
+            self.dataset,
+            self.axes,
+            self.fill_missing,
+            self.background_color,
+            self.memory_target,
+        )
 
     def _route(self) -> "Route":
         from igneous_airflow.pyramid.destination import VoxelKind

@@ -356,6 +356,7 @@ class Mesh(Stage):
         written = {folder.directory: place.region}
         record_processing(place.layer.folder, self.provenance(), by, written=written)
         folder.end_part(self._begun(place))  # last: until then these meshes are this run's
+        folder.remove_abandoned()
         moved = in_trash(self._trash(place))
         return Audit(outputs={folder.directory: count}, files="fragments", moved=moved)
 

@@ -14,10 +14,16 @@ from igneous_airflow.errors import (
     StorageUnavailable,
     UnreadableSource,
 )
-from igneous_airflow.storage.bucket_errors import explain
+from igneous_airflow.storage.bucket_errors import explain, is_out_of_range
 from igneous_airflow.storage.bucket_listing import entries, entry
 from igneous_airflow.storage.cloud_files_mended import mend_cloud_files
-from igneous_airflow.storage.files import FileEntry, StoredFile, content_version, plain_name
+from igneous_airflow.storage.files import (
+    FileEntry,
+    StoredFile,
+    content_version,
+    plain_name,
+    require_at_most,
+)
 
 _PART = 1 << 20  # bytes of a file that are fetched ahead
 _READ_ONLY = ("http://", "https://", "middleauth+https://", "ngauth+https://")
@@ -47,11 +53,19 @@ class BucketFolder:
     def url(self) -> str:
         return self._url
 
-    def read(self, name: str) -> StoredFile | None:
+    def read(self, name: str, most: int | None = None) -> StoredFile | None:
+        # one byte more than there may be tells that there are more; an empty file has no first byte
+        wanted = name if most is None else {"path": name, "start": 0, "end": most + 1}
         with self._errors("read", name):
-            (answer,) = self._files.get([name], raw=True)
+            try:
+                (answer,) = self._files.get([wanted], raw=True)
+            except Exception as error:
+                if most is None or not is_out_of_range(error):
+                    raise
+                (answer,) = self._files.get([name], raw=True)
         if answer["content"] is None:
             return None
+        require_at_most(f"{self._url}/{name}", len(answer["content"]), most)
         return StoredFile(answer["content"], answer["compress"] or "")
 
     def write(self, name: str, file: StoredFile, *, content_type: str = "") -> None:

@@ -29,6 +29,7 @@ _NO_CREDENTIALS = frozenset(
         "Unauthorized", "Forbidden",
     }
 )  # fmt: skip
+_OUT_OF_RANGE = frozenset({"416", "InvalidRange"})
 _NO_BUCKET = frozenset({"NoSuchBucket", "InvalidBucketName", "PermanentRedirect"})
 
 #: What the services call the permission for what a folder does.
@@ -94,6 +95,12 @@ def _is_denied(error: Exception) -> bool:
     return code in _DENIED or name in _NO_CREDENTIALS or (code == "400" and name == "ClientError")
 
 
+def is_out_of_range(error: Exception) -> bool:
+    """Whether a file has none of the bytes that were asked for."""
+    return _code(error) in _OUT_OF_RANGE
+
+
 def may_pass(error: BaseException | None) -> bool:
     """Whether it is of use to try again."""
-    return isinstance(error, Exception) and not _is_denied(error) and _code(error) not in _NO_BUCKET
+    useless = _NO_BUCKET | _OUT_OF_RANGE
+    return isinstance(error, Exception) and not _is_denied(error) and _code(error) not in useless

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from igneous_airflow.credentials import refuse_credentials
+from igneous_airflow.errors import CorruptChunk
 from igneous_airflow.storage.allowed import require_allowed
 
 Buffer = bytes | bytearray | memoryview
@@ -50,8 +51,11 @@ class Folder(Protocol):
     def url(self) -> str:
         """The folder's address."""
 
-    def read(self, name: str) -> StoredFile | None:
-        """Read a file as stored; None when there is none."""
+    def read(self, name: str, most: int | None = None) -> StoredFile | None:
+        """Read a file as stored; None when there is none.
+
+        Raises CorruptChunk when it has more than `most` bytes as stored; they are not read.
+        """
 
     def write(self, name: str, file: StoredFile, *, content_type: str = "") -> None:
         """Write a file, whole or not at all, in place of any file of that name."""
@@ -181,6 +185,12 @@ def open_own_folder(url: str) -> Folder:
 def content_version(stream: BufferedReader) -> str:
     """The version of a file that only its content tells."""
     return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+
+
+def require_at_most(place: str, size: int, most: int | None) -> None:
+    """Raise CorruptChunk for a file that is stored in more bytes than its reader takes."""
+    if most is not None and size > most:
+        raise CorruptChunk(f"{place} is larger than the {most:,} bytes that it may have")
 
 
 def plain_name(name: str) -> str:

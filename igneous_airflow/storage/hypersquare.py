@@ -19,6 +19,7 @@ from igneous_airflow.errors import CorruptChunk, InvalidInfo, InvalidParameter, 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import Buffer, Folder
+from igneous_airflow.storage.links import leads_outside
 from igneous_airflow.storage.overlap import Overlap, overlap_width
 
 _METADATA, _LABELS = "metadata.json", "segmentation.lzma"
@@ -90,19 +91,24 @@ class Cube:
             )
         return np.frombuffer(labels, self._dtype).reshape(tuple(self.box.size), order="F")
 
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of its labels, or of its grey values where it has none."""
+        return self.box.voxels * np.dtype(self.label_type or "uint8").itemsize
+
     @cached_property
     def _dtype(self) -> "np.dtype[Any]":
         return np.dtype(self.label_type).newbyteorder("<")
 
     def section(self, number: int) -> NDArray[np.uint8]:
         """The grey values of a section as (x, y); raises MissingChunk or CorruptChunk."""
-        from PIL import Image
+        from PIL.JpegImagePlugin import JpegImageFile
 
         name = f"jpg/{number}.jpg"
         pixels = self.box.size.x * self.box.size.y
         content = self._read(name, 4 * pixels + _HEADER_BYTES)
         try:
-            with Image.open(BytesIO(content), formats=["JPEG"]) as picture:
+            with JpegImageFile(BytesIO(content)) as picture:  # its header, not yet its pixels
                 if picture.size != (self.box.size.x, self.box.size.y) or picture.mode != "L":
                     width, height = picture.size
                     raise ValueError(
@@ -114,6 +120,7 @@ class Cube:
             raise CorruptChunk(f"{self.url}/{name} cannot be used: {error}") from error
 
     def _read(self, name: str, most: int) -> bytes:
+        _require_inside(self.folder, f"{self.name}/{name}")
         stored = self.folder.read(f"{self.name}/{name}")
         if stored is None:
             raise MissingChunk(
@@ -165,6 +172,8 @@ def read_cubes(folder: Folder) -> tuple[list[Cube], list[str]]:
     others: list[str] = []
     with Overlap(overlap_width(folder.url)) as overlap:
         names = sorted(folder.folders(""))
+        for name in names:
+            _require_inside(folder, f"{name}/{_METADATA}")
         for name, stored in overlap.map(lambda name: folder.read(f"{name}/{_METADATA}"), names):
             if stored is None:
                 others.append(name)
@@ -180,6 +189,15 @@ def read_cubes(folder: Folder) -> tuple[list[Cube], list[str]]:
             f"src: no folder in {folder.url} has a {_METADATA}, so that there are no cubes"
         )
     return cubes, others
+
+
+def _require_inside(folder: Folder, name: str) -> None:
+    """Raise InvalidParameter when links lead from a file of a cube out of the folder of all."""
+    if leads_outside(folder.url, name):
+        raise InvalidParameter(
+            f"src: links lead from {folder.url}/{name} out of {folder.url}: put the files "
+            "themselves there, or give the folder in which they are"
+        )
 
 
 def first_few(texts: Sequence[str], separator: str = ", ", of: int | None = None) -> str:

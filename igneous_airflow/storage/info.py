@@ -347,7 +347,7 @@ class Info:
 
 def read_info(folder: Folder) -> Info:
     """Read a layer's info file; raises LayerNotFound and InvalidInfo."""
-    stored = folder.read(INFO)
+    stored = folder.read(INFO, INFO_BYTES)
     if stored is None:
         raise LayerNotFound(
             f"there is no layer at {folder.url}: the file {folder.url}/info is missing"

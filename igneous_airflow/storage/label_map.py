@@ -7,17 +7,21 @@ Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 
 import io
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from igneous_airflow.errors import InvalidParameter, StorageUnavailable
-from igneous_airflow.storage import magic
+from igneous_airflow.errors import IgneousError, InvalidParameter, StorageUnavailable
+from igneous_airflow.storage import hdf5, magic
 from igneous_airflow.storage.cache import cached_file
 from igneous_airflow.storage.files import Folder, open_file
+from igneous_airflow.storage.hdf5_chunks import ChunkCodec
 
 if TYPE_CHECKING:
     import h5py
@@ -26,6 +30,7 @@ _ZIP = b"PK\x03\x04"
 _DATASET = "main"
 _DTYPES = ("uint32", "uint64")
 _PIECE = 1 << 22  # elements of a dataset that are converted at once
+_LARGEST_CHUNK = 1 << 28  # bytes of a chunk, which is unpacked as a whole
 _COPIED = 1 << 24  # bytes that are copied at once
 
 
@@ -49,6 +54,8 @@ class LabelMap:
     def open(cls, url: str) -> "LabelMap":
         """Look into the file; raises InvalidParameter saying what is wrong with it."""
         folder, name = open_file(url)
+        if folder.entry(name) is None:  # nor is it opened: a pipe would be waited for
+            raise InvalidParameter(f"{url} is not there, or no file")
         version, stream = folder.version(name), folder.stream(name)
         if version is None or stream is None:
             raise InvalidParameter(f"{url} is not there, or no file")
@@ -129,42 +136,71 @@ def _look_into_npy(stream: io.BufferedReader) -> "tuple[tuple[int, ...], np.dtyp
 
 def _look_into_hdf5(stream: io.BufferedReader) -> "tuple[tuple[int, ...], np.dtype[Any]]":
     """Shape and dtype; raises InvalidParameter."""
-    with _opened_hdf5(stream) as file:
-        dataset = _dataset(file)
+    with _opened_hdf5(stream) as dataset:
         _check_kind(dataset.shape, dataset.dtype)
+        _codec(dataset)
         return dataset.shape, dataset.dtype
 
 
 def _convert_hdf5(stream: io.BufferedReader, copy: BinaryIO, dtype: "np.dtype[Any]") -> None:
     """Write the values of a dataset that counts from 1, after the image of 0."""
     copy.write(bytes(dtype.itemsize))
-    with _opened_hdf5(stream) as file:
-        dataset = _dataset(file)
-        for start in range(0, dataset.shape[0], _PIECE):
-            copy.write(np.ascontiguousarray(dataset[start : start + _PIECE], dtype).data)
+    with _opened_hdf5(stream) as dataset:
+        codec = _codec(dataset)
+        piece = _PIECE if codec is None else -(-_PIECE // codec.shape[0]) * codec.shape[0]
+        for start in range(0, dataset.shape[0], piece):
+            part = slice(start, min(start + piece, dataset.shape[0]))
+            if codec is not None:
+                _require_bounded(codec, dataset, part)
+            copy.write(np.ascontiguousarray(dataset[part], dtype).data)
 
 
-def _opened_hdf5(stream: io.BufferedReader) -> "h5py.File":
+def _require_bounded(codec: ChunkCodec, dataset: "h5py.Dataset", part: slice) -> None:
+    """Unpack the chunks of a part within bounds, before HDF5 does so without any."""
+    for chunk in codec.chunks(dataset, (part,)):
+        _, stored = dataset.id.read_direct_chunk(chunk.corner)
+        codec.unpacked(stored, chunk.left_out)
+
+
+@contextmanager
+def _opened_hdf5(stream: io.BufferedReader) -> "Iterator[h5py.Dataset]":
+    """The dataset of a file while it is open; raises InvalidParameter for what goes wrong."""
+    if find_spec("h5py") is None:
+        raise InvalidParameter("HDF5 files need a library that is not installed: pip install h5py")
     try:
-        import h5py
-    except ImportError as error:
-        raise InvalidParameter(
-            "HDF5 files need a library that is not installed: pip install h5py"
-        ) from error
-    try:
-        return h5py.File(stream, "r")
-    except OSError as error:
+        with hdf5.opened(stream) as file:
+            yield _dataset(file)
+    except IgneousError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InvalidParameter(f"it is damaged: {error}") from error
 
 
 def _dataset(file: "h5py.File") -> "h5py.Dataset":
-    import h5py
-
-    found = file.get(_DATASET)
-    if not isinstance(found, h5py.Dataset):
+    found = hdf5.find(file, _DATASET)
+    if found is None:
         names = ", ".join(sorted(file)) or "nothing"
         raise InvalidParameter(f"there is no dataset {_DATASET!r} in it; it has {names}")
+    if isinstance(found, hdf5.ExternalLink):
+        raise InvalidParameter(f"{found}, which is not opened: write the map itself into the file")
+    if problem := hdf5.lies_elsewhere(found):
+        raise InvalidParameter(
+            f"{problem}, which is not opened: write the map itself into the file"
+        )
     return found
+
+
+def _codec(dataset: "h5py.Dataset") -> ChunkCodec | None:
+    """How its chunks were packed, if any; raises InvalidParameter for too large ones."""
+    if dataset.chunks is None:
+        return None
+    codec = ChunkCodec.of(dataset)
+    if codec.bytes > _LARGEST_CHUNK:
+        raise InvalidParameter(
+            f"its chunks have {codec.bytes:,} bytes, and {_LARGEST_CHUNK:,} are the most: store it "
+            "in smaller ones, for example by h5repack -l CHUNK=1048576"
+        )
+    return codec
 
 
 def _check_kind(shape: tuple[int, ...] | None, dtype: "np.dtype[Any]") -> None:
@@ -175,6 +211,8 @@ def _check_kind(shape: tuple[int, ...] | None, dtype: "np.dtype[Any]") -> None:
         )
     if shape is None or len(shape) != 1:
         raise InvalidParameter(f"its shape is {shape}, but a map has one axis: write map.ravel()")
+    if type(shape[0]) is not int or shape[0] < 0:
+        raise InvalidParameter(f"it says that it has {shape[0]} values: its header is damaged")
     if shape[0] == 0:
         raise InvalidParameter("it is empty")
 

@@ -7,10 +7,6 @@ would leave half a file under its final name. Here a file appears whole or not a
 import errno
 import fcntl
 import os
-import re
-import socket
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedReader, FileIO
@@ -32,13 +28,17 @@ from igneous_airflow.storage.files import (
     StoredFile,
     content_version,
     plain_name,
+    require_at_most,
 )
 from igneous_airflow.storage.links import AnyLinks, Links
+from igneous_airflow.storage.partials import (
+    is_partial,
+    partial_path,
+    remove_abandoned,
+    remove_if_abandoned,
+)
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-_PARTIAL = ".partial"
-_PARTIAL_NAME = re.compile(r"\..+\.([^.]+)-([0-9]{1,9})-[0-9a-f]+\.partial", re.DOTALL)
-_PARTIAL_LIFETIME = 24 * 3600.0  # seconds; for partial files of other machines
 
 
 @contextmanager
@@ -81,7 +81,7 @@ class LocalFolder:
     def url(self) -> str:
         return f"file://{self._root}"
 
-    def read(self, name: str) -> StoredFile | None:
+    def read(self, name: str, most: int | None = None) -> StoredFile | None:
         path = f"{self._root}/{name}"
         with disk_errors("read", path):
             self._links.check_way(path)
@@ -93,6 +93,8 @@ class LocalFolder:
             ):
                 try:
                     with self._links.open(f"{path}{suffix}", os.O_RDONLY) as stream:
+                        if most is not None:
+                            require_at_most(path, os.fstat(stream.fileno()).st_size, most)
                         return StoredFile(stream.read(), compression)
                 except (FileNotFoundError, IsADirectoryError):
                     continue
@@ -101,14 +103,13 @@ class LocalFolder:
     def write(self, name: str, file: StoredFile, *, content_type: str = "") -> None:  # noqa: ARG002
         # os functions: pathlib would cost a third of the time of a small write
         path = f"{self._root}/{name}"
-        folder, _, base = path.rpartition("/")
         final = path + SUFFIXES.get(file.compression, "")
-        partial = f"{folder}/.{base}.{_owner()}-{threading.get_ident():x}{_PARTIAL}"
+        partial = partial_path(path)
         with disk_errors("write", final):
             self._links.check_way(path)
             present = [variant for variant in self._variants(path) if self._links.is_there(variant)]
             try:
-                with self._create(folder, partial) as stream:
+                with self._create(partial) as stream:
                     _write_all(stream, file.content)
                 os.replace(partial, final)  # noqa: PTH105
             except BaseException:
@@ -120,11 +121,11 @@ class LocalFolder:
                     with suppress(FileNotFoundError):  # removed meanwhile
                         os.unlink(other)  # noqa: PTH108
 
-    def _create(self, folder: str, path: str) -> FileIO:
+    def _create(self, path: str) -> FileIO:
         try:
             return self._links.open(path, _NEW)
         except FileNotFoundError:  # seldom, so that it costs nothing to ask afterwards
-            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+            os.makedirs(path.rpartition("/")[0], exist_ok=True)  # noqa: PTH103
             return self._links.open(path, _NEW)
 
     @staticmethod
@@ -179,6 +180,8 @@ class LocalFolder:
             for length in lengths:  # written out: a task looks at millions of names
                 if name[:length] in wanted and self._is_finished(entry):
                     yield plain_name(name)
+            if name.startswith(".") and is_partial(name):
+                remove_if_abandoned(entry.path)
 
     def sizes_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[tuple[str, int]]:
         begins = tuple(starts)
@@ -243,8 +246,8 @@ class LocalFolder:
 
     def _is_finished(self, entry: "os.DirEntry[str]") -> bool:
         """Whether it is a file, and not one that is being written; what a dead writer left goes."""
-        if entry.name.endswith(_PARTIAL):
-            _remove_if_abandoned(Path(entry.path))
+        if is_partial(entry.name):
+            remove_if_abandoned(entry.path)
             return False
         return self._links.is_finished(entry)
 
@@ -265,6 +268,8 @@ class LocalFolder:
     def rename(self, old: str, new: str) -> bool:
         source, target = self._root / old, self._root / new
         with disk_errors("move", source):
+            self._links.check_way(str(target))
+            self._links.check_folder(str(source))  # it may be a file, which is looked at as well
             try:
                 os.replace(source, target)  # noqa: PTH105 - a delete calls this for every chunk
             except (FileNotFoundError, NotADirectoryError):
@@ -289,12 +294,14 @@ class LocalFolder:
             raise OSError(errno.EROFS if read_only else errno.EACCES, "cannot be written to")
 
     def try_writing(self) -> None:
-        probe = self._existing() / f".probe.{_owner()}-{threading.get_ident():x}{_PARTIAL}"
+        existing = self._existing()
+        probe = Path(partial_path(f"{existing}/probe"))
         with disk_errors("write to", self._root):
             probe.unlink(missing_ok=True)
             with probe.open("x"):  # never through a link
                 pass
             probe.unlink()
+        remove_abandoned(f"file://{existing}")
 
     def _existing(self) -> Path:
         """The folder itself, or the nearest one above it that is there."""
@@ -311,35 +318,6 @@ def _write_all(stream: FileIO, content: Buffer) -> None:
     written = stream.write(content)
     while written < size:
         written += stream.write(memoryview(content).cast("B")[written:])
-
-
-def _owner() -> str:
-    return f"{socket.gethostname().replace('.', '_')}-{os.getpid()}"
-
-
-def _remove_if_abandoned(partial: Path) -> None:
-    """Remove what a killed process left half written, and nothing that somebody still writes."""
-    ours = _PARTIAL_NAME.fullmatch(partial.name)
-    if ours is None:  # a file of somebody else's
-        return
-    host, pid = ours.groups()
-    with suppress(FileNotFoundError):
-        if host == _owner().rpartition("-")[0]:
-            abandoned = not _is_alive(int(pid))
-        else:
-            abandoned = time.time() - partial.stat().st_mtime > _PARTIAL_LIFETIME
-        if abandoned:
-            partial.unlink()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextmanager

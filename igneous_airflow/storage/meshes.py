@@ -21,6 +21,7 @@ from igneous_airflow.storage.commit import commit
 from igneous_airflow.storage.files import Folder, StoredFile
 from igneous_airflow.storage.info import INFO_BYTES
 from igneous_airflow.storage.mesh_info import Begun, MeshInfo, read_object
+from igneous_airflow.storage.partials import remove_abandoned
 from igneous_airflow.storage.strict_json import parse_json
 
 if TYPE_CHECKING:
@@ -308,6 +309,10 @@ class MeshFolder:
     def recorded(self) -> set[str]:
         """The boxes of all cells that have been meshed, as text."""
         return set(self.layer.names(f"{self.directory}/{_RECORDS}"))
+
+    def remove_abandoned(self) -> None:
+        """Remove what killed processes left half written, here and among the records."""
+        remove_abandoned(self.layer.url, self.directory, depth=1)
 
     def delete_records(self, boxes: Iterable[BoundingBox]) -> None:
         """Forget that cells have been meshed."""

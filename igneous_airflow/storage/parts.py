@@ -49,16 +49,21 @@ class FileInParts:
 
         Raises SourceNotFound, and UnreadableSource when the file ends too early.
         """
-        if start + len(buffer) > self.size:
-            raise UnreadableSource(
-                f"{self.url} is cut off: it has {self.size:,} bytes, but {start + len(buffer):,} "
-                "by its own account"
-            )
+        self._require(start, len(buffer))
         if buffer:
             self.folder.read_part(self.entry.name, start, buffer)
 
+    def _require(self, start: int, length: int) -> None:
+        """Raise UnreadableSource for bytes that the file does not have."""
+        if start < 0 or length < 0 or start + length > self.size:
+            raise UnreadableSource(
+                f"{self.url} is cut off: it has {self.size:,} bytes, but {start + length:,} by its "
+                "own account"
+            )
+
     def read(self, start: int, length: int) -> bytearray:
         """Read bytes; raises as `read_into` does."""
+        self._require(start, length)
         content = bytearray(length)
         self.read_into(start, memoryview(content))
         return content
@@ -114,6 +119,11 @@ class PartStream(io.RawIOBase):
             raise ValueError(f"{self.name}: there is no byte {start + offset}")
         self._at = start + offset
         return self._at
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read bytes, fewer where the file ends; no more memory is taken than there are."""
+        left = max(self._file.size - self._at, 0)
+        return super().read(left if size < 0 else min(size, left)) or b""
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         """Read as many bytes as there are and fit."""

@@ -12,8 +12,9 @@ from igneous_airflow.errors import CorruptChunk, InvalidInfo, InvalidParameter
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.commit import commit
-from igneous_airflow.storage.files import Folder, StoredFile
+from igneous_airflow.storage.files import TRASH, Folder, StoredFile
 from igneous_airflow.storage.methods import same_method
+from igneous_airflow.storage.partials import remove_abandoned
 
 _NAME = "provenance"
 _MOST = 1 << 26  # bytes: 64 MiB, or about 100,000 entries
@@ -111,6 +112,8 @@ def record_processing(
         folder.write(_NAME, StoredFile(text.encode()), content_type="application/json")
 
     commit(folder, _NAME, partial(read_provenance, folder), with_entry, write)
+    remove_abandoned(folder.url)
+    remove_abandoned(folder.url, TRASH, depth=1)
 
 
 def _has_method(entry: object, method: Mapping[str, Any]) -> bool:

@@ -79,11 +79,11 @@ class _RehearsedFolder:
         above = changes.deleted_folders and PurePosixPath(name).parents
         return any(self._address(str(parent)) in changes.deleted_folders for parent in above)
 
-    def read(self, name: str) -> StoredFile | None:
+    def read(self, name: str, most: int | None = None) -> StoredFile | None:
         held = self._changes.files.get(self._address(name))
         if held is not None or self._is_deleted(name):
             return held
-        return self._stored.read(name)
+        return self._stored.read(name, most)
 
     def exists(self, name: str) -> bool:
         if self._address(name) in self._changes.files:

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from igneous_airflow.errors import AuditFailed, InvalidParameter
+from igneous_airflow.errors import AuditFailed, InvalidParameter, PlanRefused
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.run import Run
-from igneous_airflow.stage import Audit, Stage
+from igneous_airflow.stage import Audit, Plan, Stage
 from igneous_airflow.stages import registered_stages, stage_class
 from igneous_airflow.storage.files import SUFFIXES
 from igneous_airflow.storage.rehearsal import rehearsal
@@ -142,6 +142,45 @@ class StageTests:
         assert snapshot(tmp_path) == before
         assert not any(folder.stat().st_mtime for folder in folders), "a file came and went"
 
+    @pytest.mark.parametrize("why", ["refusals", "unconfirmed"])
+    def test_nothing_begins_before_its_plan_is_accepted(
+        self, example: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+    ) -> None:
+        stage = example.resolved()
+        cell = stage.cells()[0]
+        reason = "the reason" if why == "unconfirmed" else ("the reason",)
+        plan = stage.plan().model_copy(update={why: reason})
+        before = snapshot(tmp_path)
+        monkeypatch.setattr(type(stage), "plan", lambda _: plan)
+        begins: tuple[Callable[[Stage], object], ...] = (
+            lambda stage: stage.prepare(),
+            lambda stage: stage.cells(),
+            lambda stage: stage.run(cell),
+        )
+        for begin in begins:
+            with pytest.raises(PlanRefused, match="the reason"):
+                begin(example.model_copy().resolved())
+        assert snapshot(tmp_path) == before
+
+    def test_its_plan_is_looked_at_once_for_all_cells(
+        self, launched: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plans: list[Plan] = []
+        plan = type(launched).plan
+
+        def looked_at(stage: Stage) -> Plan:
+            plans.append(plan(stage))
+            return plans[-1]
+
+        monkeypatch.setattr(type(launched), "plan", looked_at)
+        stage = launched.model_copy()
+        for cell in stage.cells():
+            stage.run(cell)
+        assert len(plans) == 1
+        for cell in launched.model_copy().accepted().cells():
+            assert cell is not None
+        assert len(plans) == 1
+
     def test_preparing_twice_is_preparing_once(self, launched: Stage, tmp_path: Path) -> None:
         before = snapshot(tmp_path)
         launched.prepare()
@@ -237,7 +276,7 @@ def complete(stage: Stage, random: Random | None = None) -> Audit:
     """
     stage = stage.resolved()
     stage.plan().require_possible()
-    stage.prepare()
+    stage.accepted().prepare()
     cells = list(stage.cells())
     if random is not None:
         random.shuffle(cells)

@@ -1,122 +1,141 @@
 """The web application that shows layers: the Neuroglancer client, and the layers' files.
 
-A *view* is a few layers under names; whoever makes the application says which views there are.
-Nothing else is ever opened: a path that a browser names is looked for inside of a view's layer.
+A *view* is a few layers under names; its caller says which views there are.
+Nothing else is ever opened: a path that a browser names is one of a view's layer and of the format,
+or there is no such file.
 """
 
-import asyncio
 import html
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
-from igneous_airflow.errors import AccessDenied, IgneousError, InvalidParameter, TransientError
-from igneous_airflow.storage.codecs import decompress_bytes
-from igneous_airflow.storage.files import Buffer, StoredFile, open_folder
-from igneous_airflow.storage.layer import Layer
-from igneous_airflow.storage.links import leads_outside
-from igneous_airflow.viewer.state import BASE, Shown, viewer_state
+from igneous_airflow.errors import IgneousError
+from igneous_airflow.viewer.client import client_routes
+from igneous_airflow.viewer.files import Answer, FileResponse, Wanted, read_answer
+from igneous_airflow.viewer.headers import PAGE, SecurityHeaders
+from igneous_airflow.viewer.layers import OpenLayers, storage_of
+from igneous_airflow.viewer.memory import MemoryBudget, Reservation
+from igneous_airflow.viewer.pool import RequestPool
+from igneous_airflow.viewer.refusals import NotServed, refuse
+from igneous_airflow.viewer.state import Shown, viewer_state
 
-#: The layers of a view, by their names, for whoever asks; None where there is no such view.
+#: The layers of a view, by their names, for the user of a request; None where it is no view.
 FindView = Callable[[str, Request], Mapping[str, str] | None]
 #: What else to show beneath the layers of a view: other views, their layers' names and addresses.
-FindBeneath = Callable[[str, Request], Iterable[tuple[str, str, str]]]
+FindBeneath = Callable[[str, Request], Sequence[tuple[str, str, str]]]
 
-_HEARTBEAT_SECONDS = 30.0
-_FILE_BYTES = 1 << 30  # of a file that the browser cannot decompress
-_OPEN_PAGE = """<!doctype html>
-<meta charset="utf-8">
-<title>{title}</title>
-<p id="message">Opening {title} ...</p>
-<script>
-  const base = location.href.replace(/\\/open\\/[^/]*$/, "");
-  fetch(base + "/state/{view}", {{credentials: "same-origin"}}).then(async (answer) => {{
-    const text = await answer.text();
-    if (!answer.ok) throw new Error(text);
-    const state = text.replaceAll("{placeholder}", base);
-    location.replace(base + "/neuroglancer/v/1/#!" + encodeURIComponent(state));
-  }}).catch((error) => {{ document.getElementById("message").textContent = error.message; }});
-</script>
-"""
+_PAGE = Path(__file__).parent / "page"
+#: What knows the views; in a pool it is a storage like others.
+VIEWS = "the runs folder"
 
 
-def _nothing(view: str, request: Request) -> Iterable[tuple[str, str, str]]:  # noqa: ARG001
+def _nothing(view: str, request: Request) -> Sequence[tuple[str, str, str]]:  # noqa: ARG001
     return ()
 
 
-def viewer_app(find_view: FindView, find_beneath: FindBeneath = _nothing) -> Starlette:
-    """The application; it may be mounted below any path. Raises InvalidParameter without client."""
-    viewer = _Viewer(find_view, find_beneath)
-    client = StaticFiles(directory=_client_folder(), html=True)
-    return Starlette(
+def viewer_app(
+    find_view: FindView, find_beneath: FindBeneath = _nothing, *, views: RequestPool | None = None
+) -> ASGIApp:
+    """The application; it may be mounted below any path. Raises InvalidParameter without client.
+
+    `find_view` is called in threads of the pool `views`, or of the same pool as what waits for
+    layers.
+    """
+    viewer = _Viewer(find_view, find_beneath, views)
+    as_page = [Middleware(SecurityHeaders, policy=PAGE)]
+    app = Starlette(
         routes=[
-            Route("/open/{view}", viewer.open),
+            Route("/open/{view}", viewer.open, middleware=as_page),
             Route("/state/{view}", viewer.state),
             Route("/data/{view}/{layer}/{path:path}", viewer.data),
-            Route("/neuroglancer/events/{token}", _no_events),
-            Mount("/neuroglancer/v/{token}", client),
+            Mount("/page", StaticFiles(directory=_PAGE), middleware=as_page),
+            *client_routes(),
         ],
-        exception_handlers={IgneousError: _explain},
+        exception_handlers={IgneousError: refuse},
     )
-
-
-def _client_folder() -> Path:
-    package = find_spec("neuroglancer")
-    if package is None or package.origin is None:
-        raise InvalidParameter(
-            "the viewer needs the package neuroglancer: pip install 'igneous-airflow[viewer]'"
-        )
-    return Path(package.origin).parent / "static" / "client"
+    return SecurityHeaders(app)
 
 
 class _Viewer:
-    """Answers requests about views; the methods run in threads, since storage makes them wait."""
+    """Answers requests about views."""
 
-    def __init__(self, find_view: FindView, find_beneath: FindBeneath) -> None:
+    def __init__(
+        self, find_view: FindView, find_beneath: FindBeneath, views: RequestPool | None
+    ) -> None:
         self._find = find_view
         self._find_beneath = find_beneath
+        self._pool = RequestPool()
+        self._views = views or self._pool
+        self._budget = MemoryBudget()
+        self._layers = OpenLayers()
+        self._page = (_PAGE / "open.html").read_text()
 
-    def open(self, request: Request) -> Response:
+    async def open(self, request: Request) -> Response:
         """A page that sends the browser to the client, with the state of the view."""
         view = request.path_params["view"]
-        self._layers(view, request)
-        text = _OPEN_PAGE.format(title=html.escape(view), view=html.escape(view), placeholder=BASE)
-        return HTMLResponse(text)
+        await self._view(request)
+        return HTMLResponse(self._page.format(view=html.escape(view)))
 
-    def state(self, request: Request) -> Response:
+    async def state(self, request: Request) -> Response:
         """The viewer's state for a view."""
-        view = request.path_params["view"]
-        layers = [(view, name, url) for name, url in self._layers(view, request).items()]
-        layers = [*self._find_beneath(view, request), *layers]
-        titles = _titles([(name, url) for _, name, url in layers])
+        view, layers = request.path_params["view"], await self._view(request)
+        # each storage is asked for itself, so that others are not kept waiting where one hangs
+        storages = " and ".join(sorted({storage_of(url) for url in layers.values()}))
+        beneath = partial(self._find_beneath, view, request)
+        found = list(await self._pool.run(storages or VIEWS, beneath))
+        found += [(view, name, url) for name, url in layers.items()]
+        titles = _titles([(name, url) for _, name, url in found])
         shown = [
-            Shown(title, f"data/{view}/{name}", Layer.open(url))
-            for title, (view, name, url) in zip(titles, layers, strict=True)
+            await self._pool.run(storage_of(one[2]), partial(self._shown, title, *one))
+            for title, one in zip(titles, found, strict=True)
         ]
         return JSONResponse(viewer_state(shown), headers={"Cache-Control": "no-store"})
 
-    def data(self, request: Request) -> Response:
-        """One file of a layer."""
-        layers = self._layers(request.path_params["view"], request)
-        url, path = layers.get(request.path_params["layer"]), request.path_params["path"]
-        if url is None or not _is_inside(path) or leads_outside(url, path):
-            return Response("there is no such file in this view", 404)
-        stored = open_folder(url).read(path)
-        if stored is None:
-            return Response("there is no such file", 404)
-        return _answer(stored, request)
+    def _shown(self, title: str, view: str, name: str, url: str) -> Shown:
+        path = f"data/{quote(view, safe='')}/{quote(name, safe='')}"
+        return Shown.of(title, path, self._layers.open(url))
 
-    def _layers(self, view: str, request: Request) -> Mapping[str, str]:
-        layers = self._find(view, request)
+    async def data(self, request: Request) -> Response:
+        """One file of a layer, or a part of it."""
+        layers, name = await self._view(request), request.path_params["layer"]
+        if name not in layers:
+            raise NotServed("there is no such layer in this view")
+        with ExitStack() as stack:
+            held = Reservation(self._budget)
+            stack.callback(held.close)
+            url, path = layers[name], request.path_params["path"]
+            wanted = Wanted.of(request.method, request.headers)
+            read = partial(self._read, url, path, wanted, held)
+            answer = await self._pool.run(storage_of(url), read)
+            return FileResponse(answer, stack.pop_all().close)
+
+    def _read(self, url: str, path: str, wanted: Wanted, held: Reservation) -> Answer:
+        found = self._layers.find(url, path)
+        if found is not None:
+            layer, file = found
+            answer = read_answer(layer.folder, file, wanted, held)
+            if answer is not None:
+                return answer
+        raise NotServed("there is no such file")
+
+    async def _view(self, request: Request) -> Mapping[str, str]:
+        """The layers of the view that a request names; raises NotServed."""
+        find = partial(self._find, request.path_params["view"], request)
+        layers = await self._views.run(VIEWS, find)
         if layers is None:
-            raise InvalidParameter("there is no such view")
+            raise NotServed("there is no such view")
         return layers
 
 
@@ -128,69 +147,3 @@ def _titles(layers: Sequence[tuple[str, str]]) -> list[str]:
         folder if often[folder] == 1 else f"{folder} ({name})"
         for folder, (name, _) in zip(folders, layers, strict=True)
     ]
-
-
-def _is_inside(path: str) -> bool:
-    parts = PurePosixPath(path).parts
-    plain = path.isprintable() and "\\" not in path
-    return plain and bool(parts) and not path.startswith("/") and ".." not in parts
-
-
-def _answer(stored: StoredFile, request: Request) -> Response:
-    """The file as stored where the browser can decompress it, or the range asked for."""
-    headers = {"Cache-Control": "no-cache", "Accept-Ranges": "bytes"}
-    wanted = request.headers.get("range")
-    accepted = request.headers.get("accept-encoding", "")
-    content: Buffer = stored.content
-    if stored.compression and wanted is None and stored.compression in accepted:
-        headers["Content-Encoding"] = stored.compression
-    else:
-        content = decompress_bytes(stored, _FILE_BYTES)
-    if wanted is None:
-        return _binary(content, headers)
-    limits = _range(wanted, len(content))
-    if limits is None:
-        return Response(status_code=416, headers={"Content-Range": f"bytes */{len(content)}"})
-    first, last = limits
-    headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-    return _binary(memoryview(content)[first : last + 1], headers, 206)
-
-
-def _binary(content: Buffer, headers: dict[str, str], status: int = 200) -> Response:
-    return Response(bytes(content), status, headers=headers, media_type="application/octet-stream")
-
-
-def _range(header: str, size: int) -> tuple[int, int] | None:
-    """First and last byte of a range as HTTP writes it: RFC 9110, section 14; one range only."""
-    unit, _, limits = header.partition("=")
-    first, dash, last = limits.partition("-")
-    if unit.strip() != "bytes" or not dash or "," in limits:
-        return None
-    try:
-        if not first.strip():
-            start, end = max(size - int(last), 0), size - 1
-        else:
-            start, end = int(first), min(int(last), size - 1) if last.strip() else size - 1
-    except ValueError:
-        return None
-    return (start, end) if 0 <= start <= end else None
-
-
-async def _no_events(request: Request) -> Response:  # noqa: ARG001
-    """A stream that says nothing: the client waits for a Python process, which is not there."""
-
-    async def silence() -> AsyncIterator[str]:
-        while True:
-            yield ": nothing\n\n"
-            await asyncio.sleep(_HEARTBEAT_SECONDS)
-
-    return StreamingResponse(silence(), media_type="text/event-stream")
-
-
-def _explain(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    status = 404
-    if isinstance(error, AccessDenied):
-        status = 403
-    elif isinstance(error, TransientError):
-        status = 503
-    return Response(str(error), status)

@@ -8,7 +8,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -26,9 +27,11 @@ from igneous_airflow.worker.loop import Settled, Worker, WorkerOptions, fail
 from igneous_airflow.worker.memory import keep_freed_memory, spare_what_lasts
 from igneous_airflow.worker.presence import Presence
 
+WORKERS_KILLED = 3  # exit code: all tasks are done, but signals have killed worker processes
 _TICK = 0.5  # seconds
 _EARLY_DEATHS = 3  # of children that never got a task: something is wrong with all of them
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_ENDS = (signal.SIGTERM, signal.SIGALRM)  # what ends a child that was asked to stop
 
 
 @dataclass
@@ -68,6 +71,8 @@ class WorkerPool:
         self._early_deaths = 0
         self._presence = Presence(runs)
         self.failed = 0
+        #: How many worker processes each signal has killed, ours to stop them left out.
+        self.killed_by: Counter[str] = Counter()
 
     def stop_with(self, parent: int) -> None:
         """Stop as for SIGTERM when the process of this id is no longer this process's parent."""
@@ -87,7 +92,10 @@ class WorkerPool:
         return self._stops > 0
 
     def run(self) -> int:
-        """Work; return 0 when every task went well, 1 when tasks or workers were given up."""
+        """Work; return 0 when all went well, 1 when tasks or workers were given up.
+
+        WORKERS_KILLED when every task went well in the end, though signals killed processes.
+        """
         previous = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
         try:
             with self._presence:
@@ -100,7 +108,9 @@ class WorkerPool:
                 signal.signal(number, handler)
             for child in self._children:  # only when something unforeseen was raised above
                 child.process.kill()
-        return 1 if self.failed or self._early_deaths >= _EARLY_DEATHS else 0
+        if self.failed or self._early_deaths >= _EARLY_DEATHS:
+            return 1
+        return WORKERS_KILLED if self.killed_by else 0
 
     def _start(self) -> None:
         ours, theirs = self._context.Pipe()
@@ -173,6 +183,8 @@ class WorkerPool:
         child.connection.close()
         if code == 0 or (child.told and code == -signal.SIGTERM and not child.ever_leased):
             return  # the latter was asked to stop before it could listen
+        if code < 0 and not (child.told and -code in _ENDS):
+            self.killed_by[signal.Signals(-code).name] += 1
         death = _death(child.process.pid, code)
         if child.held is not None:
             self._settled(self._give_up(child.held, death))
@@ -192,6 +204,15 @@ class WorkerPool:
             return Settled("retry", attempt=lease.attempt, error=f"{death} ({error})")
         finally:
             queue.close()
+
+
+def killed_text(killed_by: Mapping[str, int]) -> str:
+    """Say how many worker processes were killed, and by which signals."""
+    count = sum(killed_by.values())
+    who = "1 worker process was" if count == 1 else f"{count:,} worker processes were"
+    if len(killed_by) == 1:
+        return f"{who} killed by {next(iter(killed_by))}"
+    return f"{who} killed: {', '.join(f'{n:,} by {name}' for name, n in killed_by.items())}"
 
 
 def _next_event(connection: Connection) -> Lease | Settled | None:

@@ -87,7 +87,10 @@ def logged_in(airflow: RealAirflow, browser: Browser) -> Callable[[str], Any]:
 def open_page(
     airflow: RealAirflow, browser: Browser, logged_in: Callable[[str], Any]
 ) -> Iterator[OpenPage]:
-    """Open a page of Airflow as a user; its errors fail the test in the end."""
+    """Open a page of Airflow as a user; its errors fail the test in the end.
+
+    So does whatever a page of ours tries against its own policy.
+    """
     opened: list[BrowserContext] = []
     errors: list[str] = []
 
@@ -99,6 +102,7 @@ def open_page(
         context.set_default_timeout(30_000)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
+        chromium.watch_policy(page, errors)
         page.goto(f"{airflow.base}{path}")
         return page
 

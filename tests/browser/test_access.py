@@ -14,6 +14,7 @@ from users import HIDDEN_DAG, READER
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
+from igneous_airflow.stages.luminance_levels import LuminanceLevels
 from igneous_airflow.testing.layers import random_voxels, write_layer
 
 Ask = Callable[..., "Answer"]
@@ -50,18 +51,29 @@ def ask(airflow: RealAirflow) -> Ask:
 
 @pytest.fixture(scope="module", autouse=True)
 def layers(airflow: RealAirflow, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three runs with a layer each: of a DAG, of one that the reader may not read, of no DAG."""
+    """Three runs with a layer each: of a DAG, of one that the reader may not read, of no DAG.
+
+    And a run of a stage that no other run is of, which the reader may not read either.
+    """
     folder = tmp_path_factory.mktemp("layers")
     origins = {SHOWN: "igneous_downsample", HIDDEN: HIDDEN_DAG, NOBODYS: ""}
     for name, dag in origins.items():
         layer = write_layer(folder / name, random_voxels(Vec3(16, 16, 8)))
-        Run.launch(
+        run, _ = Run.launch(
             Downsample(layer=layer, num_mips=1),
             url=f"file://{airflow.runs}/{name}",
             queue="memory://access",
             by="somebody@example.org",
             triggered_by={"dag_id": dag, "dag_run_id": "manual", "group_id": "x"} if dag else {},
         )
+        run.prepare()
+    Run.launch(
+        LuminanceLevels(layer=layer),
+        url=f"file://{airflow.runs}/hidden-levels",
+        queue="memory://access",
+        by="somebody@example.org",
+        triggered_by={"dag_id": HIDDEN_DAG, "dag_run_id": "manual", "group_id": "x"},
+    )
     (folder / "unrecorded").mkdir()
     (folder / "unrecorded" / "info").write_text("secret")
     (folder / "secret").write_text("secret")
@@ -127,8 +139,9 @@ def test_a_run_is_hidden_from_those_who_may_not_read_its_dag(ask: Ask, run: str)
 
 def test_the_list_holds_what_a_user_may_read(ask: Ask) -> None:
     def listed(user: str) -> set[str]:
-        answer = ask("/igneous/page/api/runs?layer=access-&limit=200", user)
-        return {run["name"] for run in json.loads(answer.text)["runs"]}
+        answer = json.loads(ask("/igneous/page/api/runs?layer=access-&limit=200", user).text)
+        assert ("luminance_levels" in answer["stages"]) == (user == "admin")
+        return {run["name"] for run in answer["runs"]} - {"hidden-levels"}
 
     assert listed("admin") == {SHOWN, HIDDEN, NOBODYS}
     assert listed(READER) == {SHOWN}

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from chromium import wait_for
 from playwright.sync_api import Page
 from real_airflow import RealAirflow
 
@@ -98,7 +99,7 @@ def test_the_page_shows_its_numbers_within_a_second(
     seconds = []
     for _ in range(4):
         page.goto(f"{page.url.partition('/page/')[0]}/page/{address}")
-        page.wait_for_function("window.shownAt !== undefined")
+        wait_for(page, "window.shownAt !== undefined", seconds=30)
         seconds.append(page.evaluate("window.shownAt") / 1000)
         page.wait_for_timeout(2500)  # what was answered is not remembered for longer
     with capsys.disabled():

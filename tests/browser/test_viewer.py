@@ -4,10 +4,8 @@ Only all three together show it: the viewer's own account of its chunks, the ser
 was asked for, and the pixels.
 """
 
-import io
 import json
 import re
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +14,8 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+from drawing import Pixels, central, panel, wait_until_ready
 from numpy.typing import NDArray
-from PIL import Image
 from playwright.sync_api import Page, expect
 from real_airflow import RealAirflow
 
@@ -42,18 +40,6 @@ POSE = {
     "showSlices": False,
     "projectionBackgroundColor": "#000000",
 }
-Pixels = NDArray[np.uint8]
-#: Counts of chunks that are wanted now: failed, and on their way.
-CHUNKS = """
-() => viewer.chunkQueueManager.getStatistics().then(sources => {
-  let failed = 0, underway = 0, shown = 0;
-  for (const counts of sources.values()) {
-    const at = (state) => counts[state * 3 * 3];
-    shown += at(0); underway += at(3) + at(4); failed += at(6);
-  }
-  return { ready: viewer.isReady(), failed, underway, shown };
-})
-"""
 
 
 class ServerLog:
@@ -73,27 +59,6 @@ class ServerLog:
         data = [(path, status) for path, status in self.answers() if "/data/" in path]
         assert data
         assert [one for one in data if one[1] not in (200, 206)] == []
-
-
-def wait_until_ready(page: Page) -> dict[str, Any]:
-    """Wait until all that is wanted is drawn; raises when a chunk failed or time is up."""
-    deadline = time.monotonic() + 120
-    page.wait_for_function("window.viewer !== undefined")
-    calm = 0
-    while calm < 3:
-        state: dict[str, Any] = page.evaluate(CHUNKS)
-        assert time.monotonic() < deadline, state
-        assert not state["failed"], state
-        calm = calm + 1 if state["ready"] and state["shown"] and not state["underway"] else 0
-        page.wait_for_timeout(300)
-    return state
-
-
-def panel(page: Page, number: int) -> Pixels:
-    """The pixels of a panel with data, red, green and blue: (row, column, 3)."""
-    place = page.locator(".neuroglancer-rendered-data-panel").nth(number).bounding_box()
-    assert place is not None
-    return np.array(Image.open(io.BytesIO(page.screenshot(clip=place))).convert("RGB"))
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +119,8 @@ def downsampled(
     run.prepare()
     run.enqueue()
     tasks = run.open_queue()
-    Worker(tasks, WorkerOptions(idle_seconds=0.01, until_done=True), lambda event: None).work()
+    options = WorkerOptions(idle_seconds=0.01, until_done=True)
+    Worker(tasks, run.runs_folder, options, lambda event: None).work()
     tasks.close()
     run.finish()
     return run.id
@@ -177,12 +143,6 @@ def test_an_image_is_drawn(
     picture(page, "viewer-image", full_page=False)
     log.require_complete()
     assert central(panel(page, 0)).mean(axis=2).std() > 10
-
-
-def central(pixels: Pixels) -> Pixels:
-    """The middle of a panel, where nothing but data is drawn."""
-    rows, columns = pixels.shape[:2]
-    return pixels[rows // 3 : rows * 2 // 3, columns // 3 : columns * 2 // 3]
 
 
 def test_the_link_of_the_finish_task_draws_labels_and_meshes_over_the_image(

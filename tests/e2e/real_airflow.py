@@ -5,6 +5,7 @@ servers can be left out, which would listen on every address.
 """
 
 import copy
+import http.client
 import json
 import os
 import secrets
@@ -16,6 +17,7 @@ import time
 import urllib.error
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,15 @@ COMPONENTS = (
     ("dag-processor",),
 )
 Conf = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server says to a request of a user."""
+
+    status: int
+    headers: dict[str, str]
+    text: str
 
 
 class RealAirflow:
@@ -158,6 +169,23 @@ class RealAirflow:
     def call(self, method: str, path: str, body: Conf | None = None, accept: str = "json") -> Any:
         """Call the API; raises HTTPError."""
         return call_airflow(self.base, self._token, method, path, body, accept)
+
+    def token_of(self, user: str) -> str:
+        """Log a user in."""
+        account = {"username": user, "password": user}
+        return str(self.call("POST", "/auth/token", account)["access_token"])
+
+    def ask(self, path: str, token: str, method: str = "GET", body: Conf | None = None) -> Answer:
+        """Ask for a path as it is written, with the rights of a token."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        content = None if body is None else json.dumps(body)
+        connection.request(method, path, content, headers)
+        answer = connection.getresponse()
+        found = {name.lower(): value for name, value in answer.getheaders()}
+        text = answer.read().decode(errors="replace")
+        connection.close()
+        return Answer(answer.status, found, text)
 
     def of(self, dag: str) -> "RealAirflow":
         """The same Airflow, with calls about another DAG."""

@@ -59,7 +59,14 @@ def _planned(stage: Stage) -> tuple[Stage, Plan]:
 
 
 def _stage(step: Step) -> Stage:
-    return stage_class(step.stage).model_validate(dict(step.parameters))
+    """The stage of a step, which may replace what is there, and keeps nothing in a trash."""
+    kind = stage_class(step.stage)
+    given = dict(step.parameters)
+    allowed = {"keep_deleted": False} | ({} if step.stage == "delete" else {"confirm": True})
+    for name, value in allowed.items():
+        if name in kind.model_fields:
+            given.setdefault(name, value)
+    return kind.model_validate(given)
 
 
 def _plan_facts(plan: Plan) -> Facts:

@@ -13,7 +13,7 @@ is packed by gzip the digest of its content is kept as well, and a few files tha
 alone are tolerated, with what they add to the stored bytes of their stage.
 
 Of a provenance dates and persons are left out, of a source's state its fingerprint, which depends
-on times of files.
+on times of files, and names of entries of a trash, which hold the time.
 """
 
 import gzip
@@ -45,6 +45,7 @@ _FORMATS = frozenset(
 #: How many files of a case may be packed in another way, and by how many bytes each.
 _PACKED_OTHERWISE, _PACKING_BYTES = 3, 16
 _STATE = re.compile(r"(files?, [\d,]+ bytes, )[0-9a-f]{12}")
+_TRASH_ENTRY = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}")
 
 
 def record_case(case: Case, root: Path, order: Random | None = None) -> Entry:
@@ -127,7 +128,8 @@ def _voxels(layer: Path, mip: int) -> str:
 
 
 def _provenance(text: str, root: Path) -> list[str]:
-    provenance = json.loads(_STATE.sub(r"\1FINGERPRINT", text.replace(str(root), _ROOT)))
+    text = _TRASH_ENTRY.sub("ENTRY", text.replace(str(root), _ROOT))
+    provenance = json.loads(_STATE.sub(r"\1FINGERPRINT", text))
     for entry in provenance["processing"]:
         entry.pop("by")
         entry.pop("date")

@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import brotli
+import numpy as np
 import pytest
 import zstandard
 
@@ -111,6 +112,16 @@ def test_equal_streams_of_gzip_are_all_read(content, copies):
         decompress_bytes(file, len(content))
 
 
+def test_noise_in_two_streams_of_one_size_is_more_than_one_of_them():
+    """Of which libdeflate reads the first, whose size is that of the last."""
+    noise = np.random.default_rng(1).integers(0, 5, (2, 100_000), dtype=np.uint8)
+    file = StoredFile(b"".join(gzip.compress(part.tobytes()) for part in noise), "gzip")
+    assert 50_000 < len(file.content) < 100_000
+    assert bytes(decompress_bytes(file, 200_000)) == noise.tobytes()
+    with pytest.raises(CorruptChunk, match="at most 100,000 are expected"):
+        decompress_bytes(file, 100_000)
+
+
 @pytest.mark.parametrize("kind", COMPRESS)
 @pytest.mark.parametrize("size", [0, 1, 1000, MOST])
 def test_as_much_as_is_expected_is_read(kind, size):
@@ -135,6 +146,8 @@ def test_the_size_that_gzip_says_is_not_believed(said):
     content = gzip.compress(b"a" * 1000)[:-4] + said.to_bytes(4, "little")
     error = error_with_little_memory(decompress_bytes, StoredFile(content, "gzip"), MOST)
     assert error.startswith("CorruptChunk"), error
+    if said > MOST:
+        assert f"holds {said:,} bytes, but at most 1,048,576 are expected" in error
 
 
 def test_the_size_that_zstd_says_is_not_believed():
@@ -148,14 +161,18 @@ def test_the_size_that_zstd_says_is_not_believed():
 
 
 def test_a_stream_of_zstd_or_xz_that_wants_a_huge_window_is_refused():
-    options = zstandard.ZstdCompressionParameters.from_level(3, window_log=30)
+    options = zstandard.ZstdCompressionParameters.from_level(3, window_log=27)
     stream = zstandard.ZstdCompressor(compression_params=options).compressobj()
     content = stream.compress(bytes(1000)) + stream.flush()
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": (1 << 30) + (1 << 29)}]
     header = lzma.compress(b"x" * 10, lzma.FORMAT_XZ, filters=filters)
-    for file in (StoredFile(content, "zstd"), StoredFile(header, "xz")):
+    for file, named in (
+        (StoredFile(content, "zstd"), "too much memory"),
+        (StoredFile(header, "xz"), "limit"),
+    ):
         error = error_with_little_memory(decompress_bytes, file, MOST)
         assert error.startswith("CorruptChunk"), error
+        assert named in error
 
 
 def test_an_uncompressed_file_is_bounded_as_well():

@@ -1,5 +1,6 @@
 """Damaged and hostile chunks are refused: no decoder crashes, or takes memory beyond the chunk."""
 
+import itertools
 import os
 import resource
 import signal
@@ -8,14 +9,19 @@ import zlib
 from pathlib import Path
 
 import cloudvolume.chunks
+import compresso
+import crackle
+import google_crc32c
 import imagecodecs
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from igneous_airflow.errors import CorruptChunk
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.storage.codecs import decode, encode
 from igneous_airflow.storage.encodings import most_bytes
+from igneous_airflow.storage.label_chunks import checked_compresso
 
 SHAPE = (24, 20, 9, 1)
 ROOM = 128 << 20  # bytes that decoding may take
@@ -309,3 +315,102 @@ def test_noise_fits_the_bytes_that_a_chunk_may_have(shape, encoding, dtype, chan
             np.asfortranarray(noise), encoding, block_size=block, tuning=tuning.get(encoding, ())
         )
         assert len(content) <= most_bytes(encoding, Vec3(*shape), noise.itemsize * channels, block)
+
+
+# What is wrong inside of a chunk whose header is right
+
+COMPRESSO = struct.Struct("<4s2B3H3BQIQB")
+
+
+def compresso_parts(content):
+    """Numbers of the header, and the bytes of ids, values, locations, windows, index."""
+    header = list(COMPRESSO.unpack_from(content))
+    index = 2 * SHAPE[2] * compresso.zindex_byte_width(*SHAPE[:2])
+    ends = np.cumsum([COMPRESSO.size, header[9] * 4, header[10] * 2, header[11] * 4])
+    cuts = [*map(int, ends), len(content) - index, len(content)]
+    return header, [content[start:end] for start, end in itertools.pairwise(cuts)]
+
+
+def compresso_of(header, parts):
+    return COMPRESSO.pack(*header) + b"".join(parts)
+
+
+def test_a_compresso_chunk_is_given_all_labels_that_its_decoder_may_read():
+    """By as many components and edges as scipy finds."""
+    random = np.random.default_rng(8)
+    for labels in (random.integers(0, 3, SHAPE), np.indices(SHAPE).sum(0) % 2, np.zeros(SHAPE)):
+        array = np.asfortranarray(labels.astype(np.uint32))
+        edges = np.zeros(SHAPE[:3], bool)
+        edges[:-1] |= array[:-1, ..., 0] != array[1:, ..., 0]
+        edges[:, :-1] |= array[:, :-1, :, 0] != array[:, 1:, :, 0]
+        sections = [ndimage.label(~edges[..., z])[1] for z in range(SHAPE[2])]
+        header, (_, values, _, windows, index) = compresso_parts(encode(array, "compresso"))
+        header[9], header[11] = 0, 0
+        without_labels = compresso_of(header, [b"", values, b"", windows, index])
+        checked = checked_compresso(without_labels, Vec3.of(SHAPE[:3]), array.dtype)
+        made = compresso.header(checked)
+        assert made["id_size"] >= sum(sections)
+        assert made["location_size"] > edges.sum()
+
+
+@pytest.mark.parametrize(
+    "window", [0xFFFF, 3, 0x1FFE, 0], ids=["long run", "short run", "no such value", "one more"]
+)
+def test_windows_of_compresso_that_do_not_fill_the_chunk_are_refused(window):
+    header, parts = compresso_parts(chunk_of("compresso", np.random.default_rng(3)))
+    parts[3] += struct.pack("<H", window)
+    with pytest.raises(CorruptChunk, match="cut off or damaged"):
+        decoded(compresso_of(header, parts), "compresso")
+
+
+def crackle_parts(content):
+    """The header, the index of sections, the labels, and the rest."""
+    header = crackle.header(content)
+    labels = header.header_bytes + header.grid_index_bytes
+    cuts = [0, header.header_bytes, labels, labels + header.num_label_bytes]
+    *parts, rest = (content[start:end] for start, end in zip(cuts, [*cuts[1:], None], strict=True))
+    return [*parts, rest[: -4 * (SHAPE[2] + 1)], rest[-4 * (SHAPE[2] + 1) :]]
+
+
+def with_labels(labels, content):
+    """A crackle chunk with other labels, and the right checksum of them."""
+    header, index, _, codes, checksums = crackle_parts(content)
+    checksum = google_crc32c.value(labels).to_bytes(4, "little")
+    return b"".join([header, index, labels, codes, checksum, checksums[4:]])
+
+
+def test_another_label_in_a_crackle_chunk_is_noticed():
+    content = chunk_of("crackle", np.random.default_rng(3))
+    labels = crackle_parts(content)[2]
+    assert decoded(with_labels(labels, content), "crackle").shape == SHAPE
+    for at in range(8, len(labels), 7):
+        other = bytearray(labels)
+        other[at] ^= 1
+        damaged = b"".join([*crackle_parts(content)[:2], other, *crackle_parts(content)[3:]])
+        with pytest.raises(CorruptChunk, match="the checksum of its labels"):
+            decoded(damaged, "crackle")
+
+
+@pytest.mark.parametrize(
+    ("at", "content"),
+    [(0, b"\xff" * 8), (0, b"\x01"), (-1, b"\xff"), (-3, b"\x80"), (20, b"\xff\xff")],
+)
+def test_labels_of_crackle_that_point_elsewhere_are_refused(at, content):
+    """Also where someone has made the checksum right."""
+    whole = chunk_of("crackle", np.random.default_rng(3))
+    labels = bytearray(crackle_parts(whole)[2])
+    at %= len(labels)
+    labels[at : at + len(content)] = content
+    with pytest.raises(CorruptChunk, match="cut off or damaged"):
+        decoded(with_labels(bytes(labels), whole), "crackle")
+
+
+def test_crackle_without_checksums_is_read_and_refused_when_it_is_cut_off():
+    """As version 0 of the format has it."""
+    content = chunk_of("crackle", np.random.default_rng(3))
+    header, index, labels, codes, _ = crackle_parts(content)
+    old = b"crkl\0" + header[5:20] + header[20:24] + index[:-4] + labels + codes
+    np.testing.assert_array_equal(decoded(old, "crackle"), decoded(content, "crackle"))
+    for length in (len(old) - 1, len(old) - 20, len(old) + 1):
+        with pytest.raises(CorruptChunk):
+            decoded((old + bytes(1))[:length], "crackle")

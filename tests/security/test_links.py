@@ -368,12 +368,11 @@ def test_a_proof_does_not_take_links_for_chunks(layer: Path, outside: Path) -> N
         stage.finish("tester")
 
 
-def test_sections_that_are_links_are_ingested(tmp_path: Path) -> None:
-    (tmp_path / "archive").mkdir()
-    (tmp_path / "stack").mkdir()
+def test_sections_that_are_links_within_their_folder_are_ingested(tmp_path: Path) -> None:
+    (tmp_path / "stack" / "archive").mkdir(parents=True)
     for z in range(2):
-        Image.new("L", (8, 8), z + 1).save(tmp_path / "archive" / f"{z}.png")
-        (tmp_path / "stack" / f"{z}.png").symlink_to(tmp_path / "archive" / f"{z}.png")
+        Image.new("L", (8, 8), z + 1).save(tmp_path / "stack" / "archive" / f"{z}.png")
+        (tmp_path / "stack" / f"{z}.png").symlink_to(f"archive/{z}.png")
     stage = Ingest(
         source=f"{tmp_path}/stack",
         dest=f"{tmp_path}/dest",

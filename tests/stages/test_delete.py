@@ -200,8 +200,9 @@ def test_nothing_goes_before_it_is_confirmed(tmp_path):
         PlanRefused, match=r"confirm: .* chunk files, .* moved to the layer's trash \(8_8_40"
     ):
         plan.require_accepted()
-    for call in (stage.prepare, lambda: stage.run(stage.cells()[0]), lambda: stage.finish("x")):
-        with pytest.raises(InvalidParameter, match="confirm"):
+    block = stage.model_copy().accepted().cells()[0]
+    for call in (stage.prepare, stage.cells, lambda: stage.run(block), lambda: stage.finish("x")):
+        with pytest.raises((PlanRefused, InvalidParameter), match="confirm"):
             call()
     assert snapshot(tmp_path) == before
 
@@ -313,3 +314,14 @@ def test_layers_in_a_bucket_are_deleted_too(tmp_path):
         0,
         12,
     ]
+
+
+def test_a_run_killed_before_its_record_said_so_can_be_prepared_and_finished_again(
+    tmp_path,
+):
+    layer = write_layer(tmp_path / "layer", random_voxels(Vec3(32, 16, 8)))
+    complete(Downsample(layer=layer, num_mips=1))
+    stage = Delete(layer=layer, mip=1, confirm=True).resolved()
+    complete(stage)
+    stage.prepare()
+    assert stage.finish("tester").outputs

@@ -620,7 +620,9 @@ def test_tasks_read_only_the_sections_that_they_need(tmp_path, monkeypatch):
     opened = []
     real = sections.open_picture
     monkeypatch.setattr(
-        sections, "open_picture", lambda file: (opened.append(file.entry.name), real(file))[1]
+        sections,
+        "open_picture",
+        lambda file, memory: (opened.append(file.entry.name), real(file, memory))[1],
     )
     stage.run(BoundingBox.parse("0-32_0-32_16-24"))
     assert sorted(set(opened)) == sorted(f"s{z}.tif" for z in range(16, 24))

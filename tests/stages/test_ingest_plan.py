@@ -493,7 +493,7 @@ def test_a_destination_that_exists_says_what_nobody_asks_for(tmp_path, stack, in
     assert "voxels are of 3 x 3 x 30 nm" in stage.plan().notes
     with pytest.raises(PlanRefused, match=r"the voxels of mip 0 of .* would be replaced"):
         stage.plan().require_accepted()
-    stage.prepare()
+    stage.accepted().prepare()
     after = json.loads((tmp_path / "dest/info").read_text())
     assert after["scales"][0] == info["scales"][0]
     assert [scale["voxel_offset"] for scale in after["scales"]] == [[5, -6, 7], [2, -3, 7]]

@@ -190,7 +190,7 @@ def test_the_right_and_bottom_edges_can_be_in_the_sample(tmp_path, size):
     layer = write_layer(tmp_path, voxels, LayerSpec(chunk_size=(512, 512, 1)))
     found = Counter()
     for seed in range(24):
-        stage = LuminanceLevels(layer=layer, seed=seed)
+        stage = LuminanceLevels(layer=layer, seed=seed, confirm=True)
         stage.run(stage.cells()[0])
         levels = files(tmp_path)[0]["levels"]
         found += Counter(right=levels[1] > 0, bottom=levels[2] > 0)

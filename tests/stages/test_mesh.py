@@ -321,7 +321,11 @@ def test_fragments_of_labels_that_are_not_there_any_more_are_removed(tmp_path):
     voxels[0, 0, 0] = 0
     write_voxels(layer, voxels)
     second = Mesh(
-        layer=layer, shape=(20, 36, 30), max_simplification_error=9, keep_deleted=False
+        layer=layer,
+        shape=(20, 36, 30),
+        max_simplification_error=9,
+        keep_deleted=False,
+        confirm=True,
     ).resolved()
     second.prepare()
     one, other = second.cells()
@@ -350,7 +354,7 @@ def test_preparing_forgets_only_cells_of_its_region_that_other_parameters_made(t
     ):
         complete(whole)
         stage = Mesh(
-            layer=layer, shape=(20, 36, 30), bounds=part, max_simplification_error=9
+            layer=layer, shape=(20, 36, 30), bounds=part, max_simplification_error=9, confirm=True
         ).resolved()
         stage.prepare()
         assert recorded() == left

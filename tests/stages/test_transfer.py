@@ -162,7 +162,8 @@ def test_the_parts_of_a_volume_sent_one_by_one_make_the_whole(work, data):
         stage = Transfer(src=src, dest=f"{folder}/whole", **wishes)
         complete(stage)
         route = stage._route()
-        cut = Transfer(src=src, dest=f"{folder}/whole", shape=route.geometry.unit, **wishes)
+        shape = route.geometry.unit
+        cut = Transfer(src=src, dest=f"{folder}/whole", shape=shape, confirm=True, **wishes)
         boxes = [str(route.source.at_source(cell)) for cell in cut.cells()]
         boxes = boxes[: data.draw(st.integers(1, 6))]
         for bounds in boxes:

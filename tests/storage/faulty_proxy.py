@@ -4,6 +4,8 @@ Other files load this one by its path: tests are no package.
 """
 
 import http.client
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,9 +25,10 @@ class Fault:
     by `delay` seconds. With a `status` the request is not let through: it is answered with the
     `body`, or with S3's words for the `code` of an error. With `cut` the connection ends in the
     middle of the request's body ("request"), or of the answer's ("answer"; where that is empty, no
-    answer comes). `ask` changes the body that is let through, `again` times more than once; `tell`
-    makes the answer's body, of that of the request and of the real answer. The `headers` take the
-    place of those of the server's answer.
+    answer comes), or is reset before the request is let through ("reset"). `ask` changes the body
+    that is let through, `again` times more than once; `tell` makes the answer's body, of that of
+    the request and of the real answer. The `headers` take the place of those of the server's
+    answer.
     """
 
     method: str = ""
@@ -107,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.cut == "request":
             self._forward_half(body)
             self.close_connection = True
+        elif fault.cut == "reset":
+            self._reset()
         elif fault.status:
             self._refuse(fault)
         else:
@@ -120,6 +125,11 @@ class _Handler(BaseHTTPRequestHandler):
             server.putheader(name, value)
         server.endheaders(body[: len(body) // 2])
         server.close()
+
+    def _reset(self) -> None:
+        """End the connection with the loss of all that is on its way."""
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def _refuse(self, fault: Fault) -> None:
         error = f"<Error><Code>{fault.code}</Code><Message>as told</Message></Error>"

@@ -24,6 +24,7 @@ from google.cloud import storage
 
 from igneous_airflow.errors import (
     AccessDenied,
+    CorruptChunk,
     IgneousError,
     InvalidParameter,
     MissingChunk,
@@ -106,6 +107,25 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # what a folder is
+
+
+@pytest.mark.parametrize("compression", ["", "gzip"])
+@pytest.mark.parametrize("size", [0, 1, 255, 256])
+def test_a_file_of_no_more_bytes_than_its_reader_takes_is_read(
+    folder: Folder, compression: str, size: int
+) -> None:
+    file = StoredFile(bytes(range(256))[:size], compression)
+    assert folder.read("a/b", 256) is None
+    folder.write("a/b", file)
+    assert folder.read("a/b", 256) == file
+
+
+def test_no_more_is_asked_for_of_a_file_than_its_reader_takes(folder: Folder, proxy: Any) -> None:
+    folder.write("a/b", StoredFile(bytes(1 << 20)))
+    proxy.requests.clear()
+    with pytest.raises(CorruptChunk, match="larger than the 256 bytes"):
+        folder.read("a/b", 256)
+    assert len(proxy.requests) == 1
 
 
 @pytest.mark.parametrize("compression", ["", "gzip", "br", "zstd"])

@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from igneous_airflow.errors import AccessDenied, InvalidParameter, StorageUnavailable
+from igneous_airflow.errors import (
+    AccessDenied,
+    CorruptChunk,
+    InvalidParameter,
+    StorageUnavailable,
+)
 from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.storage.local import LocalFolder
 
@@ -93,6 +99,16 @@ def test_a_file_is_read_as_it_was_written(folder, compression):
     folder.write("a/0-64_0-64_0-64", file)
     assert folder.read("a/0-64_0-64_0-64") == file
     assert folder.exists("a/0-64_0-64_0-64")
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_a_file_of_more_bytes_than_its_reader_takes_is_refused(folder, compression):
+    file = StoredFile(bytes(range(256)), compression)
+    folder.write("a", file)
+    assert folder.read("a", 256) == file
+    with pytest.raises(CorruptChunk, match="larger than the 255 bytes"):
+        folder.read("a", 255)
+    assert folder.read("b", 255) is None
 
 
 @pytest.mark.parametrize(
@@ -381,3 +397,12 @@ def test_a_full_disk_is_an_error_that_may_pass_and_leaves_the_old_file(local, tm
         assert caught.value.__cause__.errno in (errno.ENOSPC, errno.EFBIG)
         assert local.read("chunk") == StoredFile(b"old")
         assert [path.name for path in tmp_path.iterdir()] == ["chunk"]
+
+
+def test_what_a_killed_process_left_of_a_trial_to_write_goes_with_the_next_trial(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    host = socket.gethostname().replace(".", "_")
+    (tmp_path / f".probe.{host}-{ended.pid}-a.partial").touch()
+    open_folder(f"file://{tmp_path}").try_writing()
+    assert list(tmp_path.iterdir()) == []

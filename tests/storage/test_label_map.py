@@ -1,5 +1,6 @@
 """Maps of labels as numpy and h5py write them, on disk, in memory and behind a web address."""
 
+import gc
 import io
 import tempfile
 import threading
@@ -78,12 +79,16 @@ class Server:
         self.url = f"http://127.0.0.1:{self.server.server_port}/folder/map"
 
     def __enter__(self):
+        # h5py holds its lock while it waits for this server, whose thread must not wait for that
+        # lock, as it does to throw away what h5py has made
+        gc.disable()
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
     def __exit__(self, *_):
         self.server.shutdown()
         self.server.server_close()
+        gc.enable()
 
 
 @pytest.fixture(params=["disk", "memory", "web"])

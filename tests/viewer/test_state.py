@@ -23,7 +23,7 @@ def image(tmp_path):
 
 
 def shown(layer, name="image"):
-    return Shown(name, f"data/view/{name}", layer)
+    return Shown.of(name, f"data/view/{name}", layer)
 
 
 def test_the_state_is_one_that_neuroglancer_reads(image):

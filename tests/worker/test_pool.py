@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.run import Run
 from igneous_airflow.worker.loop import Settled, WorkerOptions
-from igneous_airflow.worker.pool import WorkerPool
+from igneous_airflow.worker.pool import WORKERS_KILLED, WorkerPool, killed_text
 
 OPTIONS = WorkerOptions(retry_delay=0.01, idle_seconds=0.05, until_done=True)
 
@@ -192,7 +193,7 @@ def test_a_killed_worker_is_noticed_named_and_replaced(held_layer, tmp_path: Pat
     thread.start()
     code, settled = pool(run)
     thread.join()
-    assert code == 0
+    assert code == WORKERS_KILLED
     assert [(s.outcome, s.task) for s in settled] == [
         ("retry", 0),
         ("done", 1),
@@ -206,6 +207,79 @@ def test_a_killed_worker_is_noticed_named_and_replaced(held_layer, tmp_path: Pat
     assert failure.error.startswith("WorkerDied")
     assert "SIGKILL" in failure.error
     assert run.progress().state == "done"
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_worker_that_a_signal_kills_after_its_last_task_shows_in_the_exit_code(
+    held_layer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+):
+    held_layer.let_go()
+    run = held_layer.launch(tmp_path)
+    die_at_the_end(tmp_path / "dying", number)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "dying"))
+    answer = command("resume", run.url, "--processes", "2")
+    assert answer.returncode == WORKERS_KILLED
+    assert re.search(
+        rf"All is proved, but \d+ worker process(es were| was) killed by {number.name}",
+        answer.stderr,
+    )
+    assert run.progress().state == "done"
+    assert run.summary() is not None
+
+
+def test_the_command_for_workers_says_so_too(
+    held_layer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    held_layer.let_go()
+    run = held_layer.launch(tmp_path)
+    die_at_the_end(tmp_path / "dying", signal.SIGSEGV)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "dying"))
+    answer = command("worker", run.queue, "--until-done")
+    assert answer.returncode == WORKERS_KILLED
+    assert "worker process was killed by SIGSEGV" in answer.stderr
+    assert run.progress().state == "done"
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    whole = [sys.executable, "-m", "igneous_airflow", *arguments]
+    return subprocess.run(whole, capture_output=True, check=False, text=True, timeout=120)
+
+
+def die_at_the_end(folder: Path, number: signal.Signals) -> None:
+    """Let workers of this Python path be killed when their interpreters end, as by a library."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import atexit, multiprocessing, os, sys\n"
+        "def die():\n"
+        "    has_worked = 'igneous_airflow.stages.downsample' in sys.modules\n"
+        "    if has_worked and multiprocessing.parent_process() is not None:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "atexit.register(die)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("killed_by", "text"),
+    [
+        ({"SIGSEGV": 1}, "1 worker process was killed by SIGSEGV"),
+        ({"SIGSEGV": 1200}, "1,200 worker processes were killed by SIGSEGV"),
+        ({"SIGBUS": 2, "SIGKILL": 1}, "3 worker processes were killed: 2 by SIGBUS, 1 by SIGKILL"),
+    ],
+)
+def test_killed_workers_are_counted_in_words(killed_by, text):
+    assert killed_text(killed_by) == text
+
+
+def test_workers_that_were_asked_to_stop_are_not_counted_as_killed(
+    held_layer, tmp_path: Path, worker, wait_until
+):
+    run = held_layer.launch(tmp_path)
+    command = worker(run)
+    wait_until(lambda: children_of(command.process.pid))
+    command.signal(signal.SIGTERM)
+    code, output = command.end(30)
+    assert (code, output.count("killed")) == (0, 0)
 
 
 def test_a_task_that_kills_its_worker_every_time_is_given_up(
