@@ -109,7 +109,10 @@ def _facts(schema: Schema) -> str:
     kind = _kind(schema)
     if "default" not in schema:
         return f"*{kind}; must be given*"
-    return f"*{kind}; default: {_shown(schema['default'])}*"
+    elsewhere = ""
+    if "cli_default" in schema:
+        elsewhere = f", {_shown(schema['cli_default'])} on the command line"
+    return f"*{kind}; default: {_shown(schema['default'])}{elsewhere}*"
 
 
 def _shown(default: object) -> str:

@@ -61,8 +61,11 @@ def asking(
     if others and not stage.parameters()["confirm"]:
         total = sum((item.found for item in others), Existing())
         listed = "; ".join(map(str, others))
+        fate = "replaced"
+        if stage.parameters().get("skip_empty") == "delete":
+            fate = "replaced, or deleted where they are all background"
         changes["unconfirmed"] = (
-            f"confirm: {subject} would be replaced: {others[0].count(total)} ({listed}). Set "
+            f"confirm: {subject} would be {fate}: {others[0].count(total)} ({listed}). Set "
             f"`confirm` to replace them{way_out}"
         )
         changes["made_by"] = tuple(dict(item.method) for item in others)

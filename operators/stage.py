@@ -12,7 +12,13 @@ from airflow.sdk import BaseOperator, SkipMixin
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from igneous_airflow.chained_plans import plan_following
-from igneous_airflow.errors import IgneousError, PlanRefused, RunFailed, TransientError
+from igneous_airflow.errors import (
+    IgneousError,
+    PermanentError,
+    PlanRefused,
+    RunFailed,
+    TransientError,
+)
 from igneous_airflow.forecast import Forecast
 from igneous_airflow.operators.approval import approved, ask, foresee, why_to_approve
 from igneous_airflow.operators.assets import announce
@@ -210,8 +216,8 @@ class PlanStage(BaseOperator, SkipMixin):
                 triggered_by=triggered_by,
                 once_planned=plan_later,
             )
-        except (PlanRefused, AirflowFailException) as refused:
-            error = refused
+        except (PermanentError, AirflowFailException) as refused:
+            error: Exception = refused
             if isinstance(refused, PlanRefused):
                 error = self._refusal(refused, self.step, values)
             Run.refuse(stage, (str(error),), url=url, by=by, triggered_by=triggered_by)

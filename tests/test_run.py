@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from igneous_airflow.audit_log import read_entries
 from igneous_airflow.errors import (
     AuditFailed,
     InvalidParameter,
@@ -945,3 +946,19 @@ def test_a_plan_says_how_many_requests_a_queue_in_the_cloud_will_cost(
         assert ("note:  costs 300 requests to SQS" in plan.describe()) == priced
         assert ("up to 2,100 when" in plan.describe()) == priced
         shutil.rmtree(tmp_path / "r")
+
+
+def test_a_launch_is_in_the_audit_log_before_it_is_in_the_record(tmp_path, monkeypatch):
+    """Or a process that dies in between would launch a run that the log never tells of."""
+    write_layer(tmp_path / "layer", random_voxels(Vec3(32, 16, 8)))
+    url, queue = f"file://{tmp_path}/runs/run", "memory://audited"
+    run, _ = Run.launch(Downsample(layer=f"{tmp_path}/layer"), url=url, queue=queue, by="tester")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("igneous_airflow.run_record.write_json", die)
+    with pytest.raises(KeyboardInterrupt):
+        run.prepare()
+    assert [entry.action for entry in read_entries(run.runs_folder)] == ["launched"]
+    assert not Run.load(url).was_launched

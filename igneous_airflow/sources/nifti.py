@@ -143,10 +143,6 @@ def open_nifti(file: FileInParts) -> VoxelArray:
         raise
     except Exception as error:
         raise UnreadableSource(f"{file.url} is no NIfTI that can be read: {error}") from error
-    if offset < int(header["sizeof_hdr"]):
-        raise UnreadableSource(
-            f"{file.url} says that its voxels begin at byte {offset}, in its header"
-        )
     if not is_packed:
         facts = replace(facts, overlap_width=file.overlap_width)
         return raw_array(file, offset, facts, file.worthwhile)

@@ -36,7 +36,6 @@ class FpzipProcess:
                 _send(process.stdin, most.to_bytes(_LENGTH, "little") + content)
                 numbers = _receive(process.stdout)
             except (EOFError, BrokenPipeError) as error:
-                self._process = None
                 raise ValueError(f"its decoder ended with code {process.wait()}") from error
         if not numbers:
             raise ValueError("it is cut off or damaged")

@@ -20,6 +20,7 @@ from igneous_airflow.storage.durable import sync
 from igneous_airflow.storage.files import SUFFIXES, TRASH, Folder
 from igneous_airflow.storage.info import Scale
 from igneous_airflow.storage.json_files import read_json, write_json
+from igneous_airflow.storage.partials import remove_abandoned
 
 _ENTRY, _FILES = "entry.json", "files"
 _TIME = "%Y%m%dT%H%M%SZ"
@@ -115,6 +116,7 @@ class Trash:
         name = f"{self._root}/{_ENTRY}"
         write_json(self.layer, name, entry)
         sync(self.layer.url, [name])
+        remove_abandoned(self.url)
 
     def begin(self, entry: Entry) -> None:
         """Say what the entry will be, before any file goes there; may be done again."""

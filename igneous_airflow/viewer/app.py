@@ -1,6 +1,6 @@
 """The web application that shows layers: the Neuroglancer client, and the layers' files.
 
-A *view* is a few layers under names; whoever makes the application says which views there are.
+A *view* is a few layers under names; its caller says which views there are.
 Nothing else is ever opened: a path that a browser names is one of a view's layer and of the format,
 or there is no such file.
 """
@@ -31,7 +31,7 @@ from igneous_airflow.viewer.pool import RequestPool
 from igneous_airflow.viewer.refusals import NotServed, refuse
 from igneous_airflow.viewer.state import Shown, viewer_state
 
-#: The layers of a view, by their names, for whoever asks; None where there is no such view.
+#: The layers of a view, by their names, for the user of a request; None where it is no view.
 FindView = Callable[[str, Request], Mapping[str, str] | None]
 #: What else to show beneath the layers of a view: other views, their layers' names and addresses.
 FindBeneath = Callable[[str, Request], Sequence[tuple[str, str, str]]]

@@ -20,11 +20,13 @@ _NOTHING = {
 
 
 def _policy(allowed: Mapping[str, str]) -> str:
-    return "; ".join(f"{name} {sources}" for name, sources in {**_NOTHING, **allowed}.items())
+    return "; ".join(
+        f"{name} {sources}".strip() for name, sources in {**_NOTHING, **allowed}.items()
+    )
 
 
-#: For data and messages, which are no pages.
-DATA = _policy({"sandbox": ""}).replace("sandbox ", "sandbox")
+#: For data and messages, which a browser should not run.
+DATA = _policy({"sandbox": ""})
 #: For pages of ours, Airflow's frame around them included.
 PAGE = _policy(
     {

@@ -38,5 +38,5 @@ def folder_is_inside(url: str, folder: str) -> bool:
 
 
 def _real(path: Path | str) -> Path:
-    """A path without links; unlike pathlib's, links that go round in a circle are no error."""
+    """A path without links; unlike pathlib, it does not fail for a link that leads to itself."""
     return Path(os.path.realpath(path))

@@ -25,7 +25,7 @@ _STATUS: tuple[tuple[type[IgneousError], int], ...] = (
 
 
 class NotServed(IgneousError):
-    """There is no such view, or no such file in it, for the one who asks."""
+    """This user has no view of that name, or the view has no such file."""
 
 
 async def refuse(request: Request, error: Exception) -> Response:

@@ -35,7 +35,7 @@ def layers(tmp_path: Path) -> list[str]:
         stage.prepare()
         for block in stage.cells():
             stage.run(block)
-        stage.finish(by="somebody@example.org")
+        stage.finish(by="me@example.org")
     return [url.removeprefix("file://") for url in urls]
 
 

@@ -1,6 +1,7 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,7 +122,7 @@ def test_status_of_workers_that_are_between_two_tasks(
 
 def test_status_counts_nothing_of_others_in_a_shared_queue_as_failed(cli, run: Run):
     shared = run.model_copy(update={"own_queue": False})
-    shared._recorded(run)
+    shared._recorded(Run.load(run.url))
     shared.enqueue()
     queue = run.open_queue()
     queue.send(["nonsense of somebody else"])
@@ -253,11 +254,11 @@ def test_messages_lost_on_the_way_are_sent_again_by_themselves(
 ):
     work, rounds = runs._work, []
 
-    def losing(run: Run, processes: int, *, sync: bool) -> int:
+    def losing(run: Run, processes: int, killed_by: Any, *, sync: bool) -> int:
         rounds.append(processes)
         if len(rounds) < 3:
             run.open_queue().purge()
-        return work(run, processes, sync=sync)
+        return work(run, processes, killed_by, sync=sync)
 
     monkeypatch.setattr(runs, "_work", losing)
     answer = cli("resume", "run-1", "--processes", "1")
@@ -267,7 +268,7 @@ def test_messages_lost_on_the_way_are_sent_again_by_themselves(
 def test_messages_that_are_lost_again_and_again_end_in_an_error(
     cli, run: Run, monkeypatch: pytest.MonkeyPatch
 ):
-    def losing(run: Run, processes: int, *, sync: bool) -> int:
+    def losing(run: Run, processes: int, killed_by: Any, *, sync: bool) -> int:
         run.open_queue().purge()
         return 0
 

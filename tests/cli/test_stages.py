@@ -37,17 +37,17 @@ def test_help_shows_every_field_with_description_and_default(cli):
         if name == "layer":
             assert "[OPTIONS]LAYER" in words
             continue
-        flag = f"--{name.replace('_', '-')}"
+        flag = schema.get("flag") or f"--{name.replace('_', '-')}"
         assert flag in words
         seen = re.sub("`(.*?)`", lambda m: f"--{m[1].replace('_', '-')}", schema["description"])
         help_text, _, rest = words.partition("".join(seen.split()))
         assert rest, name
         assert "`" not in seen
-        if schema["type"] == "boolean":
+        if schema["type"] == "boolean" and "flag" not in schema:
             assert f"{flag}/--no-{flag[2:]}" in help_text
             default = flag[2:] if schema["default"] else f"no-{flag[2:]}"
             assert rest.startswith(f"[default:{default}]"), name
-        elif schema["default"] is not None:
+        elif schema["default"] is not None and "flag" not in schema:
             assert rest.startswith(f"[default:{schema['default']}"), name
         for choice in schema.get("enum", []):
             assert choice is None or choice in words
@@ -169,7 +169,7 @@ def test_a_run_is_worked_on_finished_and_summed_up(cli, layer: Path, state: Path
     assert "downsample: all 4 tasks are done and 4 chunks were found" in answer.out
     assert "8,192 voxels" in answer.out
     assert "100%" in answer.err
-    (run,) = state.iterdir()
+    (run,) = state.glob("[!.]*")
     assert f"recorded in {run}" in answer.out
     kept = {path.name for path in run.iterdir()} - {"workers"}  # notes of who was there
     assert kept == {"done", "run.json", "summary.json"}
@@ -185,7 +185,7 @@ def test_a_run_with_tasks_given_up_exits_1_with_their_errors_and_can_be_resumed(
     chunk.unlink()
     answer = cli("downsample", str(layer), "--num-mips", "1", "--processes", "1")
     assert answer.code == 1
-    (run,) = state.iterdir()
+    (run,) = state.glob("[!.]*")
     assert "1 of 4 tasks" in answer.err
     assert "task 0, attempt 1: MissingChunk" in answer.err
     assert f"igneous-airflow resume {run}" in answer.err
@@ -206,7 +206,7 @@ def test_with_a_queue_the_tasks_are_only_sent(cli, layer: Path, state: Path, tmp
     queue = f"sqlite://{tmp_path}/q.db"
     answer = cli("downsample", str(layer), "--num-mips", "1", "--queue", queue)
     assert answer.code == 0
-    (run,) = state.iterdir()
+    (run,) = state.glob("[!.]*")
     assert f"4 tasks are in {queue}" in answer.out
     assert open_queue(queue).counts().waiting == 4
     assert (layer / "16_16_40").exists() is False

@@ -12,11 +12,12 @@ from igneous_airflow.testing.stages import snapshot
 def left(root: Path, *places: Path | str) -> dict[str, Any]:
     """Every file of the layers with its bytes; of a provenance what twins have in common.
 
+    What a process left half written stays until its folder is listed again, and is left out.
     `places` are the folders that a provenance may name as the one of its layer.
     """
     files: dict[str, Any] = {}
     for name, content in snapshot(root).items():
-        if not name.startswith(("runs/", "queues/")):
+        if not name.startswith(("runs/", "queues/")) and not name.endswith(".partial"):
             files[name] = _common(content, *places) if name.endswith("provenance") else content
     return files
 

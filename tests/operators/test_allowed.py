@@ -17,7 +17,7 @@ from igneous_airflow.operators.form import Form
 from igneous_airflow.operators.params import RunOptions
 from igneous_airflow.operators.pod_template import PodTemplate
 from igneous_airflow.operators.settings import PodSettings, load_run, queue_names, queue_url
-from igneous_airflow.operators.stage import EnqueueStage, FinishStage, MakeQueue, PlanStage
+from igneous_airflow.operators.stage import EnqueueStage, FinishStage, PlanStage
 from igneous_airflow.operators.watch import FindArrivals, WatchedFolder
 from igneous_airflow.operators.workers import LocalWorkers
 from igneous_airflow.run import Run
@@ -122,7 +122,6 @@ def test_a_run_that_was_allowed_once_is_not_finished_when_it_is_no_more(
     url = plan(context(layer=str(layer), num_mips=1))["run_url"]
     before = everything(layer)
     allow("s3://lab")
-    MakeQueue(task_id="queue", run_url=url).execute({})
     for task in (EnqueueStage(task_id="e", run_url=url), FinishStage(task_id="f", run_url=url)):
         with pytest.raises(AirflowFailException):
             task.execute(context())
@@ -165,7 +164,6 @@ def test_local_workers_are_limited_as_airflow_is(
 ) -> None:
     layer = make_layer()
     url = plan(context(layer=str(layer), num_mips=1))["run_url"]
-    MakeQueue(task_id="queue", run_url=url).execute({})
     EnqueueStage(task_id="enqueue", run_url=url).execute(context())
     before = everything(layer)
     allow(f"{tmp_path}/lab, s3://lab")

@@ -186,13 +186,13 @@ def test_workers_that_fail_after_the_work_is_done_fail_nothing(
 def test_a_dag_run_whose_workers_are_elsewhere_waits_for_them_and_proves_their_work(
     dags: dict[str, DAG], make_layer: Make, tmp_path: Path
 ) -> None:
-    ended = Event()
+    ended, runs = Event(), f"file://{tmp_path}/state"
 
     def work_elsewhere() -> None:
         while not ended.wait(0.2):
             for queue in tmp_path.glob("state/*/queue.db"):
                 with suppress(IgneousError), closing(open_queue(f"sqlite://{queue}")) as tasks:
-                    Worker(tasks, WorkerOptions(until_done=True), lambda _: None).work()
+                    Worker(tasks, runs, WorkerOptions(until_done=True), lambda _: None).work()
 
     elsewhere = Thread(target=work_elsewhere, daemon=True)
     elsewhere.start()

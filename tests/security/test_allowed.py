@@ -4,6 +4,7 @@ import json
 import os
 import posixpath
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -452,6 +453,23 @@ def test_processes_of_a_worker_do_no_task_outside_of_what_is_allowed(
     assert all("layer/" not in f.error or "outside" in f.error for f in run.final_failures())
     assert all(f.final and "is outside of what" in f.error for f in run.final_failures())
     assert files(layer) == before
+
+
+def test_a_worker_reads_nothing_when_another_address_of_its_task_is_outside(tmp_path: Path) -> None:
+    source, dest = tmp_path / "lab" / "source", tmp_path / "private" / "dest"
+    write_layer(source, random_voxels(Vec3(64, 16, 8)))
+    queue = f"sqlite://{tmp_path}/queue.db"
+    stage = registered_stages()["transfer"].model_validate({"src": str(source), "dest": str(dest)})
+    run, _ = Run.launch(stage, url=f"file://{tmp_path}/runs/run", queue=queue, by="me")
+    run.prepare()
+    run.enqueue()
+    shutil.rmtree(source)  # reading it would fail in another way
+    arguments = ["worker", run.queue, "--runs", run.runs_folder, "--until-done"]
+    answer = command(*arguments, "--allowed", str(tmp_path / "lab"))
+    assert answer.returncode == 1
+    failures = run.final_failures()
+    assert failures
+    assert all(f"dest: file://{dest} is outside" in failure.error for failure in failures)
 
 
 @pytest.mark.parametrize("place", ["runs/run", "."])

@@ -131,6 +131,16 @@ def test_what_is_not_named_stays_byte_for_byte(layer, wishes):
     assert_manifests_are_right(layer)
 
 
+def test_a_label_that_is_renamed_is_not_named_by_its_old_name(layer):
+    before = fragments_of(layer)
+    complete(Mesh(layer=layer, remap_table={3: 3, 1: 7}, object_ids=[1, 3]))
+    assert fragments_of(layer) == before
+    complete(Mesh(layer=layer, remap_table={3: 3, 1: 7}, exclude_object_ids=[3]))
+    after = fragments_of(layer)
+    assert {label: after[label] for label in before} == before
+    assert after.keys() == {*before, 7}
+
+
 def test_a_label_that_vanished_where_it_was_meshed_again_leaves_its_manifest_first(layer):
     voxels = rods()
     voxels[voxels == 3] = 0

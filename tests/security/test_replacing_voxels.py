@@ -107,6 +107,14 @@ def test_other_parameters_are_asked_for(layer, changes):
     assert "the voxels of mip" in question_of(stage)
 
 
+def test_chunks_that_would_be_deleted_for_being_empty_are_asked_for_as_such(layer):
+    complete(Downsample(layer=layer, num_mips=1))
+    question = question_of(Downsample(layer=layer, num_mips=1, skip_empty="delete"))
+    assert "would be replaced, or deleted where they are all background: 30 chunk files" in question
+    complete(Downsample(layer=layer, num_mips=1, skip_empty="delete"))
+    assert is_accepted(Downsample(layer=layer, num_mips=1, skip_empty="delete"))
+
+
 def test_mips_of_an_earlier_run_elsewhere_ask_nothing(layer):
     """Steps of a pyramid made one after the other, as CI repeats them."""
     steps = [Downsample(layer=layer, num_mips=2), Downsample(layer=layer, mip=2, num_mips=1)]

@@ -45,34 +45,46 @@ def recorded(airflow: RealAirflow, dag_run: str) -> str:
     return folder.name
 
 
-def plan_transfer(airflow: RealAirflow, name: str, conf: dict[str, Any]) -> str:
-    """Let somebody of the role user plan a transfer, and nothing else; gives the run's name."""
+def plan_transfer(airflow: RealAirflow, name: str, conf: dict[str, Any], *, ends: str) -> str:
+    """Plan a transfer as a user of the role user, and nothing else; gives the run's name."""
     transfer = airflow.of("igneous_transfer")
     body = {"dag_run_id": name, "logical_date": None, "conf": {**conf, "plan_only": True}}
     path = "/api/v2/dags/igneous_transfer/dagRuns"
     answer = airflow.ask(path, airflow.token_of(MAKER), "POST", body)
     assert answer.status == 200, answer.text
-    assert transfer.end_of(name) == "success"
+    assert transfer.end_of(name) == ends
     return recorded(airflow, name)
 
 
 def test_a_run_that_was_only_planned_shows_nothing_of_its_layers(
     airflow: RealAirflow, looker: Callable[[str], Answer], tmp_path: Path
 ) -> None:
-    """Somebody plans a transfer into Airflow's home, somebody else looks at what is there."""
+    """A user plans transfers into Airflow's home and elsewhere; another looks at what is there."""
     source = write_layer(tmp_path / "em", random_voxels(Vec3(16, 16, 8)))
     assert {path.name for path in airflow.home.iterdir()} >= set(SECRETS)
-    run = plan_transfer(airflow, "to-home", {"src": source, "dest": str(airflow.home)})
     viewer = "/igneous/viewer"
-    paths = [f"{viewer}/data/{run}/dest/{name}" for name in (*SECRETS, "info")]
-    paths += [f"{viewer}/data/{run}/src/info", f"{viewer}/open/{run}", f"{viewer}/state/{run}"]
-    for path in paths:
-        answer = looker(path)
-        assert answer.status == 404
-        assert answer.text == "there is no such view"
-    page = json.loads(looker(f"/igneous/page/api/runs/{run}").text)
-    assert page["was_launched"] is False
-    assert "View" not in page["links"]
+    for name, dest, ends in (
+        ("to-home", airflow.home, "failed"),  # which is no place for layers
+        ("elsewhere", with_secrets(tmp_path / "elsewhere"), "success"),
+    ):
+        run = plan_transfer(airflow, name, {"src": source, "dest": str(dest)}, ends=ends)
+        paths = [f"{viewer}/data/{run}/dest/{secret}" for secret in (*SECRETS, "info")]
+        paths += [f"{viewer}/data/{run}/src/info", f"{viewer}/open/{run}", f"{viewer}/state/{run}"]
+        for path in paths:
+            answer = looker(path)
+            assert answer.status == 404
+            assert answer.text == "there is no such view"
+        page = json.loads(looker(f"/igneous/page/api/runs/{run}").text)
+        assert page["was_launched"] is False
+        assert "View" not in page["links"]
+
+
+def with_secrets(folder: Path) -> Path:
+    """A folder with files of the names that Airflow keeps its secrets under."""
+    folder.mkdir()
+    for name in (*SECRETS, "api-server.log"):
+        (folder / name).write_text("s3cr3t")
+    return folder
 
 
 def launch(airflow: RealAirflow, name: str, stage: Any, dag: str) -> str:
@@ -90,19 +102,27 @@ def launch(airflow: RealAirflow, name: str, stage: Any, dag: str) -> str:
 def test_a_run_that_was_launched_shows_the_files_of_the_format_only(
     airflow: RealAirflow, looker: Callable[[str], Answer], tmp_path: Path
 ) -> None:
-    """Also where somebody has let a layer be made in Airflow's home."""
+    """Also where a layer was made among other files, and nothing at all in Airflow's home."""
     source = write_layer(tmp_path / "em", random_voxels(Vec3(16, 16, 8)))
-    stage = Transfer(src=source, dest=f"file://{airflow.home}")
-    run = launch(airflow, "made-in-home", stage, "igneous_transfer")
+    folder = with_secrets(tmp_path / "elsewhere")
+    run = launch(
+        airflow, "elsewhere", Transfer(src=source, dest=f"file://{folder}"), "igneous_transfer"
+    )
     data = f"/igneous/viewer/data/{run}"
     assert looker(f"{data}/src/info").status == 200
     assert looker(f"{data}/dest/info").status == 200
-    (airflow.home / "8_8_40").mkdir(exist_ok=True)
-    (airflow.home / "8_8_40" / "0-16_0-16_0-8").symlink_to(airflow.home / "airflow.cfg")
-    for name in (*SECRETS, "8_8_40/0-16_0-16_0-8", f"runs/{run}/run.json", "api-server.log"):
+    (folder / "8_8_40").mkdir()
+    (folder / "8_8_40" / "0-16_0-16_0-8").symlink_to(folder / SECRETS[0])
+    for name in (*SECRETS, "api-server.log", "../em/info"):
         answer = looker(f"{data}/dest/{name}")
         assert answer.status == 404
-        assert answer.text == "there is no such file"
+        assert "s3cr3t" not in answer.text
+    (folder / "8_8_40" / "0-16_0-16_0-8").unlink()
+    (folder / "8_8_40" / "0-16_0-16_0-8").symlink_to(airflow.home / "airflow.cfg")
+    assert looker(f"{data}/dest/8_8_40/0-16_0-16_0-8").status in (403, 404)
+    home = Transfer(src=source, dest=f"file://{airflow.home}")
+    run = launch(airflow, "made-in-home", home, "igneous_transfer")
+    assert looker(f"/igneous/viewer/data/{run}/dest/info").status == 403
 
 
 def test_the_page_and_all_of_its_answers_have_the_headers(

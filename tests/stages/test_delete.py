@@ -314,3 +314,14 @@ def test_layers_in_a_bucket_are_deleted_too(tmp_path):
         0,
         12,
     ]
+
+
+def test_a_run_killed_before_its_record_said_so_can_be_prepared_and_finished_again(
+    tmp_path,
+):
+    layer = write_layer(tmp_path / "layer", random_voxels(Vec3(32, 16, 8)))
+    complete(Downsample(layer=layer, num_mips=1))
+    stage = Delete(layer=layer, mip=1, confirm=True).resolved()
+    complete(stage)
+    stage.prepare()
+    assert stage.finish("tester").outputs

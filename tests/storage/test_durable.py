@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from igneous_airflow.errors import StorageUnavailable
+from igneous_airflow.geometry.bbox import Vec3
+from igneous_airflow.ledger import Ledger
+from igneous_airflow.receipts import Receipt
+from igneous_airflow.run import Run
+from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.storage.durable import sync
+from igneous_airflow.testing.layers import random_voxels, write_layer
+from igneous_airflow.worker.loop import Worker, WorkerOptions
 
 
 @pytest.fixture
@@ -57,3 +64,33 @@ def test_a_disk_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "fdatasync", failing)
     with pytest.raises(StorageUnavailable, match=r"cannot sync .*chunk: Input/output error"):
         sync(f"file://{tmp_path}", ["chunk"])
+
+
+def test_what_a_task_wrote_is_on_the_disk_before_its_receipt_is_written(
+    tmp_path: Path, synced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = write_layer(tmp_path / "layer", random_voxels(Vec3(32, 16, 8)))
+    run, _ = Run.launch(
+        Downsample(layer=url, num_mips=1),
+        url=f"file://{tmp_path}/runs/run",
+        queue=f"sqlite://{tmp_path}/queue.db",
+        by="tester",
+    )
+    run.prepare()
+    run.enqueue()
+    write = Ledger.write_receipt
+
+    def noted(ledger: Ledger, *receipts: Receipt) -> None:
+        synced.append(("receipt", str(tmp_path)))
+        write(ledger, *receipts)
+
+    monkeypatch.setattr(Ledger, "write_receipt", noted)
+    synced.clear()
+    options = WorkerOptions(idle_seconds=0, until_done=True)
+    Worker(run.open_queue(), run.runs_folder, options, lambda _: None).work()
+    kinds = [kind for kind, _ in synced]
+    end = kinds.index("receipt")
+    written = {path for kind, path in synced[:end] if kind == "file"}
+    assert written <= {str(path) for path in (tmp_path / "layer" / "16_16_40").iterdir()}
+    assert written
+    assert "folder" in kinds[:end]

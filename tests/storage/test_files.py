@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -396,3 +397,12 @@ def test_a_full_disk_is_an_error_that_may_pass_and_leaves_the_old_file(local, tm
         assert caught.value.__cause__.errno in (errno.ENOSPC, errno.EFBIG)
         assert local.read("chunk") == StoredFile(b"old")
         assert [path.name for path in tmp_path.iterdir()] == ["chunk"]
+
+
+def test_what_a_killed_process_left_of_a_trial_to_write_goes_with_the_next_trial(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    host = socket.gethostname().replace(".", "_")
+    (tmp_path / f".probe.{host}-{ended.pid}-a.partial").touch()
+    open_folder(f"file://{tmp_path}").try_writing()
+    assert list(tmp_path.iterdir()) == []

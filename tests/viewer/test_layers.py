@@ -65,14 +65,14 @@ def test_a_chunk_of_a_scale_that_was_added_just_now_is_found(folder):
     assert found[1].name == added
 
 
-def test_whoever_reads_the_info_gets_that_of_now(folder, opened):
+def test_a_request_for_the_info_gets_the_current_one(folder, opened):
     layers, url = OpenLayers(fresh=60), f"file://{folder}"
     for _ in range(2):
         assert layers.find(url, "info") is not None
     assert len(opened) == 2
 
 
-def test_layers_that_nobody_looks_at_any_more_are_forgotten(folder, tmp_path):
+def test_layers_that_are_not_looked_at_any_more_are_forgotten(folder, tmp_path):
     layers = OpenLayers(fresh=0)
     for name in ("one", "two", "three"):
         layers.open(write_layer(tmp_path / name, random_voxels(Vec3(8, 8, 8))))
