@@ -335,6 +335,7 @@ def test_meshes_are_moved_once_whenever_their_run_is_stopped(labels, monkeypatch
     before = meshes_of(labels)
     shutil.copytree(path, path.with_name("before"))
     stage = Mesh(layer=labels, trash_entry=ENTRY, shape=(40, 20, 30), new_grid=True).resolved()
+    stage.accepted()  # as in a run, which was accepted when it was launched
 
     def action():
         stage.prepare()
