@@ -247,6 +247,29 @@ def test_a_dataset_that_becomes_another_one_while_tasks_read_is_refused(
             read(source)
 
 
+def test_values_that_come_to_lie_elsewhere_while_tasks_read_are_refused(
+    data: Path, outside: Path
+) -> None:
+    odd = h5t.STD_U16LE.copy()
+    odd.set_precision(12)
+
+    def write(properties: h5p.PropDCID) -> None:
+        with h5py.File(data / "v.h5", "w") as file:
+            space = h5s.create_simple(SHAPE)
+            dataset = h5d.create(file.id, b"main", odd, space, properties)
+            if not properties.get_external_count():
+                dataset.write(h5s.ALL, h5s.ALL, SECRET.astype("u2"))
+
+    write(h5p.create(h5p.DATASET_CREATE))
+    source = open_source(find_source(f"file://{data}/v.h5"), Reading(axes="zyx"))
+    np.testing.assert_array_equal(read(source), SECRET)
+    leads_out = h5p.create(h5p.DATASET_CREATE)
+    leads_out.set_external(str(outside / "secret.json").encode(), 0, h5s.UNLIMITED)
+    write(leads_out)
+    with pytest.raises(PermanentError, match="its values lie in another file"):
+        read(source)
+
+
 def test_references_are_not_followed(tmp_path: Path, data: Path, outside: Path) -> None:
     with h5py.File(data / "v.h5", "w") as file:
         file["other"] = SECRET[0]
@@ -341,6 +364,15 @@ def test_values_in_several_files_are_joined(data: Path, ingest) -> None:
         file.create_dataset("main", SHAPE, "uint8", external=files)
     source, _ = opened(ingest())
     np.testing.assert_array_equal(read(source), SECRET)
+
+
+def test_a_file_that_is_shorter_than_what_is_taken_of_it_is_refused(data: Path, ingest) -> None:
+    (data / "a.raw").write_bytes(bytes(1000))
+    (data / "b.raw").write_bytes(bytes(SECRET.size))
+    files = [("a.raw", 0, 1001), ("b.raw", 0, h5s.UNLIMITED)]
+    with h5py.File(data / "v.h5", "w") as file:
+        file.create_dataset("main", SHAPE, "uint8", external=files)
+    assert "takes 1,001 bytes of" in refusals(ingest())
 
 
 # what is missing is named

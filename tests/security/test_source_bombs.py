@@ -72,7 +72,7 @@ IN_THE_TASK = {
     "shard.zarr3": "its zstd stream holds more than",
     "index.zarr3": "cannot be read",
     "longer.nii.gz": "",  # what comes after the voxels is not unpacked
-    "build": "bytes, but at most 139,264 are expected",
+    "build": "but at most 139,264 are expected",
 }  # fmt: skip
 
 

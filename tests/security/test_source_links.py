@@ -410,6 +410,14 @@ def test_chunks_that_we_unpack_are_what_hdf5_reads(data: Path, options, dtype: s
     np.testing.assert_array_equal(read(f"file://{data}/v.h5"), expected)
 
 
+def test_a_chunk_that_is_too_short_is_noticed(data: Path) -> None:
+    with h5py.File(data / "v.h5", "w") as file:
+        dataset = file.create_dataset("main", data=VALUES, chunks=VALUES.shape)
+        dataset.id.write_direct_chunk((0, 0, 0), bytes(288 // 2))
+    with pytest.raises(PermanentError, match="a chunk holds 144 bytes, not 288"):
+        read(f"file://{data}/v.h5")
+
+
 def test_a_wrong_checksum_is_noticed(data: Path) -> None:
     with h5py.File(data / "v.h5", "w") as file:
         dataset = file.create_dataset("main", data=VALUES, chunks=VALUES.shape, fletcher32=True)

@@ -234,7 +234,7 @@ def test_the_command_for_workers_says_so_too(
     run = held_layer.launch(tmp_path)
     die_at_the_end(tmp_path / "dying", signal.SIGSEGV)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "dying"))
-    answer = command("worker", run.queue, "--until-done")
+    answer = command("worker", run.queue, "--runs", run.runs_folder, "--until-done")
     assert answer.returncode == WORKERS_KILLED
     assert "worker process was killed by SIGSEGV" in answer.stderr
     assert run.progress().state == "done"
