@@ -212,7 +212,10 @@ class Form:
 
         Those in backticks get their titles.
         """
-        titles = {name: f"'{schema['title']}'" for name, schema in step.fields.items()}
+        shared = {name: self.chain.owners(name)[0].fields[name] for name in self.chain.shared}
+        titles = {
+            name: f"'{shared.get(name, schema)['title']}'" for name, schema in step.fields.items()
+        }
         return with_words(_renamed(text, self._places(step, self._skipped(values))), titles)
 
     def _skipped(self, values: Mapping[str, Any]) -> dict[str, Skipped]:

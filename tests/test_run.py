@@ -808,9 +808,9 @@ def test_the_proof_reads_each_receipt_once(
     read: list[str] = []
     whole = LocalFolder.read
 
-    def counted(folder: LocalFolder, name: str) -> Any:
+    def counted(folder: LocalFolder, name: str, most: int | None = None) -> Any:
         read.append(name)
-        return whole(folder, name)
+        return whole(folder, name, most)
 
     monkeypatch.setattr(LocalFolder, "read", counted)
     summary = run.finish()

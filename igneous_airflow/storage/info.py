@@ -35,7 +35,7 @@ _DATA_TYPES = frozenset(
 )
 _CSEG_BLOCK = Vec3(8, 8, 8)
 _FARTHEST = 1 << 53  # JavaScript counts no further, so that no viewer shows more
-_FINEST, _COARSEST = 1e-9, 1e18  # nm of a voxel: beyond all microscopes and planets
+_FINEST, _COARSEST = 1e-6, 1e15  # nm of a voxel: less than an atom, a light day
 _MOST_CHANNELS = 1 << 16
 _LARGEST_BLOCK = 1 << 21  # voxels, that is 128 on each axis
 
@@ -96,7 +96,7 @@ class Scale:
                 f"voxel's number is larger than {_FARTHEST}"
             )
         if not all(_FINEST <= r <= _COARSEST for r in self.resolution):
-            return f"resolution {self.resolution} is not between {_FINEST} and {_COARSEST} nm"
+            return f"resolution {self.resolution} is not between {_FINEST:g} and {_COARSEST:g} nm"
         block = self.block_size
         if block is not None and (min(block) < 1 or block.product > _LARGEST_BLOCK):
             return f"block size {block} is not of 1 to {_LARGEST_BLOCK:,} voxels"
@@ -347,15 +347,16 @@ class Info:
 
 def read_info(folder: Folder) -> Info:
     """Read a layer's info file; raises LayerNotFound and InvalidInfo."""
-    stored = folder.read(INFO, INFO_BYTES)
-    if stored is None:
+    try:
+        stored = folder.read(INFO, INFO_BYTES)
+        content = None if stored is None else decompress_bytes(stored, INFO_BYTES)
+    except CorruptChunk as error:
+        raise InvalidInfo(f"{folder.url}/info cannot be read: {error}") from error
+    if content is None:
         raise LayerNotFound(
             f"there is no layer at {folder.url}: the file {folder.url}/info is missing"
         )
-    try:
-        return Info.parse(decompress_bytes(stored, INFO_BYTES), folder.url)
-    except CorruptChunk as error:
-        raise InvalidInfo(f"{folder.url}/info cannot be read: {error}") from error
+    return Info.parse(content, folder.url)
 
 
 def write_info(folder: Folder, info: Info) -> None:

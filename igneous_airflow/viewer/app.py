@@ -31,7 +31,7 @@ from igneous_airflow.viewer.pool import RequestPool
 from igneous_airflow.viewer.refusals import NotServed, refuse
 from igneous_airflow.viewer.state import Shown, viewer_state
 
-#: The layers of a view, by their names, for the user of a request; None where it is no view.
+#: The layers of a view, by their names, for the user of a request; None without such a view.
 FindView = Callable[[str, Request], Mapping[str, str] | None]
 #: What else to show beneath the layers of a view: other views, their layers' names and addresses.
 FindBeneath = Callable[[str, Request], Sequence[tuple[str, str, str]]]

@@ -31,7 +31,9 @@ def states(dag_run: Any) -> dict[str, set[str]]:
     """The states of each step's tasks."""
     found: dict[str, set[str]] = {}
     for task in dag_run.get_task_instances():
-        found.setdefault(task.task_id.partition(".")[0], set()).add(str(task.state))
+        step, dot, _ = task.task_id.partition(".")
+        if dot:
+            found.setdefault(step, set()).add(str(task.state))
     return found
 
 

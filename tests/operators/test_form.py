@@ -11,6 +11,9 @@ from igneous_airflow.fields import LayerUrl, MemoryTarget, Mip, section
 from igneous_airflow.operators.chain import Chain, Refusal, Step
 from igneous_airflow.operators.form import Form, Skipped
 from igneous_airflow.stage import Audit, Plan, Stage, Work
+from igneous_airflow.stages.delete import Delete
+from igneous_airflow.stages.mesh import Mesh
+from igneous_airflow.stages.transfer import Transfer
 
 pytestmark = pytest.mark.airflow
 
@@ -328,6 +331,24 @@ def test_what_a_plan_says_is_put_in_the_words_of_the_form() -> None:
     text = "mip: file:///raw has no mip 5; layer: there are 3"
     assert form.in_its_words(surface, text, values) == (
         "surface_mip: file:///raw has no mip 5; read_dest: there are 3"
+    )
+
+
+def test_what_may_go_is_confirmed_once_for_all_steps() -> None:
+    transfer = Step(Transfer)
+    delete = Step(Delete, binds={"layer": transfer["src"]}, switch=False)
+    form = Form(Chain((transfer, Step(Mesh, binds={"layer": transfer["dest"]}), delete)))
+    params = form.params()
+    names = [name for name in params if name.endswith(("confirm", "keep_deleted", "trash_entry"))]
+    assert sorted(names) == ["confirm", "keep_deleted", "trash_entry"]
+    values = {"src": "/a", "dest": "/b", "run_delete": True}
+    for confirm in (True, False):
+        stages = form.read({**values, "confirm": confirm})
+        assert {getattr(stage, "confirm", None) for stage in stages.values()} == {confirm}
+    text = form.in_its_words(delete, "confirm: files would go: set `confirm` to start", values)
+    assert text == "confirm: files would go: set 'Yes, replace or delete' to start"
+    assert "set 'Yes, delete'" in Form(Chain((Step(Delete),))).in_its_words(
+        Step(Delete), "set `confirm`", {}
     )
 
 

@@ -115,7 +115,7 @@ def test_a_chain_of_which_nothing_is_to_run_is_refused(
     assert done.state == "failed"
     assert state(done, "transfer.plan") == "failed"
     assert "no step is to run: run_transfer is off" in capsys.readouterr().out
-    assert runs(tmp_path) == {}
+    assert all(run.refusals for run in runs(tmp_path).values()), "nothing was launched"
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,27 @@ def test_a_wrong_value_of_a_late_step_is_refused_before_anything_is_written(
     assert states(done, "downsample") == states(done, "delete") == {"upstream_failed"}
     assert words in capsys.readouterr().out
     assert not (tmp_path / "dest").exists()
-    assert runs(tmp_path) == {}
+    assert all(run.refusals for run in runs(tmp_path).values()), "nothing was launched"
+
+
+def test_a_chain_replaces_what_it_made_itself_and_nothing_else_unasked(
+    copy: DAG, make_layer: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf = {"src": str(make_layer()), "dest": f"{tmp_path}/dest", "downsample_num_mips": 1}
+    conf |= {"skip_downsamples": False, "max_mips": 1, "transfer_method": "min"}
+    for _ in range(2):  # as a CI repeats it
+        done = copy.test(run_conf=conf)
+        assert done.state == "success"
+        assert states(done, "downsample") == {"success"}
+    capsys.readouterr()
+    done = copy.test(run_conf=conf | {"downsample_method": "max"})
+    assert done.state == "failed"
+    assert state(done, "transfer.plan") == "failed"
+    said = capsys.readouterr().out
+    assert "confirm: the voxels of mip 1 of " in said
+    assert "Set 'Yes, replace or delete' to replace them" in said
+    done = copy.test(run_conf=conf | {"downsample_method": "max", "confirm": True})
+    assert done.state == "success"
 
 
 def test_a_failed_step_stops_the_chain_and_goes_on_where_it_stopped(

@@ -206,6 +206,17 @@ def test_the_spatial_index_keeps_the_labels_that_are_not_named(layer):
     assert "spatial_index" in json.loads((path_of(layer) / MESHES / "info").read_text())
 
 
+def test_index_files_that_the_info_does_not_tell_of_are_left_to_their_owner(layer):
+    info = path_of(layer) / MESHES / "info"
+    data = json.loads(info.read_text())
+    del data["spatial_index"]
+    info.write_text(json.dumps(data))
+    before = {path.name for path in (path_of(layer) / MESHES).glob("*.spatial.gz")}
+    complete(Mesh(layer=layer, object_ids=[3]))
+    assert {path.name for path in (path_of(layer) / MESHES).glob("*.spatial.gz")} == before
+    assert "spatial_index" not in json.loads(info.read_text())
+
+
 @given(st.data(), vectors(-20, 20))
 @settings(deadline=None, max_examples=12)
 def test_parts_one_after_the_other_equal_the_whole_when_they_cover_it(
@@ -283,7 +294,7 @@ def test_a_run_of_some_labels_that_was_stopped_at_any_write_ends_like_one_that_w
 
 
 def test_manifests_wait_for_a_run_of_some_labels_that_has_begun(layer):
-    stage = Mesh(layer=layer, object_ids=[3], max_simplification_error=9).resolved()
+    stage = Mesh(layer=layer, object_ids=[3], max_simplification_error=9, confirm=True).resolved()
     stage.prepare()
     first, *rest = stage.cells()
     stage.run(first)

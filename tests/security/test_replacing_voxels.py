@@ -21,6 +21,7 @@ from igneous_airflow.storage.existing import chunks_in
 from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.storage.info import Info, Scale
 from igneous_airflow.storage.layer import Layer
+from igneous_airflow.storage.local import LocalFolder
 from igneous_airflow.storage.provenance import made_by, read_provenance
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
 from igneous_airflow.testing.stages import complete, snapshot
@@ -165,7 +166,7 @@ def test_entries_of_other_programs_and_older_versions_count_as_having_written_ev
     path = Path(layer.removeprefix("file://")) / "provenance"
     provenance = json.loads(path.read_text())
     method = provenance["processing"][0]["method"]
-    older = {key: value for key, value in method.items() if key != "confirm"}
+    older = {key: value for key, value in method.items() if key not in ("confirm", "sparse")}
     path.write_text(json.dumps(provenance | {"processing": [{"method": older, "by": "me"}]}))
     assert is_accepted(Downsample(layer=layer, num_mips=1))
     theirs = [{"method": {"task": "TransferTask"}}, "a text", {"by": "me"}]
@@ -215,6 +216,15 @@ def test_a_run_that_is_taken_up_need_not_be_confirmed_for_what_it_made_itself(tm
     assert plan.unconfirmed == ""
     with pytest.raises(PlanRefused, match="or resume the run that wrote them"):
         launch(stage, f"{url}_of_another_name")
+
+
+def test_a_run_that_waits_to_begin_is_asked_for_what_others_have_made_meanwhile(tmp_path, layer):
+    url = f"file://{tmp_path}/run"
+    stage = Downsample(layer=layer, num_mips=1)
+    launch(stage, url)
+    complete(Downsample(layer=layer, num_mips=1, method="min"))
+    with pytest.raises(PlanRefused, match="the voxels of mip 1"):
+        launch(stage, url)
 
 
 def test_runs_that_differ_in_what_was_confirmed_are_the_same(tmp_path, layer):
@@ -284,6 +294,8 @@ def test_a_plan_counts_no_further_than_it_must(tmp_path, place, monkeypatch):
 def test_a_part_is_looked_for_by_name_where_others_fill_the_listing(tmp_path, monkeypatch):
     from igneous_airflow.geometry.bbox import BoundingBox
 
+    sizes = LocalFolder.sizes
+    monkeypatch.setattr(LocalFolder, "sizes", lambda self, prefix: sorted(sizes(self, prefix)))
     monkeypatch.setattr(existing, "LOOKED_AT", 4)
     scale = a_scale(Vec3(64, 8, 8), Vec3(2, 8, 8))
     folder = open_folder(f"file://{tmp_path}")

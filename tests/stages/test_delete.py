@@ -323,5 +323,5 @@ def test_a_run_killed_before_its_record_said_so_can_be_prepared_and_finished_aga
     complete(Downsample(layer=layer, num_mips=1))
     stage = Delete(layer=layer, mip=1, confirm=True).resolved()
     complete(stage)
-    stage.prepare()
+    stage.accepted().prepare()  # as in a run, which was accepted when it was launched
     assert stage.finish("tester").outputs

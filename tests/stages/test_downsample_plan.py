@@ -124,7 +124,7 @@ def test_a_volume_without_voxels_is_refused(url, size):
 
 
 def test_a_volume_of_more_tasks_than_can_be_counted_is_refused(url):
-    change_info(url, scale={"size": [2**67, 2**40, 100]})
+    change_info(url, scale={"size": [2**52, 2**40, 100]})
     assert "more tasks than can be counted" in refusals_of(Downsample(layer=url))
 
 

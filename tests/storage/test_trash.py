@@ -334,7 +334,8 @@ def test_meshes_are_moved_once_whenever_their_run_is_stopped(labels, monkeypatch
     path = Path(labels.removeprefix("file://"))
     before = meshes_of(labels)
     shutil.copytree(path, path.with_name("before"))
-    stage = Mesh(layer=labels, trash_entry=ENTRY, shape=(40, 20, 30), new_grid=True).resolved()
+    wishes = {"shape": (40, 20, 30), "new_grid": True, "confirm": True}
+    stage = Mesh(layer=labels, trash_entry=ENTRY, **wishes).resolved()
 
     def action():
         stage.prepare()
@@ -415,6 +416,15 @@ def test_an_entry_that_says_something_else_is_refused_and_left_alone(tmp_path, c
     with pytest.raises(InvalidParameter):
         restore(layer, ENTRY, "me", replace=True)
     assert snapshot(tmp_path) == before
+
+
+def test_an_entry_that_was_begun_before_stays_as_it_is(tmp_path):
+    url = a_layer(tmp_path)
+    layer = deleted(url)
+    entry = the_entry(url).read()
+    assert entry.complete
+    Trash(layer, ENTRY).begin(entry.model_copy(update={"by": "", "complete": False}))
+    assert the_entry(url).read() == entry
 
 
 def test_an_entry_that_is_not_there_is_refused_with_those_that_are(tmp_path):
