@@ -67,7 +67,7 @@ def sections_in_little_memory(path: Path) -> Stage:
 def slow_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = LocalFolder.read, LocalFolder.write
 
-    def read_slowly(folder: LocalFolder, name: str) -> object:
+    def read_slowly(folder: LocalFolder, name: str, most: int | None = None) -> object:
         time.sleep(0.002)
         return read(folder, name)
 

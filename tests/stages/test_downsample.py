@@ -367,12 +367,12 @@ def test_every_chunk_is_missed_when_it_is_lost_after_its_task(tmp_path):
         content = file.read_bytes()
         file.unlink()
         name = f"{file.parent.name}/{file.name.removesuffix('.gz')}"
-        with pytest.raises(AuditFailed, match=rf"1 chunks .* {name}\."):
+        with pytest.raises(AuditFailed, match=rf"1 file missing.* {name}\."):
             stage.finish("tester")
         file.write_bytes(content)
     assert (tmp_path / "layer/provenance").read_bytes() == provenance
     shutil.rmtree(tmp_path / "layer/16_16_40")
-    with pytest.raises(AuditFailed, match="12 chunks"):
+    with pytest.raises(AuditFailed, match="12 files missing"):
         stage.finish("tester")
 
 

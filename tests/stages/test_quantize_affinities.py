@@ -118,7 +118,9 @@ def test_nan_become_0_and_are_counted_in_the_summary(tmp_path, make):
     run.prepare()
     run.enqueue()
     queue = run.open_queue()
-    Worker(queue, WorkerOptions(idle_seconds=0, until_done=True), lambda _: None).work()
+    Worker(
+        queue, run.runs_folder, WorkerOptions(idle_seconds=0, until_done=True), lambda _: None
+    ).work()
     queue.close()
     summary = run.finish()
     assert summary.work.counts == {"voxels were NaN and became 0": 5}
