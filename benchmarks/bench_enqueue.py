@@ -102,7 +102,8 @@ def idle_tasks(folder: Path, *, done: bool) -> float:
     for task in range(run.planned if done else 0):
         run.ledger.write_receipt(Receipt(task=task, attempt=1, seconds=0, worker="benchmark"))
     queue = run.open_queue()
-    worker = Worker(queue, WorkerOptions(idle_seconds=0, until_done=True), lambda _: None)
+    options = WorkerOptions(idle_seconds=0, until_done=True)
+    worker = Worker(queue, run.runs_folder, options, lambda _: None)
     start = time.perf_counter()
     worker.work()
     seconds = time.perf_counter() - start

@@ -151,7 +151,7 @@ def measure(bench: Bench, tasks: int, folder: str) -> None:
     run.enqueue()
     # without the pauses before counters are believed, which come once
     options = WorkerOptions(idle_seconds=0, until_done=True)
-    worker = Worker(bench.queue, options, lambda _event: None)
+    worker = Worker(bench.queue, run.runs_folder, options, lambda _event: None)
     bench.per_task("worker with receipts", worker.work)
     assert run.progress().done == _TASKS
 

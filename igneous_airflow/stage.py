@@ -26,6 +26,7 @@ from igneous_airflow.fields import ADDRESS, FILES, LAYER, SECTIONS
 from igneous_airflow.proof import Account
 from igneous_airflow.storage.allowed import require_allowed
 from igneous_airflow.storage.methods import same_method, without_permissions
+from igneous_airflow.validation import WithoutCredentials
 
 
 class Plan(BaseModel):
@@ -191,14 +192,13 @@ def _once_accepted(method: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-class Stage(BaseModel, ABC):
+class Stage(WithoutCredentials, ABC):
     """A kind of work: its fields are its parameters, its methods its life."""
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         validate_default=True,
-        hide_input_in_errors=True,
         str_max_length=LONGEST,
     )
 

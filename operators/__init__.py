@@ -12,11 +12,11 @@ if __name__ == "operators":
     )
 
 
-def _configured() -> Allowed:
+def configured() -> Allowed:
     """What the configuration allows now; Airflow reads the package before its configuration."""
     from igneous_airflow.operators.settings import allowed
 
     return allowed()
 
 
-limit_process("[igneous] allowed", _configured)
+limit_process("[igneous] allowed", configured)

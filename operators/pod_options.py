@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from igneous_airflow.fields import PODS, RUN, section
+from igneous_airflow.validation import WithoutCredentials
 
 _NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"  # of things in Kubernetes
 
@@ -20,12 +21,10 @@ def _checked(tolerations: list[Toleration]) -> list[Toleration]:
     return tolerations
 
 
-class PodOptions(BaseModel):
+class PodOptions(WithoutCredentials):
     """The parameters that matter to pods only, and the one that says whether there are any."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     run_on: Annotated[
         Literal["local", "kubernetes"] | None,

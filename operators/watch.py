@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, BaseOperator
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import ConfigDict, Field, JsonValue, field_validator
 
 from igneous_airflow.errors import RunNotFound
 from igneous_airflow.fields import LayerUrl, SourceUrl
@@ -19,6 +19,7 @@ from igneous_airflow.run_record import run_folder_name
 from igneous_airflow.sources.arrivals import Arrival, find_arrivals
 from igneous_airflow.stages.ingest import Ingest
 from igneous_airflow.storage.files import open_folder
+from igneous_airflow.validation import WithoutCredentials
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -28,10 +29,10 @@ _SOURCE, _LAYER = "source", "ingest_dest"  # the fields of its form that each fo
 _POLL_SECONDS = 20
 
 
-class WatchedFolder(BaseModel):
+class WatchedFolder(WithoutCredentials):
     """A folder in which folders of sections arrive, and what becomes of them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: Annotated[SourceUrl, Field(description="where the folders arrive")]
     layers: Annotated[LayerUrl, Field(description="where the layers go, each named as its folder")]

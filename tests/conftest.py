@@ -1,12 +1,27 @@
 """Stored data of earlier versions, for tests of any folder."""
 
+import importlib
 import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
 
+from igneous_airflow.storage import allowed
+
 FORMAT1 = Path(__file__).parent / "data" / "format1"
+
+
+@pytest.fixture(autouse=True)
+def _limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What limits this process: Airflow's configuration in tests of Airflow, else nothing.
+
+    Not whatever the first import of the operators, or another test, has left.
+    """
+    monkeypatch.setattr(allowed, "_limits", {})
+    if request.node.get_closest_marker("airflow"):
+        operators = importlib.import_module("igneous_airflow.operators")
+        allowed.limit_process("[igneous] allowed", operators.configured)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
+from igneous_airflow.credentials import refuse_credentials
 from igneous_airflow.errors import InvalidParameter
 
 _OPTIONS = frozenset({"region", "endpoint", "create"})
@@ -61,13 +62,8 @@ class Address:
         `create=false`, which a full URL implies. A host that is not the usual one of a region, as
         that of a VPC or of FIPS, is the endpoint. Raises InvalidParameter.
         """
+        refuse_credentials(text)
         parts = urlsplit(text)
-        if "@" in parts.netloc:  # not shown: what comes before may be a secret
-            host = parts.netloc.rpartition("@")[2]
-            raise InvalidParameter(
-                f"{parts.scheme}://...@{host}: credentials never stand in an address; write it "
-                "without them"
-            )
         options = _options(text, parts)
         region, endpoint = options.get("region"), options.get("endpoint")
         if parts.scheme == "sqs" and not parts.path:
@@ -96,8 +92,7 @@ def _options(text: str, parts: SplitResult) -> dict[str, str]:
     if unknown := sorted(options.keys() - _OPTIONS):
         known = ", ".join(sorted(_OPTIONS))
         raise InvalidParameter(
-            f"{text.partition('?')[0]}: unknown option {', '.join(unknown)}; there are {known}. "
-            "Credentials never stand in an address"
+            f"{text.partition('?')[0]}: unknown option {', '.join(unknown)}; there are {known}"
         )
     if "endpoint" in options:
         options["endpoint"] = _checked_endpoint(text.partition("?")[0], options["endpoint"])
@@ -108,10 +103,8 @@ def _options(text: str, parts: SplitResult) -> dict[str, str]:
 
 def _checked_endpoint(text: str, endpoint: str) -> str:
     parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-        raise InvalidParameter(
-            f"{text}: the endpoint must be http://HOST:PORT or https://HOST, without credentials"
-        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidParameter(f"{text}: the endpoint must be http://HOST:PORT or https://HOST")
     return endpoint.rstrip("/")
 
 

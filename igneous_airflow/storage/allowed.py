@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Self
 
-from igneous_airflow.credentials import hide_credentials
+from igneous_airflow.credentials import hide_credentials, refuse_credentials
 from igneous_airflow.errors import AccessDenied, InvalidParameter
 from igneous_airflow.storage.place import Place
 
@@ -111,7 +111,11 @@ def process_limits() -> tuple[Allowed, ...]:
 
 
 def require_allowed(url: str) -> None:
-    """Raise AccessDenied unless this process may read and write at an address."""
+    """Raise AccessDenied unless this process may read and write at an address.
+
+    Raises InvalidParameter for one that holds credentials, whatever is allowed.
+    """
+    refuse_credentials(url)
     for allowed in process_limits():
         allowed.require(url)
 

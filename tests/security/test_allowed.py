@@ -36,11 +36,6 @@ from igneous_airflow.testing.layers import random_voxels, write_layer
 SETTING = "[igneous] allowed"
 
 
-@pytest.fixture(autouse=True)
-def _no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allowed_module, "_limits", {})
-
-
 def admits(prefixes: str, url: str) -> bool:
     try:
         Allowed.parse(prefixes, SETTING).require(url)

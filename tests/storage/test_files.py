@@ -261,7 +261,7 @@ def test_a_folder_keeps_its_address(tmp_path):
     ],
 )
 def test_an_address_that_is_not_understood_is_refused(url):
-    with pytest.raises(InvalidParameter, match=r"address|absolute"):
+    with pytest.raises(InvalidParameter, match=r"address|absolute|protocol"):
         open_folder(url)
 
 

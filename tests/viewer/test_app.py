@@ -202,8 +202,7 @@ def test_the_page_that_opens_a_view_escapes_its_name(folder, serve):
     assert "<script>alert" not in answer.text
 
 
-def test_a_layer_that_this_process_may_not_open_is_forbidden(serve, monkeypatch, tmp_path):
-    monkeypatch.setattr(allowed, "_limits", {})
+def test_a_layer_that_this_process_may_not_open_is_forbidden(serve, tmp_path):
     layer = tmp_path / "private" / "layer"
     write_layer(layer, random_voxels(Vec3(64, 16, 8)))
     client = serve({"one": {"layer": f"file://{layer}"}})

@@ -57,7 +57,7 @@ def launch(
     return launch
 
 
-def work(url: str) -> Counter[str]:
+def work(url: str, runs: Path) -> Counter[str]:
     """Work until the queue is drained and count the outcomes."""
     outcomes: Counter[str] = Counter()
 
@@ -66,13 +66,14 @@ def work(url: str) -> Counter[str]:
             outcomes[event.outcome] += 1
 
     queue = open_queue(url)
-    Worker(queue, WorkerOptions(idle_seconds=0, until_done=True), report).work()
+    options = WorkerOptions(idle_seconds=0, until_done=True)
+    Worker(queue, f"file://{runs}", options, report).work()
     queue.close()
     return outcomes
 
 
 def test_messages_that_sqs_loses_are_found_missing_and_sent_again(
-    url: str, make_queue: Callable[..., SqsQueue], launch: Callable[..., Run]
+    url: str, make_queue: Callable[..., SqsQueue], launch: Callable[..., Run], tmp_path: Path
 ) -> None:
     lost: list[dict[str, Any]] = []
 
@@ -89,16 +90,16 @@ def test_messages_that_sqs_loses_are_found_missing_and_sent_again(
             ("after-call.sqs.SendMessageBatch", claim),
         )
     )
-    assert work(url) == {"done": 18}
+    assert work(url, tmp_path) == {"done": 18}
     assert run.progress().state is State.STALLED
     assert run.resume() == 2
-    assert work(url) == {"done": 2}
+    assert work(url, tmp_path) == {"done": 2}
     assert run.progress().state is State.DONE
     open_queue(url).delete()
 
 
 def test_counters_that_lie_for_a_while_end_no_run_and_cost_only_repeats(
-    url: str, make_queue: Callable[..., SqsQueue], launch: Callable[..., Run]
+    url: str, make_queue: Callable[..., SqsQueue], launch: Callable[..., Run], tmp_path: Path
 ) -> None:
     lies = True
 
@@ -113,23 +114,23 @@ def test_counters_that_lie_for_a_while_end_no_run_and_cost_only_repeats(
     assert run.resume() == 20, "sent a second time, beside those that were not counted"
     lies = False
     assert run.progress().state is State.WAITING
-    assert work(url) == {"done": 20, "repeated": 20}
+    assert work(url, tmp_path) == {"done": 20, "repeated": 20}
     assert run.progress().state is State.DONE
     open_queue(url).delete()
 
 
 def test_tasks_that_were_given_back_often_are_not_given_up(
-    url: str, make_queue: Callable[..., SqsQueue], launch: Callable[..., Run]
+    url: str, make_queue: Callable[..., SqsQueue], launch: Callable[..., Run], tmp_path: Path
 ) -> None:
     """SQS counts every receipt, also that of a worker whose machine was taken away."""
     run = launch(make_queue)
     queue = open_queue(url)
     for _ in range(30):
-        worker = Worker(queue, WorkerOptions(max_attempts=2), lambda _: None)
+        worker = Worker(queue, run.runs_folder, WorkerOptions(max_attempts=2), lambda _: None)
         worker.stop()
         worker._take(take(queue))
     queue.close()
-    assert work(url) == {"done": 20}
+    assert work(url, tmp_path) == {"done": 20}
     assert run.progress().state is State.DONE
     open_queue(url).delete()
 
