@@ -126,7 +126,7 @@ def test_fragments_that_keep_manifests_from_being_made_are_named_before_anything
     conf = {"layer": str(segmentation), "shape": "16,16,9", "spatial_index": False}
     assert dags["igneous_mesh"].test(run_conf=conf).state == "success"
     before = {path: path.read_bytes() for path in segmentation.rglob("*") if path.is_file()}
-    other = {**conf, "shape": "32,32,9", "new_grid": True}
+    other = {**conf, "shape": "32,32,9", "new_grid": True, "confirm": True}
     assert dags["igneous_mesh"].test(run_conf=other).state == "failed"
     assert "Set remove_stale to delete them" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in before} == before
