@@ -4,16 +4,14 @@ import bz2
 import gzip
 import json
 import lzma
-import resource
-from multiprocessing import get_context
-from pathlib import Path
 
 import brotli
 import numpy as np
 import pytest
 import zstandard
+from little_memory import error_with_little_memory
 
-from igneous_airflow.errors import CorruptChunk, IgneousError, InvalidInfo, InvalidParameter
+from igneous_airflow.errors import CorruptChunk, InvalidInfo, InvalidParameter
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.run import Run
 from igneous_airflow.storage.codecs import decompress_bytes, decompress_first
@@ -23,7 +21,6 @@ from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.provenance import read_provenance
 
 GIGABYTE = 1 << 30
-ROOM = 96 << 20  # bytes that a process may take beside what it has
 MOST = 1 << 20
 
 
@@ -54,25 +51,6 @@ def gigabyte(kind):
     if kind == "br":
         return brotli.compress(bytes(GIGABYTE), quality=1)
     return COMPRESS[kind](bytes(1 << 23)) * (GIGABYTE >> 23)
-
-
-def little_memory():
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM,) * 2)
-
-
-def error_with_little_memory(undo, *arguments):
-    """What a function raises in a process that can take little memory."""
-    with get_context("fork").Pool(1, initializer=little_memory) as pool:
-        return pool.apply(_error, (undo, arguments))
-
-
-def _error(undo, arguments):
-    try:
-        undo(*arguments)
-    except (IgneousError, MemoryError, OSError) as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 @pytest.mark.parametrize("kind", COMPRESS)
