@@ -15,13 +15,14 @@ from igneous_airflow.run import Run
 from igneous_airflow.run_record import LaunchState
 from igneous_airflow.storage.provenance import author
 from igneous_airflow.worker.loop import Settled, WorkerOptions
-from igneous_airflow.worker.pool import WORKERS_KILLED, WorkerPool, killed_text
+from igneous_airflow.worker.pool import WorkerPool, killed_text
 
 _ERRORS_SHOWN = 10
 _SEEN_SECONDS = 45.0  # three times as long as the pause between a worker's signs of life
 _ROUNDS = 3  # of sending lost messages again
 _SAMPLE_SECONDS = 2.0
 _INTERRUPTED = 130  # what shells use for Ctrl-C
+WORKERS_KILLED = 3  # exit code: all is proved, but signals have killed worker processes
 
 
 def _runs_url(_context: click.Context, _parameter: click.Parameter, value: str) -> str:

@@ -94,7 +94,8 @@ def worker(
     Anything else in the queue goes to its dead letters.
 
     SIGTERM lets the running tasks finish; a second one gives them back at once. The exit code is 1
-    when tasks were given up, 3 when all went well but signals killed worker processes, else 0.
+    when tasks were given up, else 0: processes that signals killed are replaced, and counted at the
+    end.
     """
     limit_to(allowed, "--allowed")
     keep_out_of(runs)

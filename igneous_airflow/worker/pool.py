@@ -27,7 +27,6 @@ from igneous_airflow.worker.loop import Settled, Worker, WorkerOptions, fail
 from igneous_airflow.worker.memory import keep_freed_memory, spare_what_lasts
 from igneous_airflow.worker.presence import Presence
 
-WORKERS_KILLED = 3  # exit code: all tasks are done, but signals have killed worker processes
 _TICK = 0.5  # seconds
 _EARLY_DEATHS = 3  # of children that never got a task: something is wrong with all of them
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -92,9 +91,9 @@ class WorkerPool:
         return self._stops > 0
 
     def run(self) -> int:
-        """Work; return 0 when all went well, 1 when tasks or workers were given up.
+        """Work; return 0 when all went well in the end, 1 when tasks or workers were given up.
 
-        WORKERS_KILLED when every task went well in the end, though signals killed processes.
+        `killed_by` then counts the processes that signals have killed.
         """
         previous = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
         try:
@@ -108,9 +107,7 @@ class WorkerPool:
                 signal.signal(number, handler)
             for child in self._children:  # only when something unforeseen was raised above
                 child.process.kill()
-        if self.failed or self._early_deaths >= _EARLY_DEATHS:
-            return 1
-        return WORKERS_KILLED if self.killed_by else 0
+        return int(self.failed > 0 or self._early_deaths >= _EARLY_DEATHS)
 
     def _start(self) -> None:
         ours, theirs = self._context.Pipe()
