@@ -25,5 +25,5 @@ def new_layers() -> list[dict[str, Any]]:
 
 with DAG("meshes_of_new_labels", schedule=made_by(WatershedRemap), catchup=False):
     TriggerDagRunOperator.partial(
-        task_id="mesh", trigger_dag_id="igneous_segmentation", logical_date=None
+        task_id="mesh", trigger_dag_id="igneous_mesh", logical_date=None
     ).expand(conf=new_layers())

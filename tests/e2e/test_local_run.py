@@ -220,7 +220,7 @@ def test_an_interrupted_command_says_how_to_go_on_and_does(
         _, words = started.communicate(timeout=ANSWER)
     assert started.returncode == 130
     assert "Traceback" not in words
-    (folder,) = state.iterdir()
+    (folder,) = state.glob("[!.]*")  # not the audit log
     assert f"igneous-airflow resume {folder}" in words
     run = Run.load(f"file://{folder}")
     assert (run.progress().leased, run.progress().dead) == (0, 0)

@@ -274,7 +274,7 @@ def test_a_dag_that_is_scheduled_on_a_stage_gets_the_layer_it_made(
     remap.trigger("remapped", conf)
     assert remap.end_of("remapped") == "success"
 
-    scheduled, meshes = airflow.of("meshes_of_new_labels"), airflow.of("igneous_segmentation")
+    scheduled, meshes = airflow.of("meshes_of_new_labels"), airflow.of("igneous_mesh")
     wait_until(scheduled.dag_runs, seconds=60)
     (event,) = scheduled.dag_runs()
     assert event["run_type"] == "asset_triggered"
