@@ -34,6 +34,8 @@ _BROTLI_HIGHEST = 11
 _GZIP_MAGIC = b"\x1f\x8b\x08"  # how a stream begins
 _GZIP_WINDOW = 31  # zlib's number for a gzip stream of any window
 _LARGE_CHUNK = 1 << 17  # bytes
+_MEMORY, _LARGE_MEMORY = 8, 9  # zlib's levels; the latter, of 0.4 MB, makes large chunks faster
+_ISAL_START = 8  # bytes; of more than 16 ISA-L takes its usual way
 _ISAL_LEVEL = 1  # grey values: a twelfth of the time of libdeflate for 0.1 % more bytes
 
 
@@ -57,13 +59,7 @@ def compress_bytes(
         return StoredFile(content)
     if compression == "gzip":
         if grey and level is None:
-            from isal import igzip_lib
-
-            # a large buffer, of 0.4 MB, makes it a fifth faster still for 0.2 % more bytes
-            is_large = len(content) >= _LARGE_CHUNK
-            memory = igzip_lib.MEM_LEVEL_EXTRA_LARGE if is_large else igzip_lib.MEM_LEVEL_DEFAULT
-            how = _ISAL_LEVEL, igzip_lib.COMP_GZIP, memory
-            return StoredFile(igzip_lib.compress(content, *how), "gzip")
+            return StoredFile(_gzip_greys(content), "gzip")
         import deflate
 
         packed = deflate.gzip_compress(content, _LIBDEFLATE_LEVEL if level is None else level)
@@ -75,6 +71,22 @@ def compress_bytes(
     return StoredFile(
         cloud_compression.compress(content, method=compression, compress_level=level), compression
     )
+
+
+def _gzip_greys(content: Buffer) -> bytes:
+    """Compress noisy grey values fast.
+
+    ISA-L files the third byte of a stream under a number that it takes from the stream's address in
+    memory: now and then the same input would give other bytes. What is flushed by itself at the
+    start it handles elsewhere, and rightly.
+    """
+    from isal import isal_zlib
+
+    data = memoryview(content).cast("B")
+    memory = _LARGE_MEMORY if len(data) >= _LARGE_CHUNK else _MEMORY
+    packer = isal_zlib.compressobj(_ISAL_LEVEL, isal_zlib.DEFLATED, _GZIP_WINDOW, memory)
+    start = packer.compress(data[:_ISAL_START]) + packer.flush(isal_zlib.Z_SYNC_FLUSH)
+    return b"".join((start, packer.compress(data[_ISAL_START:]), packer.flush()))
 
 
 def decompress_bytes(file: StoredFile, most: int) -> Buffer:

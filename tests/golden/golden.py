@@ -21,7 +21,7 @@ import golden_meshes
 import golden_mips
 import golden_transfers
 from golden_case import Case
-from golden_record import TEMPORARY, Entry, differences, record_case, tolerable
+from golden_record import TEMPORARY, Entry, differences, record_case
 
 RECORD = Path(__file__).with_name("record.json")
 CASES: dict[str, Case] = {
@@ -102,13 +102,10 @@ def _compare_all(record: Entry, made: Mapping[str, Entry]) -> int:
 def _compare(name: str, record: Mapping[str, Entry], new: Entry) -> bool:
     """Print how a case differs; whether more than wording does."""
     found = differences(record.get(name, {}), new)
-    tolerated = tolerable(found)
     wording = [difference for difference in found if difference.is_wording]
-    changed = [one for one in found if one not in tolerated and not one.is_wording]
+    changed = [one for one in found if not one.is_wording]
     if changed:
         _show(f"{name}: {_counted(changed, 'value differs', 'values differ')}", changed)
-    if tolerated:
-        _show(f"{name}: the same content was packed in another way, which isal does", tolerated)
     if wording:
         one = "sentence differs, which is not compared"
         many = "sentences differ, which are not compared"

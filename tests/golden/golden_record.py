@@ -7,19 +7,12 @@ are not compared: wording may change, numbers and lines may not. Numbers that a 
 compared exactly, not as its text rounds them. Likewise blocks: their boxes count, in their order,
 since the receipts of a run name its tasks by number.
 
-isal, which packs gray values, does not always make the same bytes of the same content: once in some
-thousand small chunks its gzip stream is another one of a few bytes more or less. So of a file that
-is packed by gzip the digest of its content is kept as well, and a few files that differ in packing
-alone are tolerated, with what they add to the stored bytes of their stage.
-
 Of a provenance dates and persons are left out, of a source's state its fingerprint, which depends
 on times of files, and names of entries of a trash, which hold the time.
 """
 
-import gzip
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -42,8 +35,6 @@ _FORMATS = frozenset(
         "gzip", "br", "zstd",
     }
 )  # fmt: skip
-#: How many files of a case may be packed in another way, and by how many bytes each.
-_PACKED_OTHERWISE, _PACKING_BYTES = 3, 16
 _STATE = re.compile(r"(files?, [\d,]+ bytes, )[0-9a-f]{12}")
 _TRASH_ENTRY = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}")
 
@@ -98,7 +89,7 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _folder(folder: Path, root: Path) -> Entry:
-    files = {name: _digests(path) for name, path in _files(folder)}
+    files = {name: digest(path.read_bytes()) for name, path in _files(folder)}
     entry: Entry = {}
     if "info" in files:
         info = json.loads((folder / "info").read_text())
@@ -109,14 +100,6 @@ def _folder(folder: Path, root: Path) -> Entry:
     if files.pop("provenance", None):
         entry["provenance"] = _provenance((folder / "provenance").read_text(), root)
     return {**entry, "files": files}
-
-
-def _digests(path: Path) -> str:
-    """The digest of a file's bytes; of one packed by gzip that of its content after it."""
-    content = path.read_bytes()
-    if path.suffix != ".gz":
-        return digest(content)
-    return f"{digest(content)} {digest(gzip.decompress(content))}"
 
 
 def _voxels(layer: Path, mip: int) -> str:
@@ -172,19 +155,6 @@ class Difference:
         """Whether only words differ, which are not compared."""
         return f"/{SAYS}" in self.where
 
-    @property
-    def is_packing(self) -> bool:
-        """Whether a file has the same content, packed in another way."""
-        old, new = str(self.old).split(" "), str(self.new).split(" ")
-        return "/files/" in self.where and len(old) == len(new) == 2 and old[1] == new[1]
-
-    def is_tolerable(self, files: int) -> bool:
-        """Whether this comes of so many files having been packed in another way."""
-        if not self.where.endswith("/work/bytes_written"):
-            return self.is_packing
-        by = abs(self.new - self.old) if self.old and self.new else math.inf
-        return by <= files * _PACKING_BYTES
-
     def __str__(self) -> str:
         if self.new is None:
             return f"{self.where}: is missing, was {self.old}"
@@ -199,14 +169,6 @@ def differences(old: Entry, new: Entry) -> list[Difference]:
     names = sorted(before.keys() | after.keys())
     pairs = ((name, before.get(name), after.get(name)) for name in names)
     return [Difference(*pair) for pair in pairs if pair[1] != pair[2]]
-
-
-def tolerable(found: list[Difference]) -> list[Difference]:
-    """Those differences that come of at most a few files having been packed in another way."""
-    files = sum(difference.is_packing for difference in found)
-    if not 0 < files <= _PACKED_OTHERWISE:
-        return []
-    return [difference for difference in found if difference.is_tolerable(files)]
 
 
 def _flat(value: object, path: str = "") -> Iterator[tuple[str, object]]:

@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import threading
 import zlib
 from typing import get_args
 
@@ -293,3 +294,28 @@ def test_grey_values_are_gzip_that_anything_reads_however_large_the_chunk(size):
     stored = compress_bytes(content, "gzip", grey=True)
     assert gzip.decompress(stored.content) == bytes(content)
     assert len(stored.content) < size * 1.01 + 60
+
+
+def test_the_same_grey_values_give_the_same_bytes_wherever_they_are_in_memory():
+    """Threads have their stacks, where ISA-L keeps its state, at addresses of their own."""
+    random = np.random.default_rng(5)
+    sizes = [*range(20), *random.integers(20, 1000, 480)]
+    contents = [
+        np.repeat(random.integers(0, 2**40, size // 32 + 1), 4).tobytes()[:size] for size in sizes
+    ]
+    made = [set() for _ in contents]
+    all_are_there = threading.Barrier(40)
+
+    def compress():
+        all_are_there.wait()
+        for seen, content in zip(made, contents, strict=True):
+            seen.add(compress_bytes(content, "gzip", grey=True).content)
+
+    threads = [threading.Thread(target=compress) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(seen) for seen in made] == [1] * len(contents)
+    for (packed,), content in zip(made, contents, strict=True):
+        assert gzip.decompress(packed) == content
