@@ -10,6 +10,7 @@ from typing import Any
 
 import boto3
 
+from igneous_airflow.receipts import decode_receipts
 from igneous_airflow.storage.files import Folder, open_folder
 
 DAG = "igneous_downsample"
@@ -106,5 +107,5 @@ def workers_of(run: str) -> set[str]:
         for entry in page.get("Contents", []):
             if f"_{run}_" in entry["Key"] and "/done/" in entry["Key"]:
                 file = runs.read(entry["Key"].removeprefix("runs/"))
-                found.add(json.loads(bytes(file.content))["worker"].rpartition(":")[2])
+                found |= {receipt.worker.rpartition(":")[2] for receipt in decode_receipts(file)}
     return found

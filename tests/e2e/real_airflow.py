@@ -273,6 +273,12 @@ class RealAirflow:
         tasks = self.call("GET", path)["task_instances"]
         return {task["task_id"]: task["state"] for task in tasks}
 
+    def audit_log(self, run: str) -> list[tuple[str, str]]:
+        """What Airflow's own audit log says of a DAG run: the event and the user."""
+        path = f"/api/v2/eventLogs?dag_id={self.dag}&run_id={run}&order_by=when&limit=100"
+        entries = self.call("GET", path)["event_logs"]
+        return [(entry["event"], entry["owner"]) for entry in entries]
+
     def proved(self, run: str) -> set[str]:
         """The stages of a DAG run whose run is proved, by the records in the run folders."""
         folders = [path.parent for path in self.runs.glob(f"{self.dag}_{run}_*/run.json")]

@@ -86,6 +86,8 @@ def stack() -> Iterator[Any]:
         for name, value in stack.environment("worker").items():
             if name.startswith("AWS_"):
                 patch.setenv(name, value)
+        boto3.setup_default_session()  # another stack of this process had other credentials
+        boto3.client("s3").create_bucket(Bucket="faults")
         be_quick(patch)
         yield stack
 
@@ -171,14 +173,13 @@ def test_a_run_on_servers_that_fail_now_and_then_leaves_what_one_on_a_disk_leave
     twin.mkdir()
     (step,) = case(twin)
     name = f"{case.__name__}-{seed}"
-    url = f"s3://igneous/{name}"
-    boto3.client("s3").create_bucket(Bucket="igneous")
+    url = f"s3://faults/{name}"
     upload(twin, url)
     complete(stage_class(step[0]).model_validate(step[1]))
 
     struck = begin(seed)
     queue = f"sqs://igneous-{name}?region=us-east-1&endpoint={stack.url('sqs')}"
-    run = work_through(f"s3://igneous/runs/{name}", queue, placed([step], twin, url)[0])
+    run = work_through(f"s3://faults/runs/{name}", queue, placed([step], twin, url)[0])
     assert all(proxy.faults for proxy in stack.proxies.values())
     requests = [len(proxy.requests) for proxy in stack.proxies.values()]
     count = sum(fault.struck for fault in struck)

@@ -76,6 +76,7 @@ def stack(unstarted: Any, cluster: Any) -> Iterator[Any]:
     with SERVICES["running"](unstarted) as stack, pytest.MonkeyPatch.context() as patch:
         for name, value in rights(stack).items():
             patch.setenv(name, value)
+        boto3.setup_default_session()  # another stack of this process had other credentials
         yield stack
 
 

@@ -416,6 +416,9 @@ def test_marking_the_workers_as_failed_stops_them_and_clearing_resumes(
     airflow.clear("stopped", "workers")
     assert airflow.end_of("stopped") == "success"
     assert_same_bytes(undisturbed / "8_8_40", copied / "8_8_40")
+    events = airflow.audit_log("stopped")
+    assert {who for _, who in events} >= {"admin"}
+    assert events == [], read_entries(f"file://{airflow.runs}")
 
 
 def test_a_dag_run_that_is_set_to_failed_ends_failed_and_a_ci_job_resumes_it(
