@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.error
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,10 @@ def logs(stack: Any, run: str) -> str:
         for attempt in range(1, task["try_number"] + 1):
             text += f"\n== {task['task_id']} {task['state']}\n"
             path_of_log = f"{path}/logs/{attempt}?map_index={task['map_index']}"
-            text += stack.call("GET", path_of_log, accept="x-ndjson")
+            try:
+                text += stack.call("GET", path_of_log, accept="x-ndjson")
+            except urllib.error.HTTPError as error:  # of an attempt that has none
+                text += f"{error}: {path_of_log}"
     return text
 
 
