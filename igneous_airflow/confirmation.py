@@ -58,6 +58,7 @@ def asking(
         return plan
     changes: dict[str, Any] = {"replaces": tuple(map(str, replaced))}
     others = [item for item in replaced if not is_own(stage, item.method)]
+    changes["made_by"] = tuple(dict(item.method) for item in others)
     if others and not stage.parameters()["confirm"]:
         total = sum((item.found for item in others), Existing())
         listed = "; ".join(map(str, others))
@@ -68,7 +69,6 @@ def asking(
             f"confirm: {subject} would be {fate}: {others[0].count(total)} ({listed}). Set "
             f"`confirm` to replace them{way_out}"
         )
-        changes["made_by"] = tuple(dict(item.method) for item in others)
     return plan.model_copy(update=changes)
 
 

@@ -43,6 +43,7 @@ from igneous_airflow.storage.durable import sync
 from igneous_airflow.storage.files import open_folder, open_own_folder
 from igneous_airflow.storage.info import INFO
 from igneous_airflow.storage.json_files import RECORD_BYTES, read_json, write_json
+from igneous_airflow.storage.methods import method_digest, same_method
 from igneous_airflow.storage.partials import remove_abandoned
 from igneous_airflow.task import Task, TaskEncoder
 from igneous_airflow.validation import wrong_fields
@@ -151,6 +152,7 @@ class Run(RunRecord):
             scratch=plan.scratch,
             triggered_by=triggered_by or {},
             plan_only=plan_only,
+            replaces=tuple(sorted(map(method_digest, plan.made_by))),
         )
         return run._recorded(earlier), run._announced(plan)  # noqa: SLF001
 
@@ -238,6 +240,8 @@ class Run(RunRecord):
         self.require_same(stage)
         plan = self.make_stage().plan()
         if self.was_launched:  # it was confirmed then
+            if newer := self._replaced_by(plan, trusted):
+                raise PlanRefused(self.stage, [newer])
             plan = plan.require_accepted(resumed=True)
         return _startable(plan, plan_only=plan_only, trusted=trusted)
 
@@ -363,7 +367,11 @@ class Run(RunRecord):
         return self._changed(change)
 
     def approve(self, by: str) -> Self:
-        """Let the run begin; `by` is the person who allows it."""
+        """Let the run begin; `by` is the person who allows it.
+
+        Raises RunFailed when another run has written where it will write since it was planned.
+        """
+        self._require_latest()
         return self._changed(lambda record: record.moved_to(LaunchState.APPROVED, by))
 
     def cancel(self, by: str, why: str = "") -> Self:
@@ -423,9 +431,37 @@ class Run(RunRecord):
             queue.close()
 
     def go_on(self, by: str) -> Self:
-        """Let workers do the run's tasks again, also where it was cancelled after its launch."""
+        """Let workers do the run's tasks again, also where it was cancelled after its launch.
+
+        Raises RunFailed when another run has written where it writes since it was planned.
+        """
+        self._require_latest()
         finished = LaunchState.DONE
         return self._changed(lambda r: r if r.state is finished else r.continued(by))
+
+    def _require_latest(self) -> None:
+        if newer := self._replaced_by(self.make_stage().plan()):
+            raise RunFailed(newer)
+
+    def _replaced_by(self, plan: Plan, trusted: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Say which run has written since this one was planned where it writes; empty for none.
+
+        The plan is of now. What a run of the `trusted` methods made may be replaced.
+        """
+        if self.replaces is None:
+            return ""
+        newer = [
+            str(method.get("task", "another program"))
+            for method in plan.made_by
+            if method and method_digest(method) not in self.replaces
+            if not any(same_method(method, known) for known in trusted)
+        ]
+        if not newer:
+            return ""
+        return (
+            f"since the run {self.id} was planned, {', '.join(sorted(set(newer)))} has written "
+            "where it writes: to replace that, start a new run and confirm it"
+        )
 
     def resume(self) -> int:
         """Send what is missing when no worker could be at it; return how many tasks.
@@ -542,8 +578,11 @@ class Run(RunRecord):
         """Prove that the run is complete, record provenance and summary; may run again.
 
         Raises RunFailed when receipts are missing, AuditFailed when output is. Tasks whose output
-        is missing lose their receipts, so that resuming the run does them again.
+        is missing lose their receipts, so that resuming the run does them again. Where
+        another run has written over the output since, either is raised, and the receipts stay.
         """
+        if self.is_finished:
+            self._require_latest()
         self._begun()
         self.require_done(self._look())
         account = self.ledger.account(self.planned, self.blocks, self.batch)
@@ -552,6 +591,8 @@ class Run(RunRecord):
             audit = stage.finish(self.by, account)
             work = account.read_all()
         except AuditFailed as error:
+            if newer := self._replaced_by(stage.plan()):
+                raise AuditFailed(f"{error}\nThat is no fault: {newer}", error.cells) from None
             raise self._taken_back(error) from None
         earlier = self._stored_summary()
         summary = Summary(

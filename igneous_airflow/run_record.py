@@ -99,6 +99,10 @@ class RunRecord(BaseModel):
     plan_only: bool = Field(default=False, description="whether it must never be launched")
     approval: str = Field(default="", description="why a person must approve it; empty if not")
     refusals: tuple[str, ...] = ()
+    replaces: tuple[str, ...] | None = Field(
+        default=None,
+        description="digests of the methods that made what it may replace; None where not recorded",
+    )
     changes: tuple[StateChange, ...] = Field(min_length=1)
     digest: str = Field(default="", description="of all that never changes within a launch")
 

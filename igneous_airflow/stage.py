@@ -61,8 +61,8 @@ class Plan(BaseModel):
     made_by: tuple[dict[str, Any], ...] = Field(
         default=(),
         exclude=True,
-        description="the methods, as in the provenance, of the runs that made what is unconfirmed; "
-        "none where it has to be confirmed whatever made it",
+        description="the methods, as in the provenance, of the runs of other parameters that made "
+        "what is replaced, confirmed or not; none where it has to be confirmed whatever made it",
     )
     writes_to: str = Field(default="", description="folder that is tried before a run is recorded")
 
