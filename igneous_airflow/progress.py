@@ -73,8 +73,10 @@ class Progress(BaseModel):
         """Why the tasks that are left are not done, once nobody works on them, in words."""
         if self.state is State.STALLED:
             return "their messages are gone from the queue"
+        if self.state is State.WAITING and not (self.done or self.failed_attempts):
+            return "no worker has come yet"
         if self.state is not State.FAILED:
-            return "nobody works on them any more: the workers have ended"
+            return "no worker works on them any more"
         if self.dead >= self.left:
             return "they were given up"
         gone = "the messages of the others are gone from the queue"

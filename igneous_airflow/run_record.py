@@ -168,11 +168,11 @@ class RunRecord(BaseModel):
         """
         if why := self.why_it_waits:
             hint = (
-                f"continue it with igneous-airflow resume {self.id}"
+                "what it has done stays; to go on, resume the run"
                 if self.was_launched
-                else "start a new run to do the work"
+                else "nothing was written; start a new run to do the work"
             )
-            raise RunFailed(f"the run {self.id} may not begin ({why}): nothing was written; {hint}")
+            raise RunFailed(f"the run {self.id} may not begin ({why}): {hint}")
         return self.moved_to(LaunchState.LAUNCHED, by)
 
     def continued(self, by: str) -> Self:

@@ -6,11 +6,12 @@ Anyone may mark a task as a success. So whatever relies on a step asks for its r
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from igneous_airflow.errors import RunFailed, RunNotFound
+from igneous_airflow.errors import IgneousError, RunFailed, RunNotFound
 from igneous_airflow.operators.metrics import report_done
 from igneous_airflow.operators.settings import load_run, run_url
 from igneous_airflow.progress import Summary
 from igneous_airflow.run import Run
+from igneous_airflow.run_record import LaunchState
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -56,11 +57,23 @@ def planned_run(context: "Context", group_id: str) -> Run:
     url = run_url(dag_run.dag_id, dag_run.run_id, group_id)
     recorded: Any = context["ti"].xcom_pull(task_ids=f"{group_id}.plan", key=RUN_URL)
     if recorded != url:
+        if _was_refused(url):
+            raise RunFailed(
+                f"the plan of {group_id} was refused: the log of {group_id}.plan has the reasons; "
+                "start a new DAG run with other values"
+            )
         raise RunFailed(
             f"{group_id} was not planned in this DAG run: clear the task {group_id}.plan with "
             "those after it"
         )
     return load_run(url)
+
+
+def _was_refused(url: str) -> bool:
+    try:
+        return load_run(url).state is LaunchState.REFUSED
+    except IgneousError:
+        return False
 
 
 def states_of(context: "Context", task_ids: Iterable[str]) -> dict[str, str | None]:

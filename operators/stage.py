@@ -308,6 +308,9 @@ class EnqueueStage(RunOperator):
             if run.is_finished:
                 self.log.info("The run is proved: nothing is left to send")
                 return [NOBODY]
+            if run.state is LaunchState.CANCELLED and run.was_launched:
+                # this task has sent its tasks before: it runs again only when a person clears it
+                run = run.go_on(run.by)
             run.prepare()
             sent = run.enqueue()
             workers = crew(options, sent)

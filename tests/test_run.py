@@ -577,9 +577,9 @@ def test_what_is_missing_is_named_with_errors_and_the_way_out(many, launch: Laun
 @pytest.mark.parametrize(
     ("progress", "reason"),
     [
-        (Progress(planned=3, done=1, waiting=2), "nobody works on them any more"),
-        (Progress(planned=3, done=0, waiting=3), "nobody works on them any more"),
-        (Progress(planned=3, done=1, leased=2), "nobody works on them any more"),
+        (Progress(planned=3, done=1, waiting=2), "no worker works on them any more"),
+        (Progress(planned=3, done=0, waiting=3), "no worker has come yet"),
+        (Progress(planned=3, done=1, leased=2), "no worker works on them any more"),
         (Progress(planned=3, done=1, dead=2), "they were given up"),
         (Progress(planned=3, done=1), "their messages are gone from the queue"),
     ],

@@ -52,6 +52,8 @@ def find_proof(
             # DAG runs of earlier versions have no verdicts; what they were to skip has no run
             if verdict is not None or states[f"{step}.plan"] != "skipped":
                 _add(proof, step, "was not planned", "plan")
+                if "was refused" in (why := str(verdicts.get(step, {}).get("why"))):
+                    proof.gaps[step] = f"has no run: {why}"
         elif _is_proved(api, url):
             proof.proved.append(step)
         else:

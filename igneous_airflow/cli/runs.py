@@ -83,7 +83,7 @@ def status(run: str, runs: str) -> None:
         judgement = State.WORKING  # between two tasks a worker holds none
     finished = loaded.is_finished
     click.echo(f"run      {loaded.id} ({loaded.stage})")
-    click.echo(f"state    {'finished' if finished else judgement}")
+    click.echo(f"state    {_state(loaded, judgement)}")
     click.echo(f"planned  {progress.planned:,}")
     click.echo(f"done     {progress.done:,}")
     click.echo(f"failed   {progress.dead:,} given up, {progress.failed_attempts:,} failed attempts")
@@ -97,6 +97,16 @@ def status(run: str, runs: str) -> None:
             click.echo(f"  task {failure.task}, attempt {failure.attempt}: {failure.error}")
     if not finished:
         click.echo(f"next     {_next_step(loaded, progress, judgement)}")
+
+
+def _state(run: Run, judgement: State) -> str:
+    """The state of a run, in words."""
+    if run.is_finished:
+        return "finished"
+    if run.state is LaunchState.CANCELLED:
+        last = run.changes[-1]
+        return f"cancelled by {last.by or 'an unknown person'} at {last.at}"
+    return str(judgement)
 
 
 def _waiting(progress: Progress) -> str:
@@ -119,7 +129,7 @@ def _next_step(run: Run, progress: Progress, judgement: State) -> str:
     resume = f"{program()} resume {path}"
     worker = worker_command(run)
     if run.state is LaunchState.CANCELLED and run.was_launched:
-        return f"nothing: it was cancelled; go on with it: {resume}"
+        return f"it stays as it is; to go on: {resume}"
     if why := run.why_it_waits:
         return f"nothing: it may not begin ({why}); start it again to do the work"
     if judgement is State.WAITING and progress.delayed:
@@ -127,7 +137,7 @@ def _next_step(run: Run, progress: Progress, judgement: State) -> str:
     return {
         State.WAITING: f"no worker has come yet; start one: {worker}",
         State.WORKING: f"wait; or, if the workers were killed just now, go on: {resume}",
-        State.INTERRUPTED: f"nobody works on it any more; go on: {resume}",
+        State.INTERRUPTED: f"no worker works on it any more; go on: {resume}",
         State.STALLED: f"tasks are neither done nor in the queue; send them again: {resume}",
         State.FAILED: f"fix the cause, then try again what was given up: {resume}",
         State.DONE: f"prove it and record it: igneous-airflow finish {path}",

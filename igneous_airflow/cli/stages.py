@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from pydantic import ValidationError
 
 from igneous_airflow.cli.addresses import embedded_queue, folder_url, program, queue_url, quoted
@@ -176,7 +177,10 @@ def _callback(stage: type[Stage]) -> Callable[..., None]:
             if stage.followed_by:
                 layer = values[fields_of_kind(stage, LAYER)[0]]
                 command = command_name(stage.followed_by)
-                click.echo(f"Next: {program()} {command} {quoted(layer)}")
+                source = click.get_current_context().get_parameter_source("runs")
+                is_given = source is ParameterSource.COMMANDLINE
+                here = f" --runs {quoted(runs)}" if is_given else ""
+                click.echo(f"Next: {program()} {command} {quoted(layer)}{here}")
             sys.exit(code)
         path = quoted(run.url)
         click.echo(

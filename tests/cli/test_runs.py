@@ -82,6 +82,16 @@ def test_addresses_in_commands_are_words_of_the_shell(cli, run: Run, state: Path
     assert "lag behind by up to a minute" in words
 
 
+def test_status_of_a_run_that_was_cancelled(cli, run: Run, state: Path):
+    receive(run, 0)
+    run.cancel("operator@example.org", "wrong layer")
+    answer = cli("status", "run-1")
+    assert "state    cancelled by operator@example.org at 20" in answer.out
+    assert (
+        f"next     it stays as it is; to go on: igneous-airflow resume {state}/run-1" in answer.out
+    )
+
+
 def test_status_of_a_run_whose_workers_were_stopped(cli, run: Run, state: Path):
     queue = run.open_queue()
     receive(run, 0)

@@ -120,7 +120,7 @@ def test_a_plain_sensor_sends_lost_messages_again_and_gives_up_when_nobody_takes
     run: Run,
 ) -> None:
     run.open_queue().purge()
-    with pytest.raises(AirflowFailException, match="nobody works on them any more"):
+    with pytest.raises(AirflowFailException, match="no worker has come yet"):
         sensor(run, deferrable=False).execute({})
     assert run.progress().waiting == 4
     assert run.progress().state is State.WAITING

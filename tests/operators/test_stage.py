@@ -160,3 +160,27 @@ def test_clearing_the_workers_does_again_what_was_lost_behind_our_back(
 def test_an_error_that_may_pass_is_left_to_the_retries_of_airflow() -> None:
     with pytest.raises(StorageUnavailable), explained():
         raise StorageUnavailable("the disk is full")
+
+
+def test_clearing_enqueue_goes_on_with_a_run_that_was_cancelled_after_it_began(
+    make_layer: Make, context: Make
+) -> None:
+    url = plan(context(layer=str(make_layer()), num_mips=1))["run_url"]
+    enqueue = EnqueueStage(task_id="enqueue", run_url=url)
+    enqueue.execute(context())
+    Run.load(url).cancel("operator@example.org", "wrong layer")
+    assert enqueue.execute(context()) == ["local"]
+    run = Run.load(url)
+    assert run.state is LaunchState.LAUNCHED
+    assert run.progress().waiting == 4
+
+
+def test_a_run_that_was_cancelled_before_it_began_does_not_begin(
+    make_layer: Make, context: Make
+) -> None:
+    url = plan(context(layer=str(make_layer()), num_mips=1))["run_url"]
+    Run.load(url).cancel("operator@example.org")
+    with pytest.raises(
+        AirflowFailException, match=r"operator@example.org cancelled it.* nothing was"
+    ):
+        EnqueueStage(task_id="enqueue", run_url=url).execute(context())

@@ -153,7 +153,7 @@ def test_workers_that_cannot_start_fail_the_task_with_a_retry(
         "igneous_airflow.operators.workers._command",
         lambda *_: [sys.executable, "-c", "raise SystemExit('there is no memory')"],
     )
-    with pytest.raises(AirflowException, match="nobody works on them any more") as caught:
+    with pytest.raises(AirflowException, match="no worker has come yet") as caught:
         workers(run).execute(CONTEXT)
     assert not isinstance(caught.value, AirflowFailException)
     assert "there is no memory" in capsys.readouterr().out

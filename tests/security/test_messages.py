@@ -164,7 +164,7 @@ def test_a_cancelled_run_goes_on_when_it_is_resumed_and_not_before(
     run.cancel("bob@example.org", "wrong layer")
     assert {s.outcome for s in work(queue, tmp_path)} == {"refused"}
     for refused in (run.prepare, run.enqueue, run.finish):
-        with pytest.raises(RunFailed, match=r"may not begin \(wrong layer\).*resume run"):
+        with pytest.raises(RunFailed, match=r"may not begin \(wrong layer\).*resume the run"):
             refused()
     resumed = run.go_on("ada@example.org")
     assert resumed.enqueue() == run.planned
