@@ -65,12 +65,21 @@ class RequireProved(BaseOperator):
         with explained(context):
             plan_only = read_params(RunOptions, context["params"]).plan_only
             verdicts = {s.group_id: _judge(s, context, plan_only=plan_only) for s in self.guarded}
+            if any(verdict["state"] == PLANNED for verdict in verdicts.values()):
+                verdicts = {name: _without_fault(verdict) for name, verdict in verdicts.items()}
             context["ti"].xcom_push(key=STEPS, value=verdicts)
             if not any(verdict["state"] == PLANNED for verdict in verdicts.values()):
                 _require_proved(verdicts)
         for group_id, verdict in verdicts.items():
             self.log.info("%s: %s", group_id, " ".join(filter(None, verdict.values())))
         return verdicts
+
+
+def _without_fault(verdict: dict[str, str]) -> dict[str, str]:
+    """The verdict on a step of a DAG run of which only the plan was requested."""
+    if verdict["state"] != UNPROVED:
+        return verdict
+    return {"state": SKIPPED, "why": "only the plan was requested"}
 
 
 def _require_proved(verdicts: Verdicts) -> None:

@@ -3,6 +3,7 @@
 It is only ever started as a command: nothing here imports Airflow.
 """
 
+import fcntl
 import json
 import os
 import secrets
@@ -11,7 +12,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -92,6 +94,24 @@ class EmbeddedAirflow:
         passwords.touch(mode=0o600)
         passwords.write_text(json.dumps({"admin": password}))
         return password
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from running an Airflow on this home; raises RunFailed."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        with (self.home / "address").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise RunFailed(
+                    f"an Airflow runs in {self.home} already, at {file.read()}: use it, or stop it "
+                    "first"
+                ) from None
+            file.truncate(0)
+            file.write(self.address)
+            file.flush()
+            yield
 
     def set_up(self) -> None:
         """Make home and database; a database of an older version is migrated."""
@@ -183,6 +203,7 @@ def free_port(wanted: int) -> int:
 def airflow(folder: str, port: int) -> None:
     """Start an Airflow on this machine with a DAG for every stage, and print its address."""
     embedded = EmbeddedAirflow(Path(folder).absolute() / "airflow", free_port(port))
-    click.echo(f"Starting Airflow in {embedded.home}; this takes about a minute ...")
-    embedded.set_up()
-    embedded.serve()
+    with embedded.held():
+        click.echo(f"Starting Airflow in {embedded.home}; this takes about half a minute ...")
+        embedded.set_up()
+        embedded.serve()

@@ -1,6 +1,7 @@
 """What counts as a proof inside a DAG run, and what does not; e2e marks tasks of a real one."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,17 @@ def test_a_chain_that_goes_on_without_a_step_says_why(in_dag_run: Make) -> None:
     context = in_dag_run(Instance(), layer="/x", run_first=False)
     verdicts = guard(form, first, "first").execute(context)
     assert verdicts == {"first": {"state": "skipped", "why": "run_first is off"}}
+
+
+def test_when_only_the_plan_is_asked_for_later_steps_are_at_no_fault(
+    planned: tuple[Instance, str], in_dag_run: Make
+) -> None:
+    first, last = Step(Downsample, name="downsample"), Step(Downsample, name="last")
+    form = Form(Chain((first, last), shared=tuple(Downsample.model_fields)))
+    task = guard(form, first, "downsample")
+    task.guarded.append(replace(task.guarded[0], group_id="last", step=last))
+    verdicts = task.execute(in_dag_run(planned[0], plan_only=True))
+    assert verdicts["last"] == {"state": "skipped", "why": "only the plan was requested"}
 
 
 def test_when_only_the_plan_is_asked_for_a_step_must_have_been_planned(
