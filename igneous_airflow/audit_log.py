@@ -6,6 +6,7 @@ several processes write at once, and `cat .audit/*` shows all of them in order o
 
 import re
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,11 +45,11 @@ def audit_folder(runs: str) -> str:
 
 
 def write_entry(runs: str, entry: AuditEntry) -> None:
-    """Add an entry to the log of a runs folder; writing it twice leaves one."""
+    """Add an entry to the log of a runs folder; writing it twice leaves one, and no other is lost."""
     stamp = re.sub(r"[^0-9T]", "", entry.at[:19])
     subject = entry.run or re.sub(r"[^A-Za-z0-9]+", "_", entry.what).strip("_")[-60:]
-    name = f"{stamp}Z-{entry.action}-{subject}" + (f"-{entry.launch}" if entry.launch else "")
     line = entry.model_dump_json(exclude_defaults=True).encode() + b"\n"
+    name = f"{stamp}Z-{entry.action}-{subject}-{sha256(line).hexdigest()[:8]}"
     open_own_folder(runs).write(
         f"{_FOLDER}/{name}", StoredFile(line), content_type="application/json"
     )
