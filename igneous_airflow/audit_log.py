@@ -45,7 +45,7 @@ def audit_folder(runs: str) -> str:
 
 
 def write_entry(runs: str, entry: AuditEntry) -> None:
-    """Add an entry to the log of a runs folder; writing it twice leaves one, and no other is lost."""
+    """Add an entry to the log of a runs folder; written twice it is one, and no other is lost."""
     stamp = re.sub(r"[^0-9T]", "", entry.at[:19])
     subject = entry.run or re.sub(r"[^A-Za-z0-9]+", "_", entry.what).strip("_")[-60:]
     line = entry.model_dump_json(exclude_defaults=True).encode() + b"\n"
