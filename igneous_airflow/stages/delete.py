@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import lcm
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, Field
@@ -26,6 +25,7 @@ from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.scale_blocks import Block, BlocksOfScales
 from igneous_airflow.proof import Account
 from igneous_airflow.stage import Audit, Plan, Stage, Work, human_bytes
+from igneous_airflow.storage.folder_names import folder_problem
 
 if TYPE_CHECKING:
     from igneous_airflow.storage.info import Scale
@@ -41,9 +41,8 @@ def _keys_text(text: str | None) -> str | None:
         return None
     keys = [key.strip() for key in text.split(",")]
     for key in keys:
-        path = PurePosixPath(key)
-        if not path.parts or path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{shown(key)} is not the key of a scale inside the layer")
+        if problem := folder_problem(key):
+            raise ValueError(f"{shown(key)} {problem}")
     return ",".join(keys)
 
 
@@ -343,10 +342,6 @@ class Delete(Stage):
     def _refusals(self, scales: "Sequence[Scale]") -> Iterator[str]:
         finest = scales[0]
         for scale in scales:
-            try:
-                _keys_text(scale.key)
-            except ValueError as error:
-                yield str(error)
             if "," in scale.key:
                 yield f"scale {scale.key!r} cannot be named, for its comma"
             if scale.sharded:

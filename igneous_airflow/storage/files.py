@@ -16,7 +16,6 @@ from igneous_airflow.errors import CorruptChunk
 from igneous_airflow.storage.allowed import require_allowed
 
 Buffer = bytes | bytearray | memoryview
-TRASH = ".trash"  # the folder of a layer with what was deleted and can be restored
 SUFFIXES: dict[str, str] = {"gzip": ".gz", "br": ".br", "zstd": ".zstd"}
 
 

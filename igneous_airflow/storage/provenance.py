@@ -12,7 +12,8 @@ from igneous_airflow.errors import CorruptChunk, InvalidInfo, InvalidParameter
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.commit import commit
-from igneous_airflow.storage.files import TRASH, Folder, StoredFile
+from igneous_airflow.storage.files import Folder, StoredFile
+from igneous_airflow.storage.folder_names import TRASH
 from igneous_airflow.storage.methods import same_method
 from igneous_airflow.storage.partials import remove_abandoned
 

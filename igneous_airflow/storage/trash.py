@@ -17,7 +17,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from igneous_airflow.errors import InvalidInfo, InvalidParameter
 from igneous_airflow.storage.durable import sync
-from igneous_airflow.storage.files import SUFFIXES, TRASH, Folder
+from igneous_airflow.storage.files import SUFFIXES, Folder
+from igneous_airflow.storage.folder_names import TRASH, folder_problem
 from igneous_airflow.storage.info import Scale
 from igneous_airflow.storage.json_files import read_json, write_json
 from igneous_airflow.storage.partials import remove_abandoned
@@ -34,9 +35,8 @@ def new_entry_name() -> str:
 
 def _inside(name: str) -> str:
     """A folder of the layer, and not of its trash; raises ValueError."""
-    path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts or path.parts[0] == TRASH:
-        raise ValueError(f"{name!r} is not a folder inside the layer")
+    if problem := folder_problem(name):
+        raise ValueError(f"{name!r} {problem}")
     return name
 
 
