@@ -135,7 +135,7 @@ class Delete(Stage):
             scales = self._chosen(layer)
             refusals = list(self._refusals(scales))
             if not refusals:
-                layer.folder.check_writable()
+                layer.folder.check_writable(scale.key for scale in scales)
         except IgneousError as error:
             return Plan(stage=self.name, refusals=(str(error),))
         if refusals:

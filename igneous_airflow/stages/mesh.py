@@ -214,7 +214,7 @@ class Mesh(Stage):
             place = self._place()
             refusals = tuple(place.problems())
             if not refusals:
-                place.layer.folder.check_writable()
+                place.layer.folder.check_writable([place.folder.directory])
                 return self._asking(self._counted(place), place)
         except IgneousError as error:
             refusals = (str(error),)

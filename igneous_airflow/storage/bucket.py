@@ -2,7 +2,7 @@
 
 import io
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -200,7 +200,7 @@ class BucketFolder:
     def rename(self, old: str, new: str) -> bool:
         raise InvalidParameter(f"{self._url} is a bucket: {old} cannot be moved to {new}")
 
-    def check_writable(self) -> None:
+    def check_writable(self, folders: Iterable[str] = ()) -> None:  # noqa: ARG002
         if self._url.startswith(_READ_ONLY):
             raise AccessDenied(f"cannot write to {self._url}: web addresses are read-only")
 

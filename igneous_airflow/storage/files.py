@@ -5,7 +5,7 @@ the name on disk (`.gz`, `.br`, `.zstd`), as `Content-Encoding` in a bucket.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -115,11 +115,14 @@ class Folder(Protocol):
     def rename(self, old: str, new: str) -> bool:
         """Move a file, by its full name, or a folder; False when there is none.
 
-        A file of the new name is replaced. Only where `renames` is true.
+        Raises InvalidParameter where there is one of the new name. Only where `renames` is true.
         """
 
-    def check_writable(self) -> None:
-        """Raise AccessDenied when files cannot be written here, as far as looking can tell."""
+    def check_writable(self, folders: Iterable[str] = ()) -> None:
+        """Raise AccessDenied when files cannot be written here, as far as looking can tell.
+
+        `folders` are those below that will be written to, or emptied: none may be a link.
+        """
 
     def try_writing(self) -> None:
         """Write an empty file and delete it; raises AccessDenied."""

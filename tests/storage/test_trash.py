@@ -502,9 +502,9 @@ def test_a_rehearsal_moves_nothing(tmp_path):
 def test_a_file_on_another_disk_is_named_with_the_way_out(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
 
-    def other_disk(source, target):
+    def other_disk(source, target, **_):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(os, "replace", other_disk)
+    monkeypatch.setattr(os, "link", other_disk)
     with pytest.raises(InvalidParameter, match=r"another disk.*set keep_deleted to false"):
         open_folder(f"file://{tmp_path}").rename("file", "other")
