@@ -30,7 +30,7 @@ from igneous_airflow.storage.folder_names import folder_problem
 if TYPE_CHECKING:
     from igneous_airflow.storage.info import Scale
     from igneous_airflow.storage.layer import Layer
-    from igneous_airflow.storage.trash import Trash
+    from igneous_airflow.storage.trash import Entry, Trash
 
 _CHUNKS_ON_EDGE = 16  # of the block that a task deletes
 _NAMED_AT_MOST = 10
@@ -132,9 +132,14 @@ class Delete(Stage):
 
         try:
             layer = Layer.open(self.layer)
+            if self.launch.begun and not self._remaining(layer):
+                note = "the mips have left the info: only the record of it is missing"
+                return Plan(stage=self.name, writes_to=layer.folder.url, notes=(note,))
             scales = self._chosen(layer)
             refusals = list(self._refusals(scales))
             if not refusals:
+                if trash := self._trash(layer):
+                    trash.require_free(self.launch.id)
                 layer.folder.check_writable(scale.key for scale in scales)
         except IgneousError as error:
             return Plan(stage=self.name, refusals=(str(error),))
@@ -165,23 +170,29 @@ class Delete(Stage):
     def prepare(self) -> None:
         """Say in the trash what will come; the info names the scales until their files are gone."""
         from igneous_airflow.storage.layer import Layer
-        from igneous_airflow.storage.trash import Entry
 
         self._require_confirmed()
         layer = Layer.open(self.layer)
         trash = self._trash(layer)
-        if trash is None or not self._remaining(layer):  # gone: only the record of it is missing
-            return
-        keys = [scale.key for scale in self._chosen(layer)]
-        part = "" if self.bounds is None else f", of {self.bounds}"
-        trash.begin(
-            Entry(
-                name=trash.name,
-                what=f"chunks of {', '.join(keys)}{part}",
-                stage=self.name,
-                folders=tuple(keys),
-                scales=() if self.bounds else layer.info.entries_of(keys),
-            )
+        if trash is not None and self._remaining(layer):  # else only the record of it is missing
+            trash.begin(self._entry(layer, trash))
+
+    def _entry(self, layer: "Layer", trash: "Trash") -> "Entry":
+        """What the trash says of the files."""
+        from igneous_airflow.storage.trash import Entry
+
+        scales = self._chosen(layer)
+        keys = [scale.key for scale in scales]
+        regions = {scale.key: str(self._region(scales[0], scale)) for scale in scales}
+        return Entry(
+            name=trash.name,
+            what=f"chunks of {', '.join(keys)}" + (f", of {self.bounds}" if self.bounds else ""),
+            stage=self.name,
+            run=self.launch.run,
+            launch=self.launch.id,
+            folders=tuple(keys),
+            parts=regions if self.bounds else {},
+            scales=() if self.bounds else layer.info.entries_of(keys),
         )
 
     def cells(self) -> Sequence[Block]:
@@ -205,6 +216,8 @@ class Delete(Stage):
             for chunk in scale.chunks.overlapping(cell.box):
                 overlap.submit(partial(remove, f"{scale.key}/{chunk}"))
         trash = self._trash(layer)
+        if trash is not None and trash.holds(scale.key):
+            trash.begin(self._entry(layer, trash))  # restored or emptied since it was prepared
         return Work(folders=(scale.key, *(trash.folders_of(scale.key) if trash else ())))
 
     def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002
@@ -254,8 +267,8 @@ class Delete(Stage):
         from igneous_airflow.confirmation import in_trash
 
         trash = self._trash(layer)
-        if trash and (entry := trash.read()):  # none, when restored or emptied since
-            trash.write(entry.model_copy(update={"by": by, "complete": True}))
+        if trash:
+            trash.complete(by)
         return in_trash(trash)
 
     def _fate(self, layer: "Layer") -> str:

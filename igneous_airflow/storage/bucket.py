@@ -193,6 +193,9 @@ class BucketFolder:
         for name in left:
             self.delete(name)  # says why it could not be deleted
 
+    def remove_empty_folders(self, prefix: str) -> None:
+        """Do nothing: a bucket has no folders."""
+
     @property
     def renames(self) -> bool:
         return False

@@ -108,6 +108,9 @@ class Folder(Protocol):
     def delete_folder(self, prefix: str) -> None:
         """Remove every file below `prefix/`."""
 
+    def remove_empty_folders(self, prefix: str) -> None:
+        """Remove `prefix/`, and the folders below it, as far as no files are in them."""
+
     @property
     def renames(self) -> bool:
         """Whether files can be moved within the folder without being copied: not in buckets."""

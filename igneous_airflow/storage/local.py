@@ -262,6 +262,14 @@ class LocalFolder:
                 with suppress(OSError):  # somebody may write there again
                     Path(parent).rmdir()
 
+    def remove_empty_folders(self, prefix: str) -> None:
+        folder = self._root / prefix
+        with disk_errors("delete", folder):
+            self._links.check_change(f"{folder}/")
+            for parent, _ in self._links.below(folder):
+                with suppress(OSError):  # it has files
+                    Path(parent).rmdir()
+
     @property
     def renames(self) -> bool:
         return True
