@@ -59,6 +59,10 @@ def disk_errors(action: str, path: Path | str) -> Iterator[None]:
                 f"cannot {action} {path}: it lies on another disk than the layer: set keep_deleted "
                 "to false"
             ) from error
+        if error.errno == errno.EISDIR:
+            raise InvalidParameter(
+                f"cannot {action} {path}: a folder has that name: move it away, then try again"
+            ) from error
         if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
             raise InvalidParameter(f"cannot {action} {path}: {error.strerror}") from error
         raise StorageUnavailable(f"cannot {action} {path}: {error.strerror or error}") from error

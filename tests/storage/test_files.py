@@ -285,7 +285,7 @@ def test_a_folder_of_that_name_is_not_a_file(local, tmp_path):
     (tmp_path / "info").mkdir()
     assert local.read("info") is None
     assert not local.exists("info")
-    with pytest.raises(StorageUnavailable, match="info"):
+    with pytest.raises(InvalidParameter, match="info: a folder has that name"):
         local.write("info", StoredFile(b"1"))
     assert [path.name for path in tmp_path.iterdir()] == ["info"]
 
