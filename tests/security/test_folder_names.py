@@ -5,18 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from igneous_airflow.errors import InvalidInfo
+from igneous_airflow.errors import InvalidInfo, InvalidParameter, UnreadableSource
 from igneous_airflow.fields import folder_in_layer
 from igneous_airflow.geometry.bbox import Vec3
+from igneous_airflow.sources.reach import companion_name
 from igneous_airflow.stages.delete import Delete
 from igneous_airflow.stages.mesh import Mesh
+from igneous_airflow.storage.files import FileEntry, open_folder
 from igneous_airflow.storage.folder_names import folder_problem
 from igneous_airflow.storage.info import Info, read_info
 from igneous_airflow.storage.info_names import check_key
 from igneous_airflow.storage.layer import Layer
+from igneous_airflow.storage.parts import FileInParts
+from igneous_airflow.storage.place import Place
 from igneous_airflow.storage.trash import Entry
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
 from igneous_airflow.testing.stages import snapshot
+from igneous_airflow.viewer.served import folder_inside
 
 ENTRY = "20250102T030405Z-abcdef"
 OUTSIDE = "is not the name of a folder inside the layer"
@@ -60,7 +65,25 @@ def test_what_a_form_writes_is_read(name: str) -> None:
     except ValueError:
         return
     assert folder_problem(written) == ""
-    assert "%" not in written
+    assert folder_inside(written) == written
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_viewer_serves_no_folder_that_is_refused(name: str) -> None:
+    assert folder_inside(name) is None or not NAMES[name]
+
+
+CLIMBING = ["..", "../x", "a/../../x", "%2e%2e/x", "%252e%252e/x", "..\\x", "\u2025/x", "..%2fx"]
+
+
+@pytest.mark.parametrize("name", [*CLIMBING, "%" + "25" * 20 + "2e"], ids=ascii)
+def test_addresses_and_names_in_sources_go_by_the_same_readings(name: str) -> None:
+    with pytest.raises(InvalidParameter, match="may lead to another folder"):
+        Place.parse(f"s3://bucket/{name.replace(chr(92), '%5c')}/x")
+    folder = open_folder("mem://bucket/source")
+    index = FileInParts(folder, FileEntry("index", 1))
+    with pytest.raises(UnreadableSource, match="lies outside of"):
+        companion_name(index, name, "index")
 
 
 @pytest.fixture
