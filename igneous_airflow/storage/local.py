@@ -296,7 +296,8 @@ class LocalFolder:
     def check_writable(self, folders: Iterable[str] = ()) -> None:
         existing = self._existing()
         for folder in folders:
-            self._links.check_change(f"{self._root / folder}/")
+            with disk_errors("write to", self._root / folder):
+                self._links.check_change(f"{self._root / folder}/")
         # root may write anywhere but to a read-only file system
         as_whom = {"effective_ids": os.access in os.supports_effective_ids}
         with disk_errors("write to", self._root):

@@ -50,7 +50,7 @@ def restore(
     """
     trash, entry = require_entry(layer, name, rebuilt=unfinished)
     if not (entry.complete or unfinished):
-        raise PlanRefused("restore", [f"{entry.why_unfinished} to restore what is there"])
+        raise PlanRefused("restore", [f"{entry.why_unfinished} to restore what is there now"])
     _require_room_in_info(layer, entry)
     if not replace and (taken := list(islice(_taken(layer, trash, entry), _NAMED_AT_MOST + 1))):
         others = " and others" if len(taken) > _NAMED_AT_MOST else ""

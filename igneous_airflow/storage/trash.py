@@ -89,12 +89,14 @@ class Entry(BaseModel):
 
     @property
     def why_unfinished(self) -> str:
-        """Why files may still come, and what to do, to be followed by what the option is for."""
-        run = f"the {self.stage} run {self.run}" if self.run else f"a run ({self.stage or '?'})"
-        cancel = f"igneous-airflow cancel {self.run}" if self.run else "igneous-airflow cancel"
+        """Why files may still come, and what to do; to be followed by what the option is for."""
+        who, end = f"a {self.stage} outside of runs", "make sure that it has ended"
+        if self.run:
+            who = f"the {self.stage} run {self.run}"
+            end = f"end it with `igneous-airflow cancel {self.run}`"
         return (
-            f"{self.name} is not complete: {run} may still move files there. Let it finish, or end "
-            f"it with {cancel}; then set --unfinished"
+            f"{self.name} is not complete: {who} may still move files there. Let it finish; or "
+            f"{end}, then set --unfinished"
         )
 
     def is_of(self, launch: str) -> bool:
