@@ -172,9 +172,12 @@ class Delete(Stage):
         from igneous_airflow.storage.layer import Layer
 
         self._require_confirmed()
-        layer = Layer.open(self.layer)
+        self._begin_entry(Layer.open(self.layer))
+
+    def _begin_entry(self, layer: "Layer") -> None:
+        """Say in the trash what the files are, unless only the record of the run is missing."""
         trash = self._trash(layer)
-        if trash is not None and self._remaining(layer):  # else only the record of it is missing
+        if trash is not None and self._remaining(layer):
             trash.begin(self._entry(layer, trash))
 
     def _entry(self, layer: "Layer", trash: "Trash") -> "Entry":
@@ -217,7 +220,7 @@ class Delete(Stage):
                 overlap.submit(partial(remove, f"{scale.key}/{chunk}"))
         trash = self._trash(layer)
         if trash is not None and trash.holds(scale.key):
-            trash.begin(self._entry(layer, trash))  # restored or emptied since it was prepared
+            self._begin_entry(layer)  # it may have been restored or emptied since
         return Work(folders=(scale.key, *(trash.folders_of(scale.key) if trash else ())))
 
     def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002
@@ -244,6 +247,8 @@ class Delete(Stage):
         with Overlap(layer.overlap_width) as overlap:
             for stray in strays:
                 overlap.submit(partial(self._remover(layer), str(stray)))
+        if strays:
+            self._begin_entry(layer)
         if self.bounds is None:
             remove_scales(layer.folder, keys)
         record_processing(layer.folder, self.provenance(), by, written={})

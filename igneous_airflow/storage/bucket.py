@@ -203,6 +203,9 @@ class BucketFolder:
     def rename(self, old: str, new: str) -> bool:
         raise InvalidParameter(f"{self._url} is a bucket: {old} cannot be moved to {new}")
 
+    def complete_move(self, old: str, new: str) -> None:
+        """Do nothing: in a bucket nothing is moved."""
+
     def check_writable(self, folders: Iterable[str] = ()) -> None:  # noqa: ARG002
         if self._url.startswith(_READ_ONLY):
             raise AccessDenied(f"cannot write to {self._url}: web addresses are read-only")

@@ -121,6 +121,9 @@ class Folder(Protocol):
         Raises InvalidParameter where there is one of the new name. Only where `renames` is true.
         """
 
+    def complete_move(self, old: str, new: str) -> None:
+        """Take the old name from a file that a move which was stopped has left with both."""
+
     def check_writable(self, folders: Iterable[str] = ()) -> None:
         """Raise AccessDenied when files cannot be written here, as far as looking can tell.
 

@@ -31,7 +31,7 @@ from igneous_airflow.storage.files import (
     require_at_most,
 )
 from igneous_airflow.storage.links import AnyLinks, Links
-from igneous_airflow.storage.moving import move_without_replacing
+from igneous_airflow.storage.moving import complete_move, move_without_replacing
 from igneous_airflow.storage.partials import (
     is_partial,
     partial_path,
@@ -288,6 +288,13 @@ class LocalFolder:
             if os.path.isdir(source):  # noqa: PTH112 - for every chunk that is deleted
                 self._links.check_change(f"{source}/")
             return move_without_replacing(source, target)
+
+    def complete_move(self, old: str, new: str) -> None:
+        source, target = f"{self._root}/{old}", f"{self._root}/{new}"
+        with disk_errors("move", source):
+            self._links.check_change(source)
+            self._links.check_change(target)
+            complete_move(source, target)
 
     def exists_as_folder(self) -> bool:
         """Whether the folder itself is there."""

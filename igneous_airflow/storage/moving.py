@@ -2,11 +2,12 @@
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from igneous_airflow.errors import InvalidParameter
 
-#: What file systems without hard links answer, and kernels that let nobody link files of others.
+#: What file systems without hard links answer, and kernels that refuse links to files of others.
 _NO_LINKS = frozenset({errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS})
 _TAKEN = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR})
 
@@ -38,8 +39,9 @@ def _move_file(source: str, target: str) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
     except FileExistsError:
-        if not os.path.samestat(os.lstat(source), os.lstat(target)):
+        if not complete_move(source, target):
             raise
+        return
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
@@ -48,3 +50,12 @@ def _move_file(source: str, target: str) -> None:
         os.rename(source, target)  # noqa: PTH104
         return
     Path(source).unlink(missing_ok=True)
+
+
+def complete_move(source: str, target: str) -> bool:
+    """Take the old name from a file that a stopped move has left with both; whether it had both."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if os.path.samestat(os.lstat(source), os.lstat(target)):
+            Path(source).unlink(missing_ok=True)
+            return True
+    return False

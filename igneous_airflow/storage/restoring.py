@@ -52,6 +52,8 @@ def restore(
     if not (entry.complete or unfinished):
         raise PlanRefused("restore", [f"{entry.why_unfinished} to restore what is there now"])
     _require_room_in_info(layer, entry)
+    for moved, _ in list(trash.files()):
+        layer.complete_move(trash.path_of(moved), moved)
     if not replace and (taken := list(islice(_taken(layer, trash, entry), _NAMED_AT_MOST + 1))):
         others = " and others" if len(taken) > _NAMED_AT_MOST else ""
         named = ", ".join(taken[:_NAMED_AT_MOST])
@@ -124,15 +126,14 @@ def _put_files_back(layer: Folder, trash: Trash, entry: Entry) -> int:
 
 
 def _swap_files(layer: Folder, trash: Trash, aside: Trash, entry: Entry) -> int:
-    names = [name for name, _ in trash.files()]
-    coming = set(names)
-    for name in names:
+    coming, moved = {name for name, _ in trash.files()}, 0
+    for name in sorted(coming):
         for present in _in_its_place(layer, name):
             if present == name or present not in coming:
                 aside.begin(_replaced_by(trash, aside, entry))
                 layer.rename(present, aside.path_of(present))
-        layer.rename(trash.path_of(name), name)
-    return len(names)
+        moved += layer.rename(trash.path_of(name), name)
+    return moved
 
 
 def _in_its_place(layer: Folder, name: str) -> list[str]:

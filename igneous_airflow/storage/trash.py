@@ -240,7 +240,10 @@ class Trash:
 
     def rebuilt(self) -> Entry:
         """What can be said of an entry whose files alone are there."""
-        folders = tuple(self.layer.folders(f"{self._root}/{_FILES}"))
+        folders = tuple(sorted(self.layer.folders(f"{self._root}/{_FILES}")))
+        for folder in folders:
+            if problem := folder_problem(folder):
+                raise InvalidParameter(f"{self.url}/{_FILES}: {folder!r} {problem}: move it away")
         return Entry(
             name=self.name, what=f"files in {', '.join(folders)}", stage="", folders=folders
         )

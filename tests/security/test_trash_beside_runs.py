@@ -213,6 +213,19 @@ def test_a_file_that_was_half_moved_is_moved_on(layer: Path) -> None:
     assert kept(layer) == whole
 
 
+def test_a_file_that_a_killed_restore_has_half_moved_is_not_taken_for_a_new_one(
+    layer: Path,
+) -> None:
+    whole = chunks(layer)
+    complete(Delete(layer=str(layer), confirm=True, trash_entry=ENTRY))
+    name = min(kept(layer))
+    (layer / KEY).mkdir(exist_ok=True)
+    (layer / KEY / name).hardlink_to(layer / ".trash" / ENTRY / "files" / KEY / name)
+    assert restore(folder_of(layer), ENTRY, "me").files == len(whole) - 1
+    assert chunks(layer) == whole
+    assert not list((layer / ".trash").iterdir())
+
+
 def test_meshes_that_a_killed_run_has_moved_are_a_complete_entry_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
