@@ -41,7 +41,7 @@ class Links:
     def check_change(self, path: str) -> None:
         """Check the way to what is written, moved or removed, on which no folder may be a link.
 
-        By a link within the layer, whoever deletes one mip would empty another.
+        Through a link within the layer, deleting one mip would empty another.
         """
         self._check_each(path, self._require_no_link, self._without_links)
 
