@@ -23,7 +23,7 @@ from pydantic import (
 from igneous_airflow.credentials import refuse_credentials
 from igneous_airflow.field_values import CONTROL, shown
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
-from igneous_airflow.storage.files import TRASH
+from igneous_airflow.storage.folder_names import ODD_CHARACTERS, folder_problem
 
 LAYER = "layer"  # the `kind` of fields that hold an address; on a command line also a path
 ADDRESS = "address"  # likewise, of what is no layer
@@ -211,10 +211,10 @@ def _pair_texts(table: Iterable[tuple[int, int]]) -> list[str]:
 def folder_in_layer(name: str) -> str:
     """The name of a folder inside the layer; raises ValueError for any other place."""
     path, quoted = PurePosixPath(name.strip()), shown(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in name:
-        raise ValueError(f"{quoted} is not the name of a folder inside the layer")
-    if path.parts[0] == TRASH:
-        raise ValueError(f"{quoted} is the trash of the layer, or lies in it: choose another name")
+    if problem := folder_problem(str(path)):
+        raise ValueError(f"{quoted} {problem}: choose another name")
+    if odd := ODD_CHARACTERS.search(name):
+        raise ValueError(f"{quoted}: no name in it may contain {odd[0]!r}")
     if taken := _NOT_FOR_FOLDERS.intersection(path.parts):
         raise ValueError(f"{quoted}: {min(taken)} is the name of something else in a layer")
     if any(part.startswith(".") or part != part.strip() for part in path.parts):

@@ -202,11 +202,14 @@ class Ledger:
         self._folder.delete(_note_name(worker))
 
     def workers(self, seconds: float) -> list[WorkerNote]:
-        """The workers that were seen in the last seconds."""
+        """The workers that were seen in the last seconds.
+
+        Their clocks may be ahead by as much; a note from later on would count for ever.
+        """
         names = (f"{_WORKERS}/{name}" for name in self._folder.names(_WORKERS))
         notes = map(self._note, names)
-        since = time.time() - seconds
-        seen = (note for note in notes if note is not None and note.at > since)
+        now = time.time()
+        seen = (note for note in notes if note is not None and abs(now - note.at) < seconds)
         return sorted(seen, key=lambda note: note.worker)
 
     def _note(self, name: str) -> WorkerNote | None:

@@ -36,7 +36,7 @@ from igneous_airflow.run_record import (
     create_record,
     read_record,
 )
-from igneous_airflow.stage import Plan, Stage
+from igneous_airflow.stage import Launch, Plan, Stage
 from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.durable import sync
@@ -90,7 +90,8 @@ class Run(RunRecord):
         Raises InvalidParameter when they are not the stage's own.
         """
         try:
-            return stage_class(self.stage).model_validate(self.resolved).accepted()
+            stage = stage_class(self.stage).model_validate(self.resolved)
+            return stage.accepted(Launch(self.id, self.launch_id, self.was_launched))
         except ValidationError as error:
             problems = "; ".join(wrong_fields(error))
             raise InvalidParameter(f"{self.url}/{RECORD}: {problems}") from None

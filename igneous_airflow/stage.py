@@ -14,6 +14,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, wraps
 from typing import Any, ClassVar, Self
 
@@ -171,9 +172,22 @@ class Audit(BaseModel):
     moved: str = Field(default="", description="what was moved to the trash, and which entry of it")
 
 
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """The launch of a run that a stage is worked on for; empty outside of runs.
+
+    `begun` tells that workers were allowed to do its tasks, so that some may be done.
+    """
+
+    run: str = ""
+    id: str = ""
+    begun: bool = False
+
+
 #: What a stage does only when its plan is accepted; and what its `vars` hold then, beside fields.
 _BEGINS = frozenset({"prepare", "cells", "run"})
 _ACCEPTED = "_accepted"
+_NO_LAUNCH = Launch()
 
 
 def _once_accepted(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -231,13 +245,19 @@ class Stage(WithoutCredentials, ABC):
     def _refuse_what_no_field_takes(cls, value: Any, field: ValidationInfo) -> Any:
         return checked_value(value, cls.model_fields[str(field.field_name)].annotation)
 
-    def accepted(self) -> Self:
+    def accepted(self, launch: Launch = _NO_LAUNCH) -> Self:
         """This stage, whose plan is taken for accepted: it is not looked at before work begins.
 
         For runs, which are planned and confirmed when they are launched.
         """
-        vars(self)[_ACCEPTED] = True
+        vars(self)[_ACCEPTED] = launch
         return self
+
+    @property
+    def launch(self) -> Launch:
+        """The launch that this stage was accepted for."""
+        launch: Launch = vars(self).get(_ACCEPTED, _NO_LAUNCH)
+        return launch
 
     def resolved(self) -> Self:
         """Replace values that depend on the layer's present state, as `mip=-1`, by what they mean.

@@ -244,7 +244,7 @@ class WritesLayer(PyramidOptions):
             route = self._route()
             refusals = tuple(dict.fromkeys(self._problems(route)))
             if not refusals:
-                route.place.folder.check_writable()
+                route.place.folder.check_writable(scale.key for scale, _ in route.written)
         except IgneousError as error:
             return Plan(stage=self.name, refusals=(str(error),))
         if refusals:

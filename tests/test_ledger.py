@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import uuid
 
 import pytest
@@ -370,6 +371,27 @@ def test_a_damaged_failure_or_note_of_a_worker_hides_no_other(ledger, url):
         "the record of this failure is damaged",
     ]
     assert [note.worker for note in ledger.workers(60)] == ["here:1"]
+
+
+def test_a_worker_whose_clock_is_far_ahead_does_not_count_for_ever(ledger, monkeypatch):
+    now = time.time()
+    for worker, ahead in (("early:1", 50), ("far:1", 3600), ("late:1", -70), ("right:1", 0)):
+        monkeypatch.setattr("time.time", lambda ahead=ahead: now + ahead)
+        ledger.note_worker(worker, 0)
+    monkeypatch.setattr("time.time", lambda: now)
+    assert [note.worker for note in ledger.workers(60)] == ["early:1", "right:1"]
+
+
+def test_a_folder_in_the_place_of_a_receipt_is_named_with_the_way_out(tmp_path):
+    ledger = Ledger(f"file://{tmp_path}", LAUNCH)
+    folder = tmp_path / "done" / f"0000000000-{LAUNCH}"
+    folder.mkdir(parents=True)
+    with pytest.raises(InvalidParameter, match=rf"{folder.name}: a folder has that name: move it"):
+        ledger.write_receipt(receipt(0))
+    assert not ledger.has_receipt(0)
+    folder.rmdir()
+    ledger.write_receipt(receipt(0))
+    assert ledger.has_receipt(0)
 
 
 @given(st.integers(0, 50), st.lists(st.integers(-5, 60)))

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -80,7 +81,7 @@ def _row(entry: Trash) -> dict[str, Any]:
         return {**row, "damaged": str(error)}
     if told is None:
         return {**row, "damaged": "it does not say what it is"}
-    return {**row, **told.model_dump(include={"what", "stage", "by", "complete"})}
+    return {**row, **told.model_dump(include={"what", "stage", "run", "by", "complete"})}
 
 
 def _lines(row: dict[str, Any]) -> Iterator[str]:
@@ -90,9 +91,10 @@ def _lines(row: dict[str, Any]) -> Iterator[str]:
     if "damaged" in row:
         yield f"    damaged: {row['damaged']}"
         return
+    run = f" run {row['run']}" if row["run"] else ""
     by = f" by {row['by']}" if row["by"] else ""
     state = "" if row["complete"] else "; the run is not finished"
-    yield f"    {row['what']} ({row['stage']}{by}{state})"
+    yield f"    {row['what']} ({row['stage']}{run}{by}{state})"
 
 
 @trash.command("restore")
@@ -101,7 +103,13 @@ def _lines(row: dict[str, Any]) -> Iterator[str]:
 @click.option(
     "--yes", is_flag=True, help="Replace what was written there since; that goes to the trash."
 )
-def restore_entry(layer: str, entry: str, yes: bool, runs: str) -> None:
+@click.option(
+    "--unfinished",
+    is_flag=True,
+    help="Restore what is there of an entry to which a run may still move files, or of one that "
+    "does not say what it is. End the run first.",
+)
+def restore_entry(layer: str, entry: str, yes: bool, unfinished: bool, runs: str) -> None:
     """Bring ENTRY of LAYER's trash back: its files, and what the info said of them.
 
     One that was stopped goes on when it is started again.
@@ -111,9 +119,18 @@ def restore_entry(layer: str, entry: str, yes: bool, runs: str) -> None:
     if was_restored(folder, entry) and Trash(folder, entry).read() is None:
         click.echo(f"{entry} was restored before.")
         return
-    files = restore(folder, entry, author(), replace=yes)
+    restored = restore(folder, entry, author(), replace=yes, unfinished=unfinished)
     _log(runs, "restored", folder, entry)
-    click.echo(f"{files:,} file{'s are' if files != 1 else ' is'} back in {shown(folder.url)}.")
+    files = f"{restored.files:,} file{'s are' if restored.files != 1 else ' is'}"
+    click.echo(f"{files} back in {shown(folder.url)}.")
+    if restored.unrecorded:
+        click.echo(f"The provenance does not tell of it: {restored.unrecorded}", err=True)
+    if restored.left:
+        click.echo(
+            f"{restored.left:,} more were moved to the trash meanwhile, by a run that is still at "
+            "work: end it, and restore the entry again.",
+            err=True,
+        )
 
 
 @trash.command
@@ -122,11 +139,24 @@ def restore_entry(layer: str, entry: str, yes: bool, runs: str) -> None:
     "--older", metavar="AGE", callback=_age, help="Only what went longer ago, as 12h, 30d or 4w."
 )
 @click.option("--yes", is_flag=True, help="Confirm that it may go for good.")
-def empty(layer: str, older: timedelta, yes: bool, runs: str) -> None:
+@click.option(
+    "--unfinished",
+    is_flag=True,
+    help="Also entries to which a run may still move files, and those that do not say what they "
+    "are. End the runs first.",
+)
+def empty(layer: str, older: timedelta, yes: bool, unfinished: bool, runs: str) -> None:
     """Delete what is in the trash of LAYER for good."""
     folder = _open(layer)
     before = datetime.now(UTC) - older
-    going = [entry for entry in entries_of(folder) if time_of(entry.name) <= before]
+    old = [entry for entry in entries_of(folder) if time_of(entry.name) <= before]
+    going = old if unfinished else [entry for entry in old if _is_complete(entry)]
+    for entry in old:
+        if entry not in going:
+            click.echo(
+                f"{entry.name} stays: a run may still move files there, or it does not say what it "
+                "is. --unfinished takes it as well."
+            )
     sizes = [size for entry in going for _, size in entry.files()]
     entries = f"{len(going):,} entr{'ies' if len(going) != 1 else 'y'}"
     words = f"{entries} of the trash, {len(sizes):,} files, {human_bytes(sum(sizes))}"
@@ -137,10 +167,19 @@ def empty(layer: str, older: timedelta, yes: bool, runs: str) -> None:
         raise PlanRefused(
             "trash empty", [f"{words}, would be deleted for good: set --yes to start"]
         )
-    for entry in going:
-        entry.remove()
+    left = [entry.name for entry in going if not entry.remove()]
     _log(runs, "emptied", folder, words)
     click.echo(f"Deleted {words}.")
+    if left:
+        click.echo(f"A run has moved more files to {', '.join(left)} meanwhile.", err=True)
+
+
+def _is_complete(trash: Trash) -> bool:
+    """Whether an entry says that nothing more is to come."""
+    with suppress(IgneousError):
+        entry = trash.read()
+        return entry is not None and entry.complete
+    return False
 
 
 def _log(runs: str, action: Action, folder: Folder, what: str) -> None:

@@ -8,20 +8,26 @@ from igneous_airflow.storage.meshes import MeshFolder
 from igneous_airflow.storage.trash import Entry, Trash
 
 
-def move_meshes(place: MeshPlace, trash: Trash) -> None:
-    """Move the mesh directory to an entry of the trash as a whole."""
+def move_meshes(place: MeshPlace, trash: Trash, run: str, launch: str) -> None:
+    """Move the mesh directory to an entry of the trash as a whole; one that was moved stays there.
+
+    Raises InvalidParameter when the entry is another run's.
+    """
     directory = place.folder.directory
-    trash.begin(
-        Entry(
-            name=trash.name,
-            what=f"meshes in {directory}, replaced by those of {place.info}",
-            stage="mesh",
-            folders=(directory,),
-            mesh=directory,
-            complete=True,
-        )
+    entry = Entry(
+        name=trash.name,
+        what=f"meshes in {directory}, replaced by those of {place.info}",
+        stage="mesh",
+        run=run,
+        launch=launch,
+        folders=(directory,),
+        mesh=directory,
     )
-    trash.put_folder(directory)
+    trash.begin(entry)
+    if not trash.holds(directory):
+        trash.put_folder(directory)
+        trash.begin(entry)  # the trash may have been emptied meanwhile
+    trash.complete()
 
 
 def keys_of_moved(place: MeshPlace, trash: Trash) -> dict[str, Any]:

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from pathlib import PurePosixPath
-from posixpath import normpath
 
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.storage.encodings import encoding_problem
+from igneous_airflow.storage.folder_names import shares_files
 from igneous_airflow.storage.info import Info, Scale
 from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.mesh_info import MeshInfo
@@ -104,7 +103,7 @@ class MeshPlace:
                 f"mesh_dir: the layer's info names {named}, and viewers look there: leave mesh_dir "
                 f"empty, or remove 'mesh' from {self.layer.folder.url}/info to use {directory}"
             )
-        if any(_overlap(directory, scale.key) for scale in info.scales):
+        if any(shares_files(directory, scale.key) for scale in info.scales):
             yield f"mesh_dir: {directory} holds the chunks of a scale"
         if self.has_other_grid and not self.request.new_grid:
             present = self.present or "a grid that its info does not tell"
@@ -113,12 +112,6 @@ class MeshPlace:
                 "side by side they would overlap. Use that mip and shape, or set new_grid to "
                 "replace them"
             )
-
-
-def _overlap(one: str, other: str) -> bool:
-    """Whether two folders of a layer are the same, or one lies in the other."""
-    first, second = PurePosixPath(normpath(one)), PurePosixPath(normpath(other))
-    return first.is_relative_to(second) or second.is_relative_to(first)
 
 
 def find_place(url: str, request: MeshRequest) -> MeshPlace:

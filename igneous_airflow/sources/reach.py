@@ -7,16 +7,15 @@ itself be a link, and links may lead from one place in the folder to another.
 import os
 import posixpath
 from collections.abc import Iterable, Iterator
-from urllib.parse import unquote
 
 from igneous_airflow.errors import SourceNotFound, UnreadableSource
 from igneous_airflow.storage.allowed import require_allowed
 from igneous_airflow.storage.files import Folder
+from igneous_airflow.storage.folder_names import readings
 from igneous_airflow.storage.local import disk_errors
 from igneous_airflow.storage.parts import FileInParts
 
 _DISK = "file://"
-_MOST_DECODINGS = 4
 
 
 def companion(file: FileInParts, name: str, by: str) -> FileInParts:
@@ -102,15 +101,12 @@ def _on_disk(folder: Folder, beside: str, name: str) -> str | None:
 
 
 def _in_bucket(beside: str, name: str) -> str | None:
-    """Servers undo percent signs, some more than once, and may take a backslash for a slash."""
-    spelt = name
-    for _ in range(_MOST_DECODINGS):
-        spelt = unquote(spelt)
-    if not name or "\0" in spelt or "://" in spelt:
+    """The name in the folder, if that is where it leads in all ways in which servers read it."""
+    if not name:
         return None
-    for text in (name, spelt):
-        path = posixpath.normpath(posixpath.join(beside, text.replace("\\", "/")))
-        if path in (".", "..") or path.startswith(("/", "../")):
+    for text in map("/".join, readings(name)):
+        path = posixpath.normpath(posixpath.join(beside, text))
+        if path in (".", "..") or path.startswith(("/", "../")) or "\0" in text or "://" in text:
             return None
     return posixpath.normpath(posixpath.join(beside, name))
 

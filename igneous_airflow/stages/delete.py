@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from math import lcm
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, Field
@@ -26,11 +25,12 @@ from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.scale_blocks import Block, BlocksOfScales
 from igneous_airflow.proof import Account
 from igneous_airflow.stage import Audit, Plan, Stage, Work, human_bytes
+from igneous_airflow.storage.folder_names import folder_problem
 
 if TYPE_CHECKING:
     from igneous_airflow.storage.info import Scale
     from igneous_airflow.storage.layer import Layer
-    from igneous_airflow.storage.trash import Trash
+    from igneous_airflow.storage.trash import Entry, Trash
 
 _CHUNKS_ON_EDGE = 16  # of the block that a task deletes
 _NAMED_AT_MOST = 10
@@ -41,9 +41,8 @@ def _keys_text(text: str | None) -> str | None:
         return None
     keys = [key.strip() for key in text.split(",")]
     for key in keys:
-        path = PurePosixPath(key)
-        if not path.parts or path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{shown(key)} is not the key of a scale inside the layer")
+        if problem := folder_problem(key):
+            raise ValueError(f"{shown(key)} {problem}")
     return ",".join(keys)
 
 
@@ -133,10 +132,15 @@ class Delete(Stage):
 
         try:
             layer = Layer.open(self.layer)
+            if self.launch.begun and not self._remaining(layer):
+                note = "the mips have left the info: only the record of it is missing"
+                return Plan(stage=self.name, writes_to=layer.folder.url, notes=(note,))
             scales = self._chosen(layer)
             refusals = list(self._refusals(scales))
             if not refusals:
-                layer.folder.check_writable()
+                if trash := self._trash(layer):
+                    trash.require_free(self.launch.id)
+                layer.folder.check_writable(scale.key for scale in scales)
         except IgneousError as error:
             return Plan(stage=self.name, refusals=(str(error),))
         if refusals:
@@ -166,23 +170,32 @@ class Delete(Stage):
     def prepare(self) -> None:
         """Say in the trash what will come; the info names the scales until their files are gone."""
         from igneous_airflow.storage.layer import Layer
-        from igneous_airflow.storage.trash import Entry
 
         self._require_confirmed()
-        layer = Layer.open(self.layer)
+        self._begin_entry(Layer.open(self.layer))
+
+    def _begin_entry(self, layer: "Layer") -> None:
+        """Say in the trash what the files are, unless only the record of the run is missing."""
         trash = self._trash(layer)
-        if trash is None or not self._remaining(layer):  # gone: only the record of it is missing
-            return
-        keys = [scale.key for scale in self._chosen(layer)]
-        part = "" if self.bounds is None else f", of {self.bounds}"
-        trash.begin(
-            Entry(
-                name=trash.name,
-                what=f"chunks of {', '.join(keys)}{part}",
-                stage=self.name,
-                folders=tuple(keys),
-                scales=() if self.bounds else layer.info.entries_of(keys),
-            )
+        if trash is not None and self._remaining(layer):
+            trash.begin(self._entry(layer, trash))
+
+    def _entry(self, layer: "Layer", trash: "Trash") -> "Entry":
+        """What the trash says of the files."""
+        from igneous_airflow.storage.trash import Entry
+
+        scales = self._chosen(layer)
+        keys = [scale.key for scale in scales]
+        regions = {scale.key: str(self._region(scales[0], scale)) for scale in scales}
+        return Entry(
+            name=trash.name,
+            what=f"chunks of {', '.join(keys)}" + (f", of {self.bounds}" if self.bounds else ""),
+            stage=self.name,
+            run=self.launch.run,
+            launch=self.launch.id,
+            folders=tuple(keys),
+            parts=regions if self.bounds else {},
+            scales=() if self.bounds else layer.info.entries_of(keys),
         )
 
     def cells(self) -> Sequence[Block]:
@@ -206,6 +219,8 @@ class Delete(Stage):
             for chunk in scale.chunks.overlapping(cell.box):
                 overlap.submit(partial(remove, f"{scale.key}/{chunk}"))
         trash = self._trash(layer)
+        if trash is not None and trash.holds(scale.key):
+            self._begin_entry(layer)  # it may have been restored or emptied since
         return Work(folders=(scale.key, *(trash.folders_of(scale.key) if trash else ())))
 
     def finish(self, by: str, account: Account | None = None) -> Audit:  # noqa: ARG002
@@ -232,6 +247,8 @@ class Delete(Stage):
         with Overlap(layer.overlap_width) as overlap:
             for stray in strays:
                 overlap.submit(partial(self._remover(layer), str(stray)))
+        if strays:
+            self._begin_entry(layer)
         if self.bounds is None:
             remove_scales(layer.folder, keys)
         record_processing(layer.folder, self.provenance(), by, written={})
@@ -255,8 +272,8 @@ class Delete(Stage):
         from igneous_airflow.confirmation import in_trash
 
         trash = self._trash(layer)
-        if trash and (entry := trash.read()):  # none, when restored or emptied since
-            trash.write(entry.model_copy(update={"by": by, "complete": True}))
+        if trash:
+            trash.complete(by)
         return in_trash(trash)
 
     def _fate(self, layer: "Layer") -> str:
@@ -343,10 +360,6 @@ class Delete(Stage):
     def _refusals(self, scales: "Sequence[Scale]") -> Iterator[str]:
         finest = scales[0]
         for scale in scales:
-            try:
-                _keys_text(scale.key)
-            except ValueError as error:
-                yield str(error)
             if "," in scale.key:
                 yield f"scale {scale.key!r} cannot be named, for its comma"
             if scale.sharded:

@@ -116,7 +116,7 @@ class Downsample(PyramidOptions):
         try:
             layer = Layer.open(self.layer)
             pyramid, refusals = self._pyramid(layer)
-            layer.folder.check_writable()
+            layer.folder.check_writable(scale.key for scale in pyramid.levels)
         except IgneousError as error:
             return Plan(stage=self.name, refusals=(str(error),))
         voxel_bytes = layer.dtype.itemsize * layer.info.channels

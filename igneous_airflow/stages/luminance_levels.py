@@ -127,7 +127,7 @@ class LuminanceLevels(Stage):
             image = self._image()
             refusals = tuple(image.problems())
             if not refusals:
-                image.levels.folder.check_writable()
+                image.levels.folder.check_writable([image.levels.prefix])
                 return self._asking(self._counted(image), image)
         except IgneousError as error:
             refusals = (str(error),)

@@ -214,7 +214,9 @@ class Mesh(Stage):
             place = self._place()
             refusals = tuple(place.problems())
             if not refusals:
-                place.layer.folder.check_writable()
+                if trash := self._trash(place):
+                    trash.require_free(self.launch.id)
+                place.layer.folder.check_writable([place.folder.directory])
                 return self._asking(self._counted(place), place)
         except IgneousError as error:
             refusals = (str(error),)
@@ -280,7 +282,9 @@ class Mesh(Stage):
         index = spatial_index_entry(place.scale, place.info.cell) if has_index else None
         trash = self._trash(place)
         if trash and self._moves(place, find_old(place, self._scope())):
-            move_meshes(place, trash)
+            move_meshes(place, trash, self.launch.run, self.launch.id)
+        elif trash and trash.holds(place.folder.directory):  # it was stopped after that
+            trash.complete()
         start = keys_of_moved(place, trash) if trash else {}
         place.folder.add_part(place.info, index, self._begun(place), start)
         if self._scope().is_everything:

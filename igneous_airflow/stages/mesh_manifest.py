@@ -81,7 +81,7 @@ class MeshManifest(Stage):
             census = _Census(job, islice(job.meshes.sizes(), _LOOKED_AT))
             unfinished, stale = tuple(self._unfinished(job)), tuple(self._stale(job, census))
             if not unfinished and not stale:
-                job.layer.folder.check_writable()
+                job.layer.folder.check_writable([job.meshes.directory])
         except IgneousError as error:
             return Plan(stage=self.name, refusals=(str(error),))
         if unfinished or stale:

@@ -2,7 +2,7 @@
 
 import io
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -193,6 +193,9 @@ class BucketFolder:
         for name in left:
             self.delete(name)  # says why it could not be deleted
 
+    def remove_empty_folders(self, prefix: str) -> None:
+        """Do nothing: a bucket has no folders."""
+
     @property
     def renames(self) -> bool:
         return False
@@ -200,7 +203,10 @@ class BucketFolder:
     def rename(self, old: str, new: str) -> bool:
         raise InvalidParameter(f"{self._url} is a bucket: {old} cannot be moved to {new}")
 
-    def check_writable(self) -> None:
+    def complete_move(self, old: str, new: str) -> None:
+        """Do nothing: in a bucket nothing is moved."""
+
+    def check_writable(self, folders: Iterable[str] = ()) -> None:  # noqa: ARG002
         if self._url.startswith(_READ_ONLY):
             raise AccessDenied(f"cannot write to {self._url}: web addresses are read-only")
 

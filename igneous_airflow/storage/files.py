@@ -5,7 +5,7 @@ the name on disk (`.gz`, `.br`, `.zstd`), as `Content-Encoding` in a bucket.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -16,7 +16,6 @@ from igneous_airflow.errors import CorruptChunk
 from igneous_airflow.storage.allowed import require_allowed
 
 Buffer = bytes | bytearray | memoryview
-TRASH = ".trash"  # the folder of a layer with what was deleted and can be restored
 SUFFIXES: dict[str, str] = {"gzip": ".gz", "br": ".br", "zstd": ".zstd"}
 
 
@@ -109,6 +108,9 @@ class Folder(Protocol):
     def delete_folder(self, prefix: str) -> None:
         """Remove every file below `prefix/`."""
 
+    def remove_empty_folders(self, prefix: str) -> None:
+        """Remove `prefix/`, and the folders below it, as far as no files are in them."""
+
     @property
     def renames(self) -> bool:
         """Whether files can be moved within the folder without being copied: not in buckets."""
@@ -116,11 +118,17 @@ class Folder(Protocol):
     def rename(self, old: str, new: str) -> bool:
         """Move a file, by its full name, or a folder; False when there is none.
 
-        A file of the new name is replaced. Only where `renames` is true.
+        Raises InvalidParameter where there is one of the new name. Only where `renames` is true.
         """
 
-    def check_writable(self) -> None:
-        """Raise AccessDenied when files cannot be written here, as far as looking can tell."""
+    def complete_move(self, old: str, new: str) -> None:
+        """Take the old name from a file that a move which was stopped has left with both."""
+
+    def check_writable(self, folders: Iterable[str] = ()) -> None:
+        """Raise AccessDenied when files cannot be written here, as far as looking can tell.
+
+        `folders` are those below that will be written to, or emptied: none may be a link.
+        """
 
     def try_writing(self) -> None:
         """Write an empty file and delete it; raises AccessDenied."""

@@ -17,7 +17,7 @@ from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.commit import commit
 from igneous_airflow.storage.files import Buffer, Folder, StoredFile
-from igneous_airflow.storage.info_names import check_folders, check_key
+from igneous_airflow.storage.info_names import check_apart, check_folders, check_key
 from igneous_airflow.storage.strict_json import parse_json, shown
 from igneous_airflow.storage.tuning import (
     Tuning,
@@ -214,7 +214,7 @@ class Info:
         info = cls(data)
         try:
             check_folders(data)
-            _ = info.scales  # every scale must parse
+            info.require_apart()
         except InvalidInfo as error:
             raise InvalidInfo(f"{place}/info: {error}") from error
         return info
@@ -286,7 +286,12 @@ class Info:
                 raise InvalidInfo(
                     f"scale {scale.key} exists with another layout: {present}, not {scale}"
                 )
-        return Info({**self.data, "scales": [*self.data["scales"], *added]})
+        return Info({**self.data, "scales": [*self.data["scales"], *added]}).require_apart()
+
+    def require_apart(self) -> "Info":
+        """This info; raises InvalidInfo where scales share their files with anything else."""
+        check_apart(self.data, (scale.key for scale in self.scales))
+        return self
 
     def without_scales(self, keys: Sequence[str]) -> "Info":
         """Leave out the scales of these keys."""
@@ -321,7 +326,7 @@ class Info:
                 if prod(Scale.parse(other).resolution) > prod(scale.resolution)
             )
             data.insert(next(coarser, len(data)), entry)
-        return Info({**self.data, "scales": data})
+        return Info({**self.data, "scales": data}).require_apart()
 
     @property
     def mesh_directory(self) -> str | None:

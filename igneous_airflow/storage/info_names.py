@@ -1,41 +1,61 @@
-"""Names of folders that an `info` file gives: they must lie inside the layer."""
+"""Names of folders that an `info` file gives: each inside the layer, and none in another."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
 from posixpath import normpath
 from typing import Any
-from unicodedata import category
-from urllib.parse import unquote
 
 from igneous_airflow.errors import InvalidInfo
+from igneous_airflow.storage.folder_names import folder_problem, shares_files
 from igneous_airflow.storage.strict_json import shown
 
 _FOLDERS = ("mesh", "skeletons", "segment_properties")
-_UNPRINTABLE = frozenset({"Cc", "Cs"})  # control characters, halves of surrogate pairs
 
 
 def check_key(key: object) -> str:
     """The key of a scale; raises InvalidInfo for one that names no folder inside the layer."""
-    if not isinstance(key, str) or normpath(key) == "." or _leads_away(key):
+    problem = folder_problem(key) if isinstance(key, str) else folder_problem("")
+    if not isinstance(key, str) or problem:
         raise InvalidInfo(
-            f"the key {shown(key)} of a scale is not the name of a folder inside the layer: move "
-            "the files of the scale there, and correct the key in the info file"
+            f"the key {shown(key)} of a scale {problem}: move the files of the scale to a folder "
+            "of another name, and correct the key in the info file"
         )
     return key
 
 
 def check_folders(data: Mapping[str, Any]) -> None:
     """Raise InvalidInfo where meshes, skeletons or properties are not inside the layer."""
-    for kind in _FOLDERS:
-        name = data.get(kind)
-        if isinstance(name, str) and _leads_away(name):
+    for kind, name in _given(data):
+        if problem := folder_problem(name):
             raise InvalidInfo(
-                f"the folder {shown(name)} that is given for {kind} is not inside the layer: move "
-                f"it there, or remove {kind!r} from the info file"
+                f"the folder {shown(name)} that is given for {kind} {problem}: move it to another "
+                f"name inside the layer and correct {kind!r} in the info file, or remove it there"
             )
 
 
-def _leads_away(name: str) -> bool:
-    """Whether a name leads out of its folder, also for a web server; or no storage can have it."""
-    path = unquote(name).replace("\\", "/")
-    has_odd_characters = any(category(character) in _UNPRINTABLE for character in path)
-    return path.startswith("/") or ".." in path.split("/") or has_odd_characters
+def check_apart(data: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raise InvalidInfo where scales share files with each other, or with meshes and the like."""
+    scales: dict[str, str] = {}
+    for key in keys:
+        if normpath(key) in scales:
+            raise InvalidInfo(_shared(f"scale {key}", f"scale {scales[normpath(key)]}"))
+        scales[normpath(key)] = key
+    for folder, key in scales.items():
+        for above in map(str, PurePosixPath(folder).parents):
+            if above in scales:
+                raise InvalidInfo(_shared(f"scale {key}", f"scale {scales[above]}"))
+        for kind, name in _given(data):
+            if shares_files(folder, name):
+                raise InvalidInfo(_shared(f"scale {key}", f"{kind}, {name}"))
+
+
+def _given(data: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    given = ((kind, data.get(kind)) for kind in _FOLDERS)
+    return ((kind, name) for kind, name in given if isinstance(name, str) and name)
+
+
+def _shared(one: str, other: str) -> str:
+    return (
+        f"the folder of {one} is that of {other}, or one lies in the other: move the files of one "
+        "of them to a folder of its own, and correct its name in the info file"
+    )

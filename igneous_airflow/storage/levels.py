@@ -58,12 +58,12 @@ class LevelsFolder:
     def __init__(self, url: str, mip: int, data_type: str) -> None:
         self.folder = open_folder(url)
         self.bins = _BINS[data_type]
-        self._prefix = f"levels/{mip}"
+        self.prefix = f"levels/{mip}"
 
     @property
     def place(self) -> str:
         """Where the files are."""
-        return f"{self.folder.url}/{self._prefix}"
+        return f"{self.folder.url}/{self.prefix}"
 
     @property
     def usual_bytes(self) -> int:
@@ -77,7 +77,7 @@ class LevelsFolder:
 
     def name(self, z: int) -> str:
         """The name of the file of a section, below the folder."""
-        return f"{self._prefix}/{z}"
+        return f"{self.prefix}/{z}"
 
     def write(self, z: int, levels: Levels) -> int:
         """Write the levels of a section and return the bytes of the file."""
@@ -89,12 +89,12 @@ class LevelsFolder:
                 "coverage_ratio": levels.coverage_ratio,
             }
         ).encode()
-        self.folder.write(f"{self._prefix}/{z}", StoredFile(text), content_type="application/json")
+        self.folder.write(f"{self.prefix}/{z}", StoredFile(text), content_type="application/json")
         return len(text)
 
     def read(self, z: int) -> Levels:
         """Read the levels of a section; raises InvalidLevels when there are none of that kind."""
-        stored = self.folder.read(f"{self._prefix}/{z}")
+        stored = self.folder.read(f"{self.prefix}/{z}")
         if stored is None:
             raise InvalidLevels(
                 f"{self.place}/{z} is missing: run luminance_levels on that section"
@@ -123,7 +123,7 @@ class LevelsFolder:
     def sizes(self) -> dict[int, int]:
         """The sections that have levels, with the bytes of their files, from one listing."""
         found = {}
-        for name, size in self.folder.sizes(self._prefix):
+        for name, size in self.folder.sizes(self.prefix):
             with suppress(ValueError):  # a file of somebody else's
                 found[int(name)] = size
         return found

@@ -1,4 +1,4 @@
-"""Symbolic links within a folder on disk: they may lead about in it, and never out of it.
+"""Symbolic links within a folder on disk: they are read within it, and never lead out of it.
 
 A layer is worked on with the rights of whoever runs the workers. Who may only put files into it
 could otherwise have them read, copy, overwrite and delete any file of theirs, by a link in place of
@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 
@@ -30,21 +30,43 @@ class Links:
 
     def __init__(self, root: str) -> None:
         self._root = root
-        self._checked: dict[str, float] = {}  # folders, and until when they need no other look
+        # folders, and until when they need no other look
+        self._checked: dict[str, float] = {}
+        self._without_links: dict[str, float] = {}
 
     def check_way(self, path: str) -> None:
         """Check every folder on the way to a path from the folder."""
+        self._check_each(path, self.is_there, self._checked)
+
+    def check_change(self, path: str) -> None:
+        """Check the way to what is written, moved or removed, on which no folder may be a link.
+
+        Through a link within the layer, deleting one mip would empty another.
+        """
+        self._check_each(path, self._require_no_link, self._without_links)
+
+    def _check_each(
+        self, path: str, check: Callable[[str], object], checked: dict[str, float]
+    ) -> None:
         if path.endswith("/..") or "/../" in path[len(self._root) :]:
             raise AccessDenied(f"{path} may lead out of {self._root}: names hold no '..'")
         way, now = path[: path.rfind("/")], time.monotonic()
-        if self._checked.get(way, 0.0) > now:
+        if checked.get(way, 0.0) > now:
             return
         end = len(self._root)
         while (end := path.find("/", end + 1)) >= 0:
-            self.is_there(path[:end])
-        if len(self._checked) >= _REMEMBERED:
-            self._checked.clear()
-        self._checked[way] = now + _FRESH
+            check(path[:end])
+        if len(checked) >= _REMEMBERED:
+            checked.clear()
+        checked[way] = now + _FRESH
+
+    def _require_no_link(self, path: str) -> None:
+        state = self._state(path)
+        if state is not None and stat.S_ISLNK(state):
+            raise AccessDenied(
+                f"{path} is a link to {self._target(path)}: nothing is written, moved or deleted "
+                "through it. Put the folder itself in its place, or remove the link"
+            )
 
     def check_folder(self, path: str) -> None:
         """Check a folder, and every folder on the way to it."""
@@ -112,6 +134,9 @@ class AnyLinks(Links):
     """Lets every link pass: the files of a source may be gathered from anywhere by links."""
 
     def check_way(self, path: str) -> None:
+        """Check nothing."""
+
+    def check_change(self, path: str) -> None:
         """Check nothing."""
 
     def open(self, path: str, flags: int) -> FileIO:

@@ -7,7 +7,7 @@ would leave half a file under its final name. Here a file appears whole or not a
 import errno
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedReader, FileIO
 from pathlib import Path
@@ -31,6 +31,7 @@ from igneous_airflow.storage.files import (
     require_at_most,
 )
 from igneous_airflow.storage.links import AnyLinks, Links
+from igneous_airflow.storage.moving import complete_move, move_without_replacing
 from igneous_airflow.storage.partials import (
     is_partial,
     partial_path,
@@ -57,6 +58,10 @@ def disk_errors(action: str, path: Path | str) -> Iterator[None]:
             raise InvalidParameter(
                 f"cannot {action} {path}: it lies on another disk than the layer: set keep_deleted "
                 "to false"
+            ) from error
+        if error.errno == errno.EISDIR:
+            raise InvalidParameter(
+                f"cannot {action} {path}: a folder has that name: move it away, then try again"
             ) from error
         if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
             raise InvalidParameter(f"cannot {action} {path}: {error.strerror}") from error
@@ -106,7 +111,7 @@ class LocalFolder:
         final = path + SUFFIXES.get(file.compression, "")
         partial = partial_path(path)
         with disk_errors("write", final):
-            self._links.check_way(path)
+            self._links.check_change(path)
             present = [variant for variant in self._variants(path) if self._links.is_there(variant)]
             try:
                 with self._create(partial) as stream:
@@ -135,7 +140,7 @@ class LocalFolder:
     def delete(self, name: str) -> None:
         path = f"{self._root}/{name}"
         with disk_errors("delete", path):
-            self._links.check_way(path)
+            self._links.check_change(path)
             for variant in self._variants(path):
                 if self._links.is_there(variant):
                     with suppress(FileNotFoundError):  # removed meanwhile
@@ -254,11 +259,19 @@ class LocalFolder:
     def delete_folder(self, prefix: str) -> None:
         folder = self._root / prefix
         with disk_errors("delete", folder):
-            self._links.check_folder(str(folder))
+            self._links.check_change(f"{folder}/")
             for parent, files in list(self._links.below(folder)):  # all are looked at first
                 for file in files:
                     (Path(parent) / file).unlink(missing_ok=True)
                 with suppress(OSError):  # somebody may write there again
+                    Path(parent).rmdir()
+
+    def remove_empty_folders(self, prefix: str) -> None:
+        folder = self._root / prefix
+        with disk_errors("delete", folder):
+            self._links.check_change(f"{folder}/")
+            for parent, _ in self._links.below(folder):
+                with suppress(OSError):  # it has files
                     Path(parent).rmdir()
 
     @property
@@ -266,25 +279,32 @@ class LocalFolder:
         return True
 
     def rename(self, old: str, new: str) -> bool:
-        source, target = self._root / old, self._root / new
+        source, target = f"{self._root}/{old}", f"{self._root}/{new}"
         with disk_errors("move", source):
-            self._links.check_way(str(target))
-            self._links.check_folder(str(source))  # it may be a file, which is looked at as well
-            try:
-                os.replace(source, target)  # noqa: PTH105 - a delete calls this for every chunk
-            except (FileNotFoundError, NotADirectoryError):
-                if not os.path.lexists(source):
-                    return False
-                target.parent.mkdir(parents=True, exist_ok=True)
-                source.replace(target)
-        return True
+            self._links.check_change(source)
+            self._links.check_change(target)
+            if not self._links.is_there(source):
+                return False
+            if os.path.isdir(source):  # noqa: PTH112 - for every chunk that is deleted
+                self._links.check_change(f"{source}/")
+            return move_without_replacing(source, target)
+
+    def complete_move(self, old: str, new: str) -> None:
+        source, target = f"{self._root}/{old}", f"{self._root}/{new}"
+        with disk_errors("move", source):
+            self._links.check_change(source)
+            self._links.check_change(target)
+            complete_move(source, target)
 
     def exists_as_folder(self) -> bool:
         """Whether the folder itself is there."""
         return self._root.is_dir()
 
-    def check_writable(self) -> None:
+    def check_writable(self, folders: Iterable[str] = ()) -> None:
         existing = self._existing()
+        for folder in folders:
+            with disk_errors("write to", self._root / folder):
+                self._links.check_change(f"{self._root / folder}/")
         # root may write anywhere but to a read-only file system
         as_whom = {"effective_ids": os.access in os.supports_effective_ids}
         with disk_errors("write to", self._root):

@@ -6,13 +6,13 @@ resolve `..`. So what could lead elsewhere than it says is refused rather than g
 
 import os
 import re
-import unicodedata
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-from igneous_airflow.credentials import decoded_forms, refuse_credentials
+from igneous_airflow.credentials import refuse_credentials
 from igneous_airflow.errors import InvalidParameter
+from igneous_airflow.storage.folder_names import readings
 
 _FORMAT, _SUFFIX = "precomputed://", "|neuroglancer-precomputed:"
 _FILE = "file"
@@ -22,7 +22,6 @@ _PROTOCOLS = (_FILE, *_IN_BUCKETS, *_ON_THE_WEB)
 _PORTS = {"https": 443, "http": 80}
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|[0-9a-f:.]+")
 _UNSAFE = re.compile("[\x00-\x1f\x7f\ud800-\udfff\\\\|]")
-_DOTS = re.compile(r"(?:^|[/\\])\s*\.\.?\s*(?:$|[/\\])")
 _LOCAL_UNSAFE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -136,7 +135,5 @@ def _segments(path: str, *, is_web: bool) -> tuple[str, ...]:
 
 def _require_plain(segment: str) -> None:
     """Raise InvalidParameter for a segment that somewhere on its way may become `.` or `..`."""
-    forms = decoded_forms(segment)
-    leads_away = any(_DOTS.search(unicodedata.normalize("NFKC", form)) for form in forms)
-    if leads_away or unquote(forms[-1]) != forms[-1]:
+    if any(part.strip() in (".", "..") for parts in readings(segment) for part in parts):
         raise InvalidParameter(f"{segment!r} may lead to another folder: write where it leads")

@@ -12,9 +12,11 @@ from igneous_airflow.errors import CorruptChunk, InvalidInfo, InvalidParameter
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.commit import commit
-from igneous_airflow.storage.files import TRASH, Folder, StoredFile
+from igneous_airflow.storage.files import Folder, StoredFile
+from igneous_airflow.storage.folder_names import TRASH
 from igneous_airflow.storage.methods import same_method
 from igneous_airflow.storage.partials import remove_abandoned
+from igneous_airflow.storage.strict_json import shown
 
 _NAME = "provenance"
 _MOST = 1 << 26  # bytes: 64 MiB, or about 100,000 entries
@@ -23,20 +25,25 @@ _MOST = 1 << 26  # bytes: 64 MiB, or about 100,000 entries
 def read_provenance(folder: Folder) -> dict[str, Any]:
     """Read the provenance of a layer; an absent file gives the empty form.
 
-    Raises InvalidInfo for a file of another form, which is somebody's and must not be lost.
+    Raises InvalidInfo for a file of another form, which may hold what must not be lost.
     """
     stored = folder.read(_NAME)
-    provenance: dict[str, Any] = {"description": "", "owners": [], "processing": [], "sources": []}
+    empty: dict[str, Any] = {"description": "", "owners": [], "processing": [], "sources": []}
     if stored is None:
-        return provenance
+        return empty
     try:
-        provenance |= json.loads(bytes(decompress_bytes(stored, _MOST)))
-    except (CorruptChunk, ValueError, TypeError, RecursionError) as error:
-        raise InvalidInfo(f"{folder.url}/provenance cannot be read: {error}") from error
-    if not isinstance(provenance["processing"], list):
-        raise InvalidInfo(f"{folder.url}/provenance: processing is not a list")
-    if not isinstance(provenance["sources"], list):
-        raise InvalidInfo(f"{folder.url}/provenance: sources is not a list")
+        found = json.loads(bytes(decompress_bytes(stored, _MOST)))
+        if not isinstance(found, dict):
+            raise ValueError(f"it is not an object, but {shown(found)}")
+        provenance = empty | found
+        for key in ("processing", "sources"):
+            if not isinstance(provenance[key], list):
+                raise ValueError(f"{key} is not a list")
+    except (CorruptChunk, ValueError, RecursionError) as error:
+        raise InvalidInfo(
+            f"{folder.url}/{_NAME} cannot be read: {error}. Repair its JSON, or move the file "
+            "away, and a new one is begun"
+        ) from error
     return provenance
 
 
@@ -66,8 +73,10 @@ def _wrote(entry: Mapping[str, Any], name: str, box: BoundingBox | None) -> bool
         return True
     if name not in told:
         return False
+    if box is None or told[name] is None:
+        return True
     try:
-        return box is None or bool(BoundingBox.parse(str(told[name])).intersection(box))
+        return bool(BoundingBox.parse(str(told[name])).intersection(box))
     except InvalidParameter:
         return True
 
@@ -78,21 +87,24 @@ def record_processing(
     by: str,
     *,
     sources: Sequence[str] = (),
-    written: Mapping[str, BoundingBox] | None = None,
+    written: Mapping[str, BoundingBox | None] | None = None,
 ) -> None:
     """Append one entry to `processing`: the method with its parameters, the author, the date.
 
     `sources` are the layers that the voxels come from; those not named yet are added. `written` are
     the boxes that were written, in voxels, by the keys of their scales or the folders of their
-    files, so that a later run knows whose files it would replace.
+    files, None for all of it, so that a later run knows whose files it would replace.
 
     An entry of the same method and parameters as the last one replaces it, so that finishing a
     run twice leaves one entry. What others record meanwhile stays. Raises StorageUnavailable when
     the entry never holds.
     """
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M %Z")
-    told = {} if written is None else {"written": {name: str(b) for name, b in written.items()}}
-    entry = json.loads(json.dumps({"method": dict(method), "by": by, "date": date, **told}))
+    entry = json.loads(json.dumps({"method": dict(method), "by": by, "date": date}))
+    if written is not None:
+        entry["written"] = {
+            name: None if box is None else str(box) for name, box in written.items()
+        }
     copies = 0  # of the entry once ours is there; the date has no seconds, so others may be alike
 
     def with_entry(provenance: dict[str, Any]) -> dict[str, Any]:

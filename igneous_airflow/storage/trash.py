@@ -16,14 +16,19 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from igneous_airflow.errors import InvalidInfo, InvalidParameter
+from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.storage.durable import sync
-from igneous_airflow.storage.files import SUFFIXES, TRASH, Folder
+from igneous_airflow.storage.files import SUFFIXES, Folder
+from igneous_airflow.storage.folder_names import TRASH, folder_problem
 from igneous_airflow.storage.info import Scale
 from igneous_airflow.storage.json_files import read_json, write_json
 from igneous_airflow.storage.partials import remove_abandoned
 
 _ENTRY, _FILES = "entry.json", "files"
 _TIME = "%Y%m%dT%H%M%SZ"
+_WITHOUT_ENTRY = (
+    "without it, `trash restore --unfinished` brings the files back, and leaves the info as it is"
+)
 _NAME = re.compile(r"([0-9]{8}T[0-9]{6}Z)-[0-9a-f]{6}")
 
 
@@ -34,21 +39,27 @@ def new_entry_name() -> str:
 
 def _inside(name: str) -> str:
     """A folder of the layer, and not of its trash; raises ValueError."""
-    path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts or path.parts[0] == TRASH:
-        raise ValueError(f"{name!r} is not a folder inside the layer")
+    if problem := folder_problem(name):
+        raise ValueError(f"{name!r} {problem}")
     return name
 
 
+def _box(text: str) -> str:
+    """A box as text; raises ValueError."""
+    return str(BoundingBox.parse(text))
+
+
 FolderName = Annotated[str, AfterValidator(_inside)]
+BoxText = Annotated[str, AfterValidator(_box)]
 
 
 class Entry(BaseModel):
     """What `entry.json` says: what went, when, by which stage, and where it was.
 
-    `folders` are those of the layer that its files came from. `scales` are the entries that the
-    layer's info had for them, where those went as well. `mesh` is the mesh folder, where it was
-    moved as a whole. `complete` is set when nothing more is to come.
+    `folders` are those of the layer that its files came from, and `parts` the boxes of the files,
+    by folder, where not all of them went. `scales` are the entries that the layer's info had for
+    them, where those went as well. `mesh` is the mesh folder, where it was moved as a whole.
+    `complete` is set when nothing more is to come. `run` and `launch` are empty outside of runs.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,7 +69,10 @@ class Entry(BaseModel):
     what: str
     stage: str
     by: str = ""
+    run: str = ""
+    launch: str = ""
     folders: tuple[FolderName, ...]
+    parts: dict[FolderName, BoxText] = {}
     scales: tuple[dict[str, Any], ...] = ()
     mesh: FolderName | None = None
     complete: bool = False
@@ -72,6 +86,22 @@ class Entry(BaseModel):
         if not keys <= set(self.folders):
             raise ValueError(f"scales {sorted(keys)} are not those of the folders {self.folders}")
         return self
+
+    @property
+    def why_unfinished(self) -> str:
+        """Why files may still come, and what to do; to be followed by what the option is for."""
+        who, end = f"a {self.stage} outside of runs", "make sure that it has ended"
+        if self.run:
+            who = f"the {self.stage} run {self.run}"
+            end = f"end it with `igneous-airflow cancel {self.run}`"
+        return (
+            f"{self.name} is not complete: {who} may still move files there. Let it finish; or "
+            f"{end}, then set --unfinished"
+        )
+
+    def is_of(self, launch: str) -> bool:
+        """Whether a launch may go on with the entry: it is its own, or begun outside of runs."""
+        return self.launch == launch or not (self.launch or self.complete)
 
     @property
     def when(self) -> datetime:
@@ -106,9 +136,14 @@ class Trash:
 
     def read(self) -> Entry | None:
         """What the entry says of itself; None when there is none. Raises InvalidParameter."""
-        entry = read_json(self.layer, f"{self._root}/{_ENTRY}", Entry)
-        if entry is not None and entry.name != self.name:
-            raise InvalidParameter(f"{self.url}/{_ENTRY} is that of {entry.name}")
+        try:
+            entry = read_json(self.layer, f"{self._root}/{_ENTRY}", Entry)
+            if entry is not None and entry.name != self.name:
+                raise InvalidParameter(f"{self.url}/{_ENTRY} is that of {entry.name}")
+        except InvalidParameter as error:
+            raise InvalidParameter(
+                f"{error}. Put the file right, or remove it: {_WITHOUT_ENTRY}"
+            ) from None
         return entry
 
     def write(self, entry: Entry) -> None:
@@ -118,15 +153,49 @@ class Trash:
         sync(self.layer.url, [name])
         remove_abandoned(self.url)
 
+    def require_free(self, launch: str) -> None:
+        """Raise InvalidParameter when the entry is another run's than that of a launch."""
+        present = self.read()
+        if present is not None and (not present.is_of(launch) or (present.complete and not launch)):
+            raise self._taken_by(present)
+
     def begin(self, entry: Entry) -> None:
-        """Say what the entry will be, before any file goes there; may be done again."""
-        if self.read() is None:
+        """Say what the entry will be, before any file goes there; may be done again.
+
+        Raises InvalidParameter when it is another run's.
+        """
+        present = self.read()
+        if present is None:
             self.write(entry)
+        elif not present.is_of(entry.launch):
+            raise self._taken_by(present)
+
+    def _taken_by(self, present: Entry) -> InvalidParameter:
+        run = f"of the run {present.run}" if present.run else "of another run"
+        return InvalidParameter(
+            f"trash_entry: {self.layer.url} has {self.name} in its trash already ({present.what}, "
+            f"{run}): leave trash_entry empty, or choose another name"
+        )
+
+    def complete(self, by: str = "") -> None:
+        """Say that nothing more is to come, if anything has come."""
+        entry = self.read()
+        if entry is not None and not entry.complete:
+            self.write(entry.model_copy(update={"by": by or entry.by, "complete": True}))
 
     def put(self, name: str) -> None:
-        """Move a file of the layer here, in all its compressions; it may be absent."""
+        """Move a file of the layer here, in all its compressions; it may be absent.
+
+        Raises InvalidParameter when there is one of the name here: it was written again since.
+        """
         for suffix in ("", *SUFFIXES.values()):
-            self.layer.rename(f"{name}{suffix}", f"{self._root}/{_FILES}/{name}{suffix}")
+            try:
+                self.layer.rename(f"{name}{suffix}", self.path_of(f"{name}{suffix}"))
+            except InvalidParameter as error:
+                raise InvalidParameter(
+                    f"{error}. If it was written again since this run has moved it to the trash, "
+                    "cancel the run and start a new delete, which has an entry of its own"
+                ) from error
 
     def put_folder(self, name: str) -> None:
         """Move a folder of the layer here, as a whole; it may be absent."""
@@ -151,11 +220,33 @@ class Trash:
         for name, size in files_below(self.layer, start):
             yield name.removeprefix(f"{start}/"), size
 
-    def remove(self) -> None:
-        """Delete the entry for good; what it says goes last, so that this can be done again."""
+    def remove(self) -> bool:
+        """Delete the files for good, then the entry; says whether it is gone."""
         self.layer.delete_folder(f"{self._root}/{_FILES}")
+        return self.remove_if_empty()
+
+    def remove_if_empty(self) -> bool:
+        """Remove the entry, and say whether it is gone: while files are in it, it stays.
+
+        What it says of itself goes last, so that this can be done again.
+        """
+        self.layer.remove_empty_folders(f"{self._root}/{_FILES}")
+        if holds_files(self.layer, f"{self._root}/{_FILES}"):
+            return False
         self.layer.delete(f"{self._root}/{_ENTRY}")
-        self.layer.delete_folder(self._root)
+        remove_abandoned(self.url)
+        self.layer.remove_empty_folders(self._root)
+        return True
+
+    def rebuilt(self) -> Entry:
+        """What can be said of an entry whose files alone are there."""
+        folders = tuple(sorted(self.layer.folders(f"{self._root}/{_FILES}")))
+        for folder in folders:
+            if problem := folder_problem(folder):
+                raise InvalidParameter(f"{self.url}/{_FILES}: {folder!r} {problem}: move it away")
+        return Entry(
+            name=self.name, what=f"files in {', '.join(folders)}", stage="", folders=folders
+        )
 
 
 def files_below(folder: Folder, prefix: str) -> Iterator[tuple[str, int]]:
@@ -177,10 +268,17 @@ def entries_of(layer: Folder) -> list[Trash]:
     return [Trash(layer, name) for name in sorted(names, reverse=True)]
 
 
-def require_entry(layer: Folder, name: str) -> tuple[Trash, Entry]:
-    """An entry that is there, and what it says; raises InvalidParameter naming those there are."""
+def require_entry(layer: Folder, name: str, *, rebuilt: bool) -> tuple[Trash, Entry]:
+    """An entry that is there, and what it says; raises InvalidParameter naming those there are.
+
+    With `rebuilt`, files that nothing is said of are enough.
+    """
     trash = Trash(layer, name)
     entry = trash.read()
+    if entry is None and any(True for _ in trash.files()):
+        if not rebuilt:
+            raise InvalidParameter(f"{trash.url}/{_ENTRY} is missing: {_WITHOUT_ENTRY}")
+        entry = trash.rebuilt()
     if entry is None:
         there = ", ".join(other.name for other in entries_of(layer)) or "nothing"
         raise InvalidParameter(f"{layer.url} has no {name} in its trash, which holds: {there}")

@@ -7,6 +7,7 @@ https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from posixpath import normpath
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
+from igneous_airflow.storage.folder_names import ODD_CHARACTERS, folder_problem
 from igneous_airflow.storage.info import INFO_BYTES, Info, Scale
 
 #: Bytes of a file, or of a part of one, that are served at once. Of a chunk larger than that no
@@ -21,9 +23,6 @@ from igneous_airflow.storage.info import INFO_BYTES, Info, Scale
 LARGEST = 1 << 27
 _MANIFEST_BYTES = 1 << 24
 _HEADER_BYTES = 1 << 16  # that an encoding, or a compression, may add
-_UNSAFE = re.compile(
-    r'[\\%?#:*"<>|]'
-)  # in a folder's name: what a server or a shell reads otherwise
 
 _LABEL = "(?:0|[1-9][0-9]{0,19})"
 _SHARD = re.compile(r"[0-9a-f]{1,16}\.shard")
@@ -64,14 +63,13 @@ def served_file(info: Info, path: str) -> ServedFile | None:
 def folder_inside(key: object) -> str | None:
     """The folder in a layer that a key of its info names; None unless it is plainly inside.
 
-    A key that climbs, is absolute or an address, or is read in two ways, names no folder.
+    A key that may be read in two ways names no folder.
     """
-    if not isinstance(key, str) or not key.isprintable() or key.startswith("/"):
+    if not isinstance(key, str) or not key.isprintable():
         return None
-    parts = [part for part in key.split("/") if part not in ("", ".")]
-    if not parts or ".." in parts or _UNSAFE.search(key):
+    if folder_problem(key) or ODD_CHARACTERS.search(key):
         return None
-    return "/".join(parts)
+    return normpath(key)
 
 
 def _in_scales(info: Info, folder: str, name: str) -> Iterator[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from igneous_airflow.audit_log import read_entries
+from igneous_airflow.run import Run
 from igneous_airflow.stages.delete import Delete
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.storage.provenance import author
@@ -112,8 +113,51 @@ def test_a_damaged_entry_is_listed_and_can_be_emptied(cli, layer: Path, deleted:
     assert cli("trash", "restore", str(layer), deleted).code == 1
     path.unlink()
     assert "does not say what it is" in cli("trash", "list", str(layer)).out
-    assert cli("trash", "empty", str(layer), "--yes").code == 0
+    answer = cli("trash", "empty", str(layer), "--yes")
+    assert f"{deleted} stays: " in answer.out
+    assert "nothing to delete" in answer.out
+    assert cli("trash", "empty", str(layer), "--yes", "--unfinished").code == 0
     assert not list((layer / ".trash").iterdir())
+
+
+@pytest.mark.parametrize("text", ["{", "", "{}", None], ids=str)
+def test_files_of_an_entry_that_does_not_say_what_it_is_are_brought_back(
+    cli, layer: Path, deleted: str, text: str | None
+):
+    path = layer / ".trash" / deleted / "entry.json"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+        answer = cli("trash", "restore", str(layer), deleted, "--unfinished")
+        assert answer.code == 1
+        assert "Put the file right, or remove it: without it, " in answer.err
+        path.unlink()
+    answer = cli("trash", "restore", str(layer), deleted)
+    assert answer.code == 1
+    assert "entry.json is missing: without it, `trash restore --unfinished` brings" in answer.err
+    answer = cli("trash", "restore", str(layer), deleted, "--unfinished")
+    assert (answer.code, "16 files are back" in answer.out) == (0, True)
+    assert len(list((layer / "8_8_40").iterdir())) == 16
+    assert not list((layer / ".trash").iterdir())
+
+
+def test_an_entry_that_a_run_still_fills_is_not_emptied_and_shows_the_run(
+    cli, layer: Path, state: Path, deleted: str
+):
+    stage = Delete(layer=str(layer), confirm=True)
+    run, _ = Run.launch(stage, url=f"file://{state}/r", queue="memory://trash", by="tester")
+    run.prepare()
+    stage = run.make_stage()
+    stage.run(stage.cells()[0])
+    assert "(delete run r; the run is not finished)" in cli("trash", "list", str(layer)).out
+    answer = cli("trash", "empty", str(layer), "--yes")
+    assert (answer.code, f"{stage.trash_entry} stays: a run may" in answer.out) == (0, True)
+    assert "Deleted 1 entry of the trash, 16 files" in answer.out
+    answer = cli("trash", "restore", str(layer), stage.trash_entry)
+    assert answer.code == 1
+    assert "the delete run r may still move files there" in answer.err
+    answer = cli("trash", "empty", str(layer), "--yes", "--unfinished")
+    assert "Deleted 1 entry of the trash" in answer.out
 
 
 def test_a_bucket_and_a_wrong_entry_are_refused_with_the_way_out(cli, layer: Path):

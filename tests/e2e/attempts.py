@@ -30,7 +30,7 @@ Step = tuple[str, dict[str, Any]]
 #: The number of a step, and a phase of its run.
 Phase = tuple[int, str]
 
-_CHANGES = frozenset({"os.remove", "os.rename", "os.mkdir", "os.rmdir"})
+_CHANGES = frozenset({"os.link", "os.remove", "os.rename", "os.mkdir", "os.rmdir"})
 _WRITING = os.O_WRONLY | os.O_RDWR
 _OPTIONS = WorkerOptions(lease_seconds=0.5, idle_seconds=0.05, retry_delay=0.05, until_done=True)
 

@@ -10,7 +10,7 @@ from igneous_airflow.testing.stages import snapshot
 
 
 def left(root: Path, *places: Path | str) -> dict[str, Any]:
-    """Every file of the layers with its bytes; of a provenance what twins have in common.
+    """Every file of the layers with its bytes; of some records what twins have in common.
 
     What a process left half written stays until its folder is listed again, and is left out.
     `places` are the folders that a provenance may name as the one of its layer.
@@ -18,7 +18,11 @@ def left(root: Path, *places: Path | str) -> dict[str, Any]:
     files: dict[str, Any] = {}
     for name, content in snapshot(root).items():
         if not name.startswith(("runs/", "queues/")) and not name.endswith(".partial"):
-            files[name] = _common(content, *places) if name.endswith("provenance") else content
+            files[name] = content
+            if name.endswith("provenance"):
+                files[name] = _common(content, *places)
+            elif name.endswith("entry.json"):
+                files[name] = json.loads(content) | {"launch": ""}
     return files
 
 

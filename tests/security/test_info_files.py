@@ -102,11 +102,17 @@ BROKEN = {
     "level of lists": (text_of(encoding="png", png_level=[9]), r"png_level is \[9\], not a number"),
     "true dimensions": (text_of(encoding="zfpc", zfpc_correlated_dims=[1] * 4), "not four of true"),
     **{
-        f"key {key!r}": (text_of(key=key), "is not the name of a folder inside the layer: move")
+        f"key {key!r}": (
+            text_of(key=key),
+            "of a scale is not the name of a folder inside",
+        )
         for key in ABSURD_KEYS
     },
     **{
-        f"{kind} {name!r}": (text_of({**INFO, kind: name}), f"given for {kind} is not inside")
+        f"{kind} {name!r}": (
+            text_of({**INFO, kind: name}),
+            f"given for {kind} is not the name of a folder inside",
+        )
         for kind in ("mesh", "skeletons", "segment_properties")
         for name in ABSURD_FOLDERS
     },

@@ -1,6 +1,7 @@
 """Links that lead out of a layer are followed by nothing: they are refused by name."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,7 +171,7 @@ def test_a_name_that_leads_upwards_is_refused(tmp_path: Path, use: str, name: st
 
 
 @pytest.mark.parametrize("relative", [False, True])
-def test_links_within_the_folder_and_to_it_and_hard_links_work(
+def test_links_within_the_folder_and_to_it_and_hard_links_are_read(
     tmp_path: Path, relative: bool
 ) -> None:
     real = tmp_path / "real"
@@ -189,13 +190,42 @@ def test_links_within_the_folder_and_to_it_and_hard_links_work(
         assert folder.entry(name) is not None
     assert sorted(folder.names("linked")) == ["chunk", "hard", "same"]
     assert dict(folder.sizes("scale")) == {"chunk": 5, "hard": 5, "same": 5}
-    folder.write("linked/same", StoredFile(b"new"))
+    folder.write("scale/same", StoredFile(b"new"))
     assert (real / "scale" / "chunk").read_bytes() == b"chunk"
     assert (real / "scale" / "same").read_bytes() == b"new"
-    folder.delete("linked/hard")
+    folder.delete("scale/hard")
     assert sorted(folder.names("scale")) == ["chunk", "same"]
-    folder.delete_folder("linked")
+    folder.delete_folder("scale")
     assert list(folder.names("scale")) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: f.write("linked/new", StoredFile(b"new")),
+        lambda f: f.write("linked/deep/new", StoredFile(b"new")),
+        lambda f: f.delete("linked/chunk"),
+        lambda f: f.delete_folder("linked"),
+        lambda f: f.delete_folder("linked/deep"),
+        lambda f: f.rename("linked/chunk", "elsewhere"),
+        lambda f: f.rename("other", "linked/other"),
+        lambda f: f.rename("linked", "elsewhere"),
+        lambda f: f.check_writable(["scale", "linked"]),
+    ],
+)
+def test_nothing_is_changed_through_a_link_within_the_folder(
+    tmp_path: Path, change: Callable[[LocalFolder], Any]
+) -> None:
+    (tmp_path / "scale" / "deep").mkdir(parents=True)
+    for name in ("scale/chunk", "scale/deep/chunk", "other"):
+        (tmp_path / name).write_bytes(b"chunk")
+    (tmp_path / "linked").symlink_to("scale")
+    before = snapshot(tmp_path)
+    folder = LocalFolder(tmp_path)
+    assert folder.exists("linked/chunk")  # which is remembered
+    with pytest.raises(AccessDenied, match=r"linked is a link to .*/scale: nothing is written"):
+        change(folder)
+    assert snapshot(tmp_path) == before
 
 
 def test_a_partial_file_that_is_a_link_is_not_written_through(
@@ -380,3 +410,32 @@ def test_sections_that_are_links_within_their_folder_are_ingested(tmp_path: Path
         layer_type="image",
     )
     assert sum(complete(stage).outputs.values()) >= 1
+
+
+@pytest.mark.parametrize(
+    ("make", "linked"),
+    [
+        (lambda layer: Delete(layer=layer, mip=1, confirm=True), "16_16_40"),
+        (lambda layer: Downsample(layer=layer, num_mips=1, confirm=True), "16_16_40"),
+        (lambda layer: Transfer(src=f"{layer}_copy", dest=layer, max_mips=0), KEY),
+        (lambda layer: LuminanceLevels(layer=layer), "levels"),
+        (lambda layer: Mesh(layer=layer), "mesh_mip_0_err_40"),
+    ],
+    ids=["delete", "downsample", "transfer", "levels", "mesh"],
+)
+def test_a_plan_refuses_to_change_a_folder_that_is_a_link_within_the_layer(
+    labels: Path, layer: Path, make: Callable[..., Stage], linked: str
+) -> None:
+    layer = labels if linked.startswith("mesh") else layer
+    complete(Downsample(layer=f"file://{layer}", num_mips=1))
+    shutil.copytree(layer, f"{layer}_copy")
+    (layer / "real").mkdir()
+    for file in (layer / linked).iterdir() if (layer / linked).is_dir() else ():
+        file.rename(layer / "real" / file.name)
+    if (layer / linked).is_dir():
+        (layer / linked).rmdir()
+    (layer / linked).symlink_to("real")
+    before = snapshot(layer)
+    plan = make(f"file://{layer}").plan()
+    assert f"{layer}/{linked} is a link to {layer}/real" in "\n".join(plan.refusals)
+    assert snapshot(layer) == before

@@ -103,8 +103,8 @@ def test_a_directory_that_the_info_names_is_noted(layer):
         ({"scale": {"encoding": "jpeg"}}, "encoding jpeg"),
         ({"scale": {"encoding": "novel"}}, "encoding 'novel' is unknown"),
         ({"scale": {"size": [0, 5, 5]}}, "has no voxels: its size is 0,5,5"),
-        ({"mesh": "../elsewhere"}, "not inside the layer"),
-        ({"mesh": "8_8_40"}, "8_8_40 holds the chunks of a scale"),
+        ({"mesh": "../elsewhere"}, "not the name of a folder inside the layer"),
+        ({"mesh": "8_8_40"}, "the folder of scale 8_8_40 is that of mesh, 8_8_40"),
         ({"scales": []}, "has no scales"),
     ],
 )

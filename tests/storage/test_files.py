@@ -285,7 +285,7 @@ def test_a_folder_of_that_name_is_not_a_file(local, tmp_path):
     (tmp_path / "info").mkdir()
     assert local.read("info") is None
     assert not local.exists("info")
-    with pytest.raises(StorageUnavailable, match="info"):
+    with pytest.raises(InvalidParameter, match="info: a folder has that name"):
         local.write("info", StoredFile(b"1"))
     assert [path.name for path in tmp_path.iterdir()] == ["info"]
 
@@ -406,3 +406,50 @@ def test_what_a_killed_process_left_of_a_trial_to_write_goes_with_the_next_trial
     (tmp_path / f".probe.{host}-{ended.pid}-a.partial").touch()
     open_folder(f"file://{tmp_path}").try_writing()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(params=[True, False], ids=["with links", "without links"])
+def has_links(request, monkeypatch):
+    """A disk with hard links, or without them, as some network disks are."""
+    if not request.param:
+
+        def refuse(source, *_, **__):
+            os.lstat(source)
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    return request.param
+
+
+def test_a_file_or_folder_is_moved_and_replaces_none(local, tmp_path, has_links):
+    local.write("a/file", StoredFile(b"1"))
+    assert local.rename("a/file", "b/c/file")
+    assert not local.rename("a/file", "b/c/file")
+    local.write("a/file", StoredFile(b"2"))
+    for target in ("b/c/file", "b/c"):
+        with pytest.raises(InvalidParameter, match="where there is another one: nothing is repl"):
+            local.rename("a/file", target)
+    with pytest.raises(InvalidParameter, match="nothing is replaced"):
+        local.rename("a", "b")
+    assert (local.read("a/file").content, local.read("b/c/file").content) == (b"2", b"1")
+    assert local.rename("a", "d/e")
+    assert local.read("d/e/file").content == b"2"
+    assert not local.rename("a", "d/e")
+
+
+def test_a_file_that_was_half_moved_is_moved_on(local, tmp_path):
+    local.write("old", StoredFile(b"1"))
+    (tmp_path / "new").hardlink_to(tmp_path / "old")
+    assert local.rename("old", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_folders_go_as_far_as_they_are_empty(local, tmp_path):
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    local.write("a/d/file", StoredFile(b"1"))
+    local.remove_empty_folders("a")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["d"]
+    local.delete("a/d/file")
+    local.remove_empty_folders("a")
+    local.remove_empty_folders("a")
+    assert not (tmp_path / "a").exists()
