@@ -71,9 +71,14 @@ def refuse_credentials(value: object) -> None:
 
 
 def holds_credentials(value: object) -> bool:
-    """Whether any text in JSON data holds credentials."""
-    if isinstance(value, str):
-        return has_credentials(value)
-    if isinstance(value, Mapping):
-        return any(map(holds_credentials, (*value.keys(), *value.values())))
-    return isinstance(value, list | tuple) and any(map(holds_credentials, value))
+    """Whether any text in JSON data, however deep, holds credentials."""
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, str) and has_credentials(value):
+            return True
+        if isinstance(value, Mapping):
+            left += (*value.keys(), *value.values())
+        elif isinstance(value, list | tuple):
+            left += value
+    return False
