@@ -43,7 +43,7 @@ from igneous_airflow.storage.durable import sync
 from igneous_airflow.storage.files import open_folder, open_own_folder
 from igneous_airflow.storage.info import INFO
 from igneous_airflow.storage.json_files import RECORD_BYTES, read_json, write_json
-from igneous_airflow.storage.methods import method_digest, same_method
+from igneous_airflow.storage.methods import PERMISSIONS, method_digest, same_method
 from igneous_airflow.storage.partials import remove_abandoned
 from igneous_airflow.task import Task, TaskEncoder
 from igneous_airflow.validation import wrong_fields
@@ -134,7 +134,7 @@ class Run(RunRecord):
             return earlier._taken_up(plan, by, once_planned, plan_only=plan_only)  # noqa: SLF001
         requested = stage.parameters()
         try:
-            stage = stage.resolved()
+            stage = (earlier._meaning(stage) if earlier else stage).resolved()  # noqa: SLF001
         except IgneousError as error:
             raise PlanRefused(stage.name, [str(error)]) from error
         plan = _startable(stage.plan(), plan_only=plan_only, trusted=trusted)
@@ -234,6 +234,16 @@ class Run(RunRecord):
             return self.was_launched
         return plan_only or not self.plan_only
 
+    def _meaning(self, stage: Stage) -> Stage:
+        """The stage, started once more: it means the mips that it meant when it was finished.
+
+        The mips may have other numbers by now: `mip` 1 of a finished delete is another one.
+        """
+        if self.state is not LaunchState.DONE or self._differing(stage):
+            return stage
+        permissions = {n: v for n, v in stage.parameters().items() if n in PERMISSIONS}
+        return type(stage).model_validate({**self.resolved, **permissions})
+
     def _plan_again(
         self, stage: Stage, plan_only: bool, trusted: Sequence[Mapping[str, Any]]
     ) -> Plan:
@@ -287,17 +297,19 @@ class Run(RunRecord):
 
     def require_same(self, stage: Stage) -> None:
         """Raise InvalidParameter when the run was launched with other parameters than a stage's."""
-        requested = stage.identity()
-        differing = [
-            name
-            for name, value in requested.items()
-            if stage.name != self.stage or value != self.requested.get(name)
-        ]
-        if differing:
+        if differing := self._differing(stage):
             raise InvalidParameter(
                 f"the recorded run {self.url} has other values for {', '.join(differing)}: start "
                 "a new run, or this one with the values it had"
             )
+
+    def _differing(self, stage: Stage) -> list[str]:
+        """The parameters of a stage that this run was requested with other values for."""
+        return [
+            name
+            for name, value in stage.identity().items()
+            if stage.name != self.stage or value != self.requested.get(name)
+        ]
 
     def _changed(self, change: Callable[[RunRecord], RunRecord]) -> Self:
         """This run once its state was changed.
