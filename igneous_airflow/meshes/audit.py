@@ -49,11 +49,11 @@ class StoredSizes:
             for block in task.blocks:
                 cell = cells[block]
                 names = (folder.fragment_name(label, cell) for label in records[cell].labels)
-                fragments[cell] = array("q", [task.files.get(name, 0) for name in names])
+                fragments[cell] = array("q", [(task.files or {}).get(name, 0) for name in names])
             start = f"{folder.directory}/"
             others |= {
                 name.removeprefix(start): size
-                for name, size in task.files.items()
+                for name, size in (task.files or {}).items()
                 if name.endswith(SPATIAL_INDEX)
             }
         return cls(fragments, others)
