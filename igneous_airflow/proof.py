@@ -23,6 +23,10 @@ class Written:
 
     def problem_with(self, file: "FoundFile") -> str:
         """What is wrong with a file that one of the blocks should have; empty when nothing is."""
+        if file.name in self.left_out:
+            # what a task deletes is gone, so that it is the old one that `skip` left
+            stays = "there, although the new voxels are background: set skip_empty to delete"
+            return "" if file.size is None else f"{file.name} ({stays})"
         if file.size is None:
             return file.name
         if file.is_twice:
@@ -77,8 +81,8 @@ def require_files(
 ) -> int:
     """Check every file of every block; return how many were left out.
 
-    A file must be there with the bytes that its task recorded, which must be possible ones, or the
-    task must have left it out.
+    A file must be there with the bytes that its task recorded, which must be possible ones, or be
+    absent where the task left it out.
     Without an account, as in a notebook, whatever is absent was left out if it `may_be_absent`.
     `place` is what the files should be in. Raises AuditFailed naming those that are missing, empty
     or cut, with their blocks.
@@ -94,7 +98,7 @@ def require_files(
                 may_lack = file.name in task.left_out or (account is None and may_be_absent)
                 if file.size is None and may_lack:
                     absent += 1
-                elif file.name not in task.left_out and (problem := task.problem_with(file)):
+                elif problem := task.problem_with(file):
                     wrong += 1
                     if len(named) < _NAMED_AT_MOST:
                         named.append(problem)

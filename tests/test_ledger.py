@@ -216,9 +216,12 @@ def test_a_file_that_was_lost_in_place_of_one_left_out_is_found(ledger):
     assert missing(ledger, [(0, ["a", "lost"])]) == (["lost"], [0])
 
 
-def test_files_of_an_earlier_run_may_be_where_some_were_left_out(ledger):
+def test_files_of_an_earlier_run_where_some_were_left_out_are_named(ledger):
     leave_out(ledger, 0, "a", "b")
     assert missing(ledger, [(0, ["b"])]) == ([], [])
+    said = wrong_among(ledger, [FoundFile("a", 9), FoundFile("b", None)])
+    assert "a (there, although the new voxels are background: set skip_empty to delete)" in said
+    assert "b" not in said.partition(": ")[2].partition(" (")[0]
 
 
 def test_a_task_that_left_out_other_files_when_it_was_repeated_is_believed_the_last_time(ledger):
