@@ -328,10 +328,11 @@ class Mesh(Stage):
             has_index=self._has_index(place),
         )
         sizes, fragments = mesher.mesh(cell)
+        meshes = sizes.keys() - {place.folder.record_name(cell)}
         return Work(
             voxels=cell.voxels,
             chunks_written=fragments,
-            bytes_written=sum(sizes.values()),
+            bytes_written=sum(sizes[name] for name in meshes),
             files=sizes,
         )
 
@@ -342,17 +343,17 @@ class Mesh(Stage):
         of the directory has a fragment for each of them, with the bytes that its task wrote.
         """
         from igneous_airflow.confirmation import in_trash
-        from igneous_airflow.meshes.audit import StoredSizes, audit_fragments, recorded_labels
+        from igneous_airflow.meshes.audit import StoredSizes, audit_fragments, meshed_blocks
         from igneous_airflow.storage.overlap import Overlap
         from igneous_airflow.storage.provenance import record_processing
 
         place = self._place()
         folder, cells = place.folder, place.cells
         with Overlap(place.layer.overlap_width) as overlap:
-            records = recorded_labels(folder, cells, self._fingerprint(), overlap)
+            blocks = meshed_blocks(folder, cells, self._fingerprint(), overlap)
         has_index = self._has_index(place)
-        stored = StoredSizes.recorded(folder, account, records)
-        count = audit_fragments(place, records, stored, self._scope(), spatial_index=has_index)
+        stored = StoredSizes.told(folder, account, blocks)
+        count = audit_fragments(place, blocks, stored, self._scope(), spatial_index=has_index)
         written = {folder.directory: place.region}
         record_processing(place.layer.folder, self.provenance(), by, written=written)
         folder.end_part(self._begun(place))  # last: until then these meshes are this run's

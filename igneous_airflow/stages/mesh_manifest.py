@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from igneous_airflow.storage.info import Scale
     from igneous_airflow.storage.layer import Layer
     from igneous_airflow.storage.mesh_info import MeshInfo
-    from igneous_airflow.storage.meshes import MeshFolder, Record
+    from igneous_airflow.storage.mesh_record import Record
+    from igneous_airflow.storage.meshes import MeshFolder
 
 _GROUPS_ON_DISK = 8  # where each task reads the whole listing
 _NAMED_AT_MOST = 10
@@ -260,7 +261,7 @@ class _Job:
             str(cell)
             for begun in self.info.unfinished
             for cell, record in self._records(begun.part)
-            if record is None or record.parameters != begun.parameters
+            if record is None or record.labels_of(begun.parameters) is None
         )
         return self.unrecorded | frozenset(waiting)
 
