@@ -9,14 +9,13 @@ import pytest
 from igneous_airflow.errors import AuditFailed, CorruptChunk
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.receipts import Receipt
-from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.stages.transfer import Transfer
 from igneous_airflow.storage.codecs import compress_bytes, encode
 from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.storage.possible import least_bytes, require_possible, stored_range
 from igneous_airflow.testing.layers import random_voxels, write_layer
-from igneous_airflow.testing.stages import complete
+from igneous_airflow.testing.stages import complete, do_missing, worked_run
 
 CHUNK = "0-8_0-8_0-8"  # of 512 bytes
 OTHER = random_voxels(Vec3(8, 8, 8)).tobytes(order="F")
@@ -36,22 +35,14 @@ def replace(layer, key, suffix, content):
     (folder / f"{CHUNK}{suffix}").write_bytes(content)
 
 
-def worked(tmp_path, stage, *, as_format_1=False):
-    """A run of which every task has a receipt."""
-    url = f"file://{tmp_path}/runs/run"
-    run, _ = Run.launch(stage, url=url, queue=f"sqlite://{tmp_path}/queue.db", by="tester")
-    run.prepare()
-    launched, folder = run.make_stage(), open_folder(url)
-    for number, block in enumerate(launched.cells()):
-        work = launched.run(block)
-        receipt = Receipt(task=number, attempt=1, seconds=1, worker="w", work=work)
-        if as_format_1:
-            older = receipt.model_copy(update={"work": work.in_numbers()}).model_dump_json()
-            name = f"done/{number:010d}-{run.launch_id}"
-            folder.write(name, StoredFile(older.encode()))
-        else:
-            run.ledger.write_receipt(receipt)
-    return run
+def as_of_format_1(run):
+    """Write the receipts of a run again, as they were when they told of no files."""
+    folder = open_folder(run.url)
+    for task in range(run.planned):
+        receipt = run.ledger.receipt(task)
+        older = receipt.model_copy(update={"work": receipt.work.in_numbers()})
+        name = f"done/{task:010d}-{run.launch_id}"
+        folder.write(name, StoredFile(older.model_dump_json().encode()))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +86,8 @@ def test_a_raw_chunk_that_was_cut_is_named_though_receipts_of_format_1_tell_no_s
     tmp_path, layer
 ):
     stage = Downsample(layer=layer, num_mips=1, compress="none")
-    run = worked(tmp_path, stage, as_format_1=True)
+    run = worked_run(stage, tmp_path)
+    as_of_format_1(run)
     replace(layer, "16_16_40", "", OTHER[:256])
     with pytest.raises(AuditFailed, match=r"16_16_40/0-8_0-8_0-8 \(256 bytes, not 512\)"):
         run.finish()
@@ -117,7 +109,7 @@ def test_without_an_account_sizes_must_be_possible(layer, suffix, content, is_fi
 
 
 def test_a_receipt_that_names_nothing_proves_nothing(tmp_path, layer):
-    run = worked(tmp_path, Downsample(layer=layer, num_mips=1))
+    run = worked_run(Downsample(layer=layer, num_mips=1), tmp_path)
     run.ledger.withdraw([0])
     run.ledger.write_receipt(Receipt(task=0, attempt=1, seconds=1, worker="w"))
     with pytest.raises(AuditFailed, match="its task did not write it"):
@@ -130,15 +122,13 @@ def test_a_receipt_that_names_nothing_proves_nothing(tmp_path, layer):
 def test_a_chunk_in_two_compressions_is_named_and_written_once_again(
     tmp_path, layer, compress, content
 ):
-    run = worked(tmp_path, Downsample(layer=layer, num_mips=1, compress=compress))
+    run = worked_run(Downsample(layer=layer, num_mips=1, compress=compress), tmp_path)
     folder = Path(layer.removeprefix("file://")) / "16_16_40"
     suffix = ".gz" if compress == "none" else ""
     (folder / f"{CHUNK}{suffix}").write_bytes(content)
     with pytest.raises(AuditFailed, match=f"{CHUNK} .there in two compressions"):
         run.finish()
-    stage = run.make_stage()
-    work = stage.run(stage.cells()[0])
-    run.ledger.write_receipt(Receipt(task=0, attempt=1, seconds=1, worker="w", work=work))
+    do_missing(run)
     run.finish()
     assert len(list(folder.glob(f"{CHUNK}*"))) == 1
 

@@ -10,7 +10,6 @@ import pytest
 
 from igneous_airflow.errors import AuditFailed, PlanRefused
 from igneous_airflow.geometry.bbox import Vec3
-from igneous_airflow.receipts import Receipt
 from igneous_airflow.run import Run
 from igneous_airflow.stages import registered_stages
 from igneous_airflow.stages.delete import Delete
@@ -26,7 +25,7 @@ from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.local import LocalFolder
 from igneous_airflow.storage.provenance import made_by, read_provenance
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
-from igneous_airflow.testing.stages import complete, snapshot
+from igneous_airflow.testing.stages import complete, do_missing, snapshot
 from igneous_airflow.voxel_stages import PyramidOptions
 
 SPEC = LayerSpec(voxel_offset=(3, -7, 11))
@@ -140,10 +139,7 @@ def test_old_voxels_that_were_skipped_are_not_proved(tmp_path):
         stage.resolved().plan().require_accepted()
     run, _ = launch(stage, f"file://{tmp_path}/run", trusted=[{}])
     run.prepare()
-    launched = run.make_stage()
-    for number, block in enumerate(launched.cells()):
-        work = launched.run(block)
-        run.ledger.write_receipt(Receipt(task=number, attempt=1, seconds=1, worker="w", work=work))
+    do_missing(run)
     with pytest.raises(AuditFailed, match="although the new voxels are background: set skip_empty"):
         run.finish()
 
