@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
@@ -254,12 +255,10 @@ class Mesh(Stage):
 
     def _fate(self, place: "MeshPlace", old: "OldMeshes") -> Iterator[str]:
         """What becomes of meshes that are replaced."""
-        if self._moves(place, old):
-            yield (
-                "the meshes that are there go to the trash of the layer: until the new ones have "
-                "their manifests, viewers show none"
-            )
-        elif place.has_other_grid and not self._scope().is_everything:
+        from igneous_airflow.meshes.keeping import fate
+
+        yield fate(place, moves=self._moves(place, old), kept=self.keep_deleted)
+        if place.has_other_grid and not self._scope().is_everything:
             yield "the meshes of labels that this run does not make go too: their grid is replaced"
 
     def prepare(self) -> None:
@@ -274,6 +273,7 @@ class Mesh(Stage):
         from igneous_airflow.storage.info import name_mesh_directory
         from igneous_airflow.storage.mesh_info import spatial_index_entry
         from igneous_airflow.storage.overlap import Overlap
+        from igneous_airflow.storage.provenance import count_entries
 
         place = self._place()
         has_index = self._has_index(place)
@@ -282,7 +282,8 @@ class Mesh(Stage):
         if trash and self._moves(place, find_old(place, self._scope())):
             move_meshes(place, trash)
         start = keys_of_moved(place, trash) if trash else {}
-        place.folder.add_part(place.info, index, self._begun(place), start)
+        begun = replace(self._begun(place), entries=count_entries(place.layer.folder))
+        place.folder.add_part(place.info, index, begun, start)
         if self._scope().is_everything:
             with Overlap(place.layer.overlap_width) as overlap:
                 remove_other_records(place.folder, place.cells, self._fingerprint(), overlap)
@@ -375,12 +376,17 @@ class Mesh(Stage):
         return Begun(self._fingerprint(), place.region, self._scope().is_everything)
 
     def _has_begun(self, place: "MeshPlace") -> bool:
-        """Whether a run of these parameters has begun with this region, and not finished."""
-        present = place.present
-        return (
-            present is not None
-            and present.has_grid_of(place.info)
-            and self._begun(place) in present.unfinished
+        """Whether a run of these parameters has begun here, and others have finished none since."""
+        from igneous_airflow.storage.provenance import written_since
+
+        present, own = place.present, self._begun(place)
+        if present is None or not present.has_grid_of(place.info):
+            return False
+        folder, directory = place.layer.folder, place.folder.directory
+        return any(
+            not written_since(folder, directory, place.region, begun.entries)
+            for begun in present.unfinished
+            if begun == own
         )
 
     def _has_index(self, place: "MeshPlace") -> bool:
