@@ -17,6 +17,7 @@ from igneous_airflow.storage.files import Folder, open_folder
 from igneous_airflow.storage.provenance import author
 from igneous_airflow.storage.restoring import require_disk, restore, was_restored
 from igneous_airflow.storage.trash import Trash, entries_of, time_of
+from igneous_airflow.wording import counted
 
 _UNITS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 _AGE = re.compile(r"([0-9]{1,6})([hdw])")
@@ -85,7 +86,7 @@ def _row(entry: Trash) -> dict[str, Any]:
 
 def _lines(row: dict[str, Any]) -> Iterator[str]:
     when = datetime.fromisoformat(row["when"]).strftime("%Y-%m-%d %H:%M UTC")
-    files = f"{row['files']:,} file{'s' if row['files'] != 1 else ''}, {human_bytes(row['bytes'])}"
+    files = f"{counted(row['files'], 'file')}, {human_bytes(row['bytes'])}"
     yield f"{row['entry']}  {when}  {files}"
     if "damaged" in row:
         yield f"    damaged: {row['damaged']}"
@@ -113,7 +114,7 @@ def restore_entry(layer: str, entry: str, yes: bool, runs: str) -> None:
         return
     files = restore(folder, entry, author(), replace=yes)
     _log(runs, "restored", folder, entry)
-    click.echo(f"{files:,} file{'s are' if files != 1 else ' is'} back in {shown(folder.url)}.")
+    click.echo(f"{counted(files, 'file is', 'files are')} back in {shown(folder.url)}.")
 
 
 @trash.command
@@ -128,8 +129,8 @@ def empty(layer: str, older: timedelta, yes: bool, runs: str) -> None:
     before = datetime.now(UTC) - older
     going = [entry for entry in entries_of(folder) if time_of(entry.name) <= before]
     sizes = [size for entry in going for _, size in entry.files()]
-    entries = f"{len(going):,} entr{'ies' if len(going) != 1 else 'y'}"
-    words = f"{entries} of the trash, {len(sizes):,} files, {human_bytes(sum(sizes))}"
+    entries, files = counted(len(going), "entry", "entries"), counted(len(sizes), "file")
+    words = f"{entries} of the trash, {files}, {human_bytes(sum(sizes))}"
     if not going:
         click.echo(f"There is nothing to delete in the trash of {shown(folder.url)}.")
         return

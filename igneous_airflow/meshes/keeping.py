@@ -40,7 +40,7 @@ def fate(place: MeshPlace, *, moves: bool, kept: bool) -> str:
     if not place.layer.folder.renames:
         return f"{replaced}: a bucket has no trash, so that only its versions keep them"
     if kept:
-        return f"{replaced}, and not kept: only all meshes together, of other parameters, are"
+        return f"{replaced}, and not kept: only a mesh directory as a whole goes to the trash"
     return f"{replaced}, and not kept"
 
 

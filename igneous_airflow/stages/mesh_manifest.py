@@ -336,8 +336,8 @@ class _Census:
         strays, lone = len(self.strays), len(self.stale) - len(self.strays)
         size = f", {human_bytes(self.stale_bytes)}" if self.stale_bytes else ""
         if self.is_cut:
-            fragments = f"at least {counted(strays, 'stale fragment')}{size}"
-            return f"{fragments}, and manifests of labels without fragments"
+            least = f"at least {strays:,}" if strays else "an unknown number of"
+            return f"{least} stale fragments{size}, and manifests of labels without fragments"
         manifests = f"{counted(lone, 'manifest')} of labels without fragments"
         kinds = ((strays, counted(strays, "stale fragment")), (lone, manifests))
         return " and ".join(words for count, words in kinds if count) + size

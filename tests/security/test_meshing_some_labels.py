@@ -476,7 +476,7 @@ def test_a_run_that_an_older_version_began_counts_its_entries_from_the_first(lay
     [
         ({}, "go to the trash of the layer"),
         ({"keep_deleted": False}, "are replaced in place, and not kept"),
-        ({"object_ids": [3]}, "not kept: only all meshes together, of other parameters, are"),
+        ({"object_ids": [3]}, "not kept: only a mesh directory as a whole goes to the trash"),
         ({"shape": (20, 20, 20), "new_grid": True}, "go to the trash of the layer"),
         (
             {"shape": (20, 20, 20), "new_grid": True, "keep_deleted": False},
