@@ -13,6 +13,7 @@ from igneous_airflow.stage import Plan, Stage, human_bytes
 from igneous_airflow.storage.existing import Existing, chunks_in
 from igneous_airflow.storage.methods import same_method
 from igneous_airflow.storage.provenance import made_by
+from igneous_airflow.wording import counted
 
 if TYPE_CHECKING:
     from igneous_airflow.storage.files import Folder
@@ -41,9 +42,11 @@ class Replaced:
 
     def count(self, found: Existing) -> str:
         """Say how many such files there are: "more than 1,204 chunk files, 3.4 MB"."""
-        more, plural = "more than " if found.more else "", "" if found.files == 1 else "s"
+        if not found.files and found.more:
+            return f"{self.kind}s that could not be counted{self.others}"
+        more = "more than " if found.more else ""
         size = f", {human_bytes(found.bytes)}" if found.bytes else ""
-        return f"{more}{found.files:,} {self.kind}{plural}{self.others}{size}"
+        return f"{more}{counted(found.files, self.kind)}{self.others}{size}"
 
 
 def asking(
@@ -59,17 +62,26 @@ def asking(
     changes: dict[str, Any] = {"replaces": tuple(map(str, replaced))}
     others = [item for item in replaced if not is_own(stage, item.method)]
     changes["made_by"] = tuple(dict(item.method) for item in others)
-    if others and not stage.parameters()["confirm"]:
-        total = sum((item.found for item in others), Existing())
-        listed = "; ".join(map(str, others))
-        fate = "replaced"
-        if stage.parameters().get("skip_empty") == "delete":
-            fate = "replaced, or deleted where they are all background"
-        changes["unconfirmed"] = (
-            f"confirm: {subject} would be {fate}: {others[0].count(total)} ({listed}). Set "
-            f"`confirm` to replace them{way_out}"
-        )
+    if others and (question := _question(stage, subject, others)):
+        changes["unconfirmed"] = question + way_out
     return plan.model_copy(update=changes)
+
+
+def _question(stage: Stage, subject: str, others: Sequence[Replaced]) -> str:
+    """What must be decided before others' files are replaced; empty when it has been."""
+    parameters = stage.parameters()
+    total = sum((item.found for item in others), Existing())
+    listed = f"{others[0].count(total)} ({'; '.join(map(str, others))})"
+    empty = parameters.get("skip_empty")
+    if empty == "skip":  # which no confirmation makes right
+        return (
+            f"skip_empty: {subject} would stay as they are wherever the new ones are all "
+            f"background: {listed}. Set `skip_empty` to delete or write to replace them"
+        )
+    if parameters["confirm"]:
+        return ""
+    fate = "replaced, or deleted where they are all background" if empty == "delete" else "replaced"
+    return f"confirm: {subject} would be {fate}: {listed}. Set `confirm` to replace them"
 
 
 def is_own(stage: Stage, method: Mapping[str, Any]) -> bool:
@@ -117,7 +129,7 @@ def in_trash(trash: "Trash | None") -> str:
     if trash is None or trash.read() is None:
         return ""
     sizes = [size for _, size in trash.files()]
-    return f"{len(sizes):,} files, {human_bytes(sum(sizes))}, as {trash.name}"
+    return f"{counted(len(sizes), 'file')}, {human_bytes(sum(sizes))}, as {trash.name}"
 
 
 def _ranges(numbers: Sequence[int]) -> Iterator[str]:

@@ -473,8 +473,8 @@ SkipEmpty = Annotated[
     Literal["write", "skip", "delete"],
     Field(
         title="Empty chunks",
-        description="What to do with a new chunk that is all background: write it, skip it, or "
-        "delete the file that may be there from an earlier run.",
+        description="What to do with a new chunk that is all background: write it, skip it where "
+        "there are no chunks yet, or delete the file that may be there from an earlier run.",
         json_schema_extra=section(HOW),
     ),
 ]

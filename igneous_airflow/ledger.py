@@ -29,6 +29,7 @@ from igneous_airflow.storage.codecs import compress_bytes
 from igneous_airflow.storage.files import open_own_folder
 from igneous_airflow.storage.json_files import read_json, write_json
 from igneous_airflow.storage.overlap import Overlap, overlap_width
+from igneous_airflow.wording import counted
 
 _DONE, _LEFT_OUT = "done", "left_out"
 _FAILED, _GIVEN_UP, _GIVEN_BACK = "failed", "given_up", "given_back"
@@ -288,9 +289,9 @@ class LedgerAccount:
         self._is_read = True
         if lost := [task for task in damaged if task < self._planned and task not in seen]:
             raise AuditFailed(
-                f"{len(lost):,} receipts are damaged, those of the tasks "
-                f"{', '.join(map(str, lost[:_NAMED_AT_MOST]))}: what these tasks wrote cannot be "
-                "proved.",
+                f"{counted(len(lost), 'receipt is', 'receipts are')} damaged: what was written by "
+                f"{'task' if len(lost) == 1 else 'tasks'} "
+                f"{', '.join(map(str, lost[:_NAMED_AT_MOST]))} cannot be proved.",
                 [block for task in lost for block in self._blocks_of(task)],
             )
 
@@ -303,7 +304,8 @@ class LedgerAccount:
 
     def _written(self, receipt: Receipt) -> Written:
         work = receipt.work
-        return Written(self._blocks_of(receipt.task), work.files, frozenset(work.left_out))
+        files = work.files if receipt.names_files else None
+        return Written(self._blocks_of(receipt.task), files, frozenset(work.left_out))
 
     def _blocks_of(self, task: int) -> range:
         start = task * self._batch

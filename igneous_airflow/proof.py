@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from igneous_airflow.errors import AuditFailed
+from igneous_airflow.wording import counted, size_range
 
 _NAMED_AT_MOST = 10
 
@@ -17,20 +18,27 @@ class Written:
     """What the receipt of one task says of the files of its blocks."""
 
     blocks: range
-    files: Mapping[str, int]  # stored bytes by name; empty where the receipt does not tell
+    files: Mapping[str, int] | None  # stored bytes by name; None where the receipt does not tell
     left_out: frozenset[str]
 
     def problem_with(self, file: "FoundFile") -> str:
         """What is wrong with a file that one of the blocks should have; empty when nothing is."""
+        if file.name in self.left_out:
+            # what a task deletes is gone, so that it is the old one that `skip` left
+            stays = "there, although the new voxels are background: set skip_empty to delete"
+            return "" if file.size is None else f"{file.name} ({stays})"
         if file.size is None:
             return file.name
-        recorded = self.files.get(file.name)
-        if recorded == file.size or (not self.files and file.is_possible):
-            return ""
-        if recorded is None and self.files:
-            return f"{file.name} (there, but its task did not write it)"
-        expected = f"{recorded:,}" if recorded is not None else f"at least {file.least:,}"
-        return f"{file.name} ({file.size:,} bytes, not {expected})"
+        if file.is_twice:
+            return f"{file.name} (there in two compressions, and readers differ in which they take)"
+        expected = "" if file.is_possible else size_range(file.least, file.most)
+        if self.files is not None:
+            recorded = self.files.get(file.name)
+            if recorded is None:
+                return f"{file.name} (there, but its task did not write it)"
+            if recorded != file.size:
+                expected = f"{recorded:,}"
+        return f"{file.name} ({file.size:,} bytes, not {expected})" if expected else ""
 
 
 class Account(Protocol):
@@ -48,13 +56,14 @@ class FoundFile:
     """A file that a block should have, as the storage has it.
 
     `size` is in stored bytes, None when it is missing; `least` and `most` are the sizes that it can
-    have at all.
+    have at all. With `is_twice` the storage has it in several compressions.
     """
 
     name: str
     size: int | None
     least: int = 1
     most: int | None = None
+    is_twice: bool = False
 
     @property
     def is_possible(self) -> bool:
@@ -72,7 +81,8 @@ def require_files(
 ) -> int:
     """Check every file of every block; return how many were left out.
 
-    A file must be there with the bytes that its task recorded, or the task must have left it out.
+    A file must be there with the bytes that its task recorded, which must be possible ones, or be
+    absent where the task left it out.
     Without an account, as in a notebook, whatever is absent was left out if it `may_be_absent`.
     `place` is what the files should be in. Raises AuditFailed naming those that are missing, empty
     or cut, with their blocks.
@@ -88,7 +98,7 @@ def require_files(
                 may_lack = file.name in task.left_out or (account is None and may_be_absent)
                 if file.size is None and may_lack:
                     absent += 1
-                elif file.name not in task.left_out and (problem := task.problem_with(file)):
+                elif problem := task.problem_with(file):
                     wrong += 1
                     if len(named) < _NAMED_AT_MOST:
                         named.append(problem)
@@ -96,14 +106,13 @@ def require_files(
                 lacking.append(block)
     if wrong:
         others = ", ..." if wrong > len(named) else "."
-        files = "1 file" if wrong == 1 else f"{wrong:,} files"
         raise AuditFailed(
-            f"{files} missing, empty or cut in {place} although every task reported success: "
-            f"{', '.join(named)}{others}",
+            f"{counted(wrong, 'file')} missing, empty or cut in {place} although every task "
+            f"reported success: {', '.join(named)}{others}",
             lacking,
         )
     return absent
 
 
 def _unrecorded(blocks: int) -> Iterator[Written]:
-    return (Written(range(block, block + 1), {}, frozenset()) for block in range(blocks))
+    return (Written(range(block, block + 1), None, frozenset()) for block in range(blocks))

@@ -33,6 +33,9 @@ class Receipt(BaseModel):
     seconds: float
     worker: str = Field(description="host and process that did it")
     work: Work = Work()
+    names_files: bool = Field(
+        default=True, exclude=True, description="whether it tells of files: format 1 did not"
+    )
 
 
 def receipts_name(tasks: Sequence[int], launch: str) -> str:
@@ -86,4 +89,4 @@ def decode_receipts(stored: StoredFile) -> Iterator[Receipt]:
             f"receipts of version {version} need a newer igneous-airflow: update this one"
         )
     for receipt in [data] if version == 1 else data["receipts"]:
-        yield Receipt.model_validate(receipt)
+        yield Receipt.model_validate({**receipt, "names_files": version != 1})

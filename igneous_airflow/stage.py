@@ -28,6 +28,7 @@ from igneous_airflow.proof import Account
 from igneous_airflow.storage.allowed import require_allowed
 from igneous_airflow.storage.methods import same_method, without_permissions
 from igneous_airflow.validation import WithoutCredentials
+from igneous_airflow.wording import counted
 
 
 class Plan(BaseModel):
@@ -102,7 +103,7 @@ class Plan(BaseModel):
 
     def describe(self) -> str:
         """The plan in words, for logs and terminals."""
-        lines = [f"{self.stage}: {self.tasks:,} task{'s' if self.tasks != 1 else ''} ({self.grid})"]
+        lines = [f"{self.stage}: {counted(self.tasks, 'task')} ({self.grid})"]
         if self.voxels:
             lines.append(
                 f"  reads  {self.voxels:,} voxels, {human_bytes(self.bytes_read)} uncompressed"

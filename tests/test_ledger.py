@@ -217,9 +217,12 @@ def test_a_file_that_was_lost_in_place_of_one_left_out_is_found(ledger):
     assert missing(ledger, [(0, ["a", "lost"])]) == (["lost"], [0])
 
 
-def test_files_of_an_earlier_run_may_be_where_some_were_left_out(ledger):
+def test_files_of_an_earlier_run_where_some_were_left_out_are_named(ledger):
     leave_out(ledger, 0, "a", "b")
     assert missing(ledger, [(0, ["b"])]) == ([], [])
+    said = wrong_among(ledger, [FoundFile("a", 9), FoundFile("b", None)])
+    assert "a (there, although the new voxels are background: set skip_empty to delete)" in said
+    assert "b" not in said.partition(": ")[2].partition(" (")[0]
 
 
 def test_a_task_that_left_out_other_files_when_it_was_repeated_is_believed_the_last_time(ledger):
@@ -264,12 +267,18 @@ def test_exactly_what_was_left_out_may_be_absent(data):
     assert blocks == sorted({int(name[0]) for name in lost})
 
 
-def sized(ledger, files, found, receipts=1):
-    """What is wrong with files of one task that are as `found`, by the bytes it says it wrote."""
-    ledger.write_receipt(receipt(0, work=Work(files=files)))
+def write_older(url, **fields):
+    """Write a receipt of format 1, which says nothing of files."""
+    older = {"task": 0, "attempt": 1, "seconds": 1.5, "worker": "h:1"} | fields
+    name = f"done/{older['task']:010d}-{LAUNCH}"
+    open_folder(url).write(name, StoredFile(json.dumps(older).encode()))
+
+
+def wrong_among(ledger, found):
+    """What is wrong with files of one task that are as `found`."""
     account = ledger.account(1, 1, 1)
     try:
-        require_files(lambda _: [FoundFile(*pair) for pair in found.items()], 1, "layer", account)
+        require_files(lambda _: found, 1, "layer", account)
     except AuditFailed as failed:
         return f"{failed.cells}: {failed}"
     return ""
@@ -287,22 +296,41 @@ def sized(ledger, files, found, receipts=1):
     ],
 )
 def test_files_of_other_sizes_than_their_task_recorded_are_named(ledger, found, words):
-    said = sized(ledger, {"a": 10, "b": 7}, found)
+    ledger.write_receipt(receipt(0, work=Work(files={"a": 10, "b": 7})))
+    said = wrong_among(ledger, [FoundFile(*pair) for pair in found.items()])
     assert re.search(words, said)
     assert bool(words) == bool(said)
 
 
 @pytest.mark.parametrize(("size", "is_fine"), [(0, False), (1, True), (99, True), (None, False)])
-def test_without_recorded_sizes_a_file_must_have_a_possible_one(ledger, size, is_fine):
+def test_without_recorded_sizes_a_file_must_have_a_possible_one(ledger, url, size, is_fine):
     """As receipts of format 1 do, which say nothing of sizes."""
-    assert (sized(ledger, {}, {"a": size}) == "") is is_fine
+    write_older(url)
+    assert (wrong_among(ledger, [FoundFile("a", size)]) == "") is is_fine
+
+
+@pytest.mark.parametrize("size", [0, 11, 21])
+def test_a_size_that_was_recorded_must_be_possible_as_well(ledger, size):
+    ledger.write_receipt(receipt(0, work=Work(files={"a": size})))
+    said = wrong_among(ledger, [FoundFile("a", size, 12, 20)])
+    assert f"a ({size} bytes, not 12 to 20)" in said
+
+
+def test_a_receipt_that_names_no_files_proves_none(ledger):
+    ledger.write_receipt(receipt(0))
+    assert "a (there, but its task did not write it)" in wrong_among(ledger, [FoundFile("a", 9)])
+
+
+def test_a_file_in_two_compressions_is_named(ledger):
+    ledger.write_receipt(receipt(0, work=Work(files={"a": 9})))
+    said = wrong_among(ledger, [FoundFile("a", 9, is_twice=True)])
+    assert "a (there in two compressions" in said
 
 
 def test_a_receipt_of_format_1_is_read(ledger, url):
-    older = {"task": 3, "attempt": 2, "seconds": 1.5, "worker": "h:1", "work": {"voxels": 9}}
-    open_folder(url).write(f"done/0000000003-{LAUNCH}", StoredFile(json.dumps(older).encode()))
+    write_older(url, task=3, attempt=2, work={"voxels": 9})
     assert ledger.receipt(3) == receipt(
-        3, attempt=2, seconds=1.5, worker="h:1", work=Work(voxels=9)
+        3, attempt=2, seconds=1.5, worker="h:1", work=Work(voxels=9), names_files=False
     )
     assert list(ledger.done(5).missing()) == [0, 1, 2, 4]
 
@@ -343,9 +371,7 @@ def test_a_damaged_receipt_is_named_with_its_blocks_and_can_be_withdrawn(ledger,
     ledger.write_receipt(receipt(0))
     open_folder(url).write(f"done/0000000001-{LAUNCH}", StoredFile(content))
     account = ledger.account(2, 7, 4)
-    with pytest.raises(
-        AuditFailed, match="1 receipts are damaged, those of the tasks 1:"
-    ) as failed:
+    with pytest.raises(AuditFailed, match=r"1 receipt is damaged: .* by task 1 cannot") as failed:
         account.read_all()
     assert failed.value.cells == (4, 5, 6)
     assert ledger.receipt(1) is None

@@ -18,6 +18,7 @@ from igneous_airflow.storage.files import Folder, open_folder
 from igneous_airflow.storage.provenance import author
 from igneous_airflow.storage.restoring import require_disk, restore, was_restored
 from igneous_airflow.storage.trash import Trash, entries_of, time_of
+from igneous_airflow.wording import counted
 
 _UNITS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 _AGE = re.compile(r"([0-9]{1,6})([hdw])")
@@ -86,7 +87,7 @@ def _row(entry: Trash) -> dict[str, Any]:
 
 def _lines(row: dict[str, Any]) -> Iterator[str]:
     when = datetime.fromisoformat(row["when"]).strftime("%Y-%m-%d %H:%M UTC")
-    files = f"{row['files']:,} file{'s' if row['files'] != 1 else ''}, {human_bytes(row['bytes'])}"
+    files = f"{counted(row['files'], 'file')}, {human_bytes(row['bytes'])}"
     yield f"{row['entry']}  {when}  {files}"
     if "damaged" in row:
         yield f"    damaged: {row['damaged']}"
@@ -121,14 +122,14 @@ def restore_entry(layer: str, entry: str, yes: bool, unfinished: bool, runs: str
         return
     restored = restore(folder, entry, author(), replace=yes, unfinished=unfinished)
     _log(runs, "restored", folder, entry)
-    files = f"{restored.files:,} file{'s are' if restored.files != 1 else ' is'}"
+    files = counted(restored.files, "file is", "files are")
     click.echo(f"{files} back in {shown(folder.url)}.")
     if restored.unrecorded:
         click.echo(f"The provenance does not tell of it: {restored.unrecorded}", err=True)
     if restored.left:
         click.echo(
-            f"{restored.left:,} more were moved to the trash meanwhile, by a run that is still at "
-            "work: end it, and restore the entry again.",
+            f"{counted(restored.left, 'file was', 'files were')} moved to the trash meanwhile, by "
+            "a run that is still at work: end it, and restore the entry again.",
             err=True,
         )
 
@@ -158,8 +159,8 @@ def empty(layer: str, older: timedelta, yes: bool, unfinished: bool, runs: str) 
                 "is. --unfinished takes it as well."
             )
     sizes = [size for entry in going for _, size in entry.files()]
-    entries = f"{len(going):,} entr{'ies' if len(going) != 1 else 'y'}"
-    words = f"{entries} of the trash, {len(sizes):,} files, {human_bytes(sum(sizes))}"
+    entries, files = counted(len(going), "entry", "entries"), counted(len(sizes), "file")
+    words = f"{entries} of the trash, {files}, {human_bytes(sum(sizes))}"
     if not going:
         click.echo(f"There is nothing to delete in the trash of {shown(folder.url)}.")
         return

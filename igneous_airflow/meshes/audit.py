@@ -1,4 +1,4 @@
-"""Whether every fragment that should be there is, as records and files of the cells tell."""
+"""Whether every fragment that should be there is, as records and files of the blocks tell."""
 
 from array import array
 from bisect import bisect_left
@@ -13,126 +13,186 @@ from igneous_airflow.meshes.place import MeshPlace
 from igneous_airflow.meshes.scope import Scope
 from igneous_airflow.proof import Account
 from igneous_airflow.storage.mesh_info import SPATIAL_INDEX, spatial_index_name
-from igneous_airflow.storage.meshes import MeshFolder, Record, read_name
+from igneous_airflow.storage.mesh_record import Record
+from igneous_airflow.storage.meshes import MeshFolder, read_name
 from igneous_airflow.storage.overlap import Overlap
+from igneous_airflow.wording import counted
 
 _NAMED_AT_MOST = 10
+_MISSING, _WHOLE, _WRONG = range(3)  # what a listing tells of a file
+_NOT_TOLD = -1  # bytes, where receipts do not tell
+
+
+@dataclass(frozen=True, slots=True)
+class MeshedBlock:
+    """What a block has of a run: its labels, in order, and whether no later run was there."""
+
+    record: Record
+    labels: tuple[int, ...]
+    is_latest: bool
+
+    @classmethod
+    def of(cls, record: Record | None, parameters: str) -> "MeshedBlock | None":
+        """What a record tells of the run of some parameters; None when it was not there."""
+        labels = None if record is None else record.labels_of(parameters)
+        if record is None or labels is None:
+            return None
+        return cls(record, labels, record.parameters == parameters)
+
+    def lacks(self, label: int, scope: Scope) -> bool:
+        """Whether the run has found that there is no such label here any more."""
+        if self.record.names(label) or (scope.dust and not self.is_latest):
+            return False  # of a later run it is not known what was dust for this one
+        return scope.replaces(label, self.record.left_out)
 
 
 @dataclass(slots=True)
-class _Found:
-    """What a listing of the directory has, compared with the records of cells."""
+class _Listed:
+    """What a listing of the directory has, compared with the blocks of a run."""
 
-    missing: dict[str, str] = field(default_factory=dict)  # files, and their cells
-    obsolete: dict[int, list[str]] = field(default_factory=dict)  # cells, by label
+    fragments: dict[str, bytearray]  # by block, in the order of its labels
+    indices: dict[str, int] = field(default_factory=dict)  # files of the spatial index
+    obsolete: dict[int, list[str]] = field(default_factory=dict)  # blocks, by label
     unwanted: set[str] = field(default_factory=set)  # files of the spatial index
 
 
 @dataclass(frozen=True, slots=True)
 class StoredSizes:
-    """The bytes that tasks say they wrote: of fragments by cell and label, of index files by name.
+    """The bytes that tasks say they wrote: of fragments by block and label, of index files by name.
 
-    Eight bytes a fragment; 0 where a task does not tell.
+    Eight bytes a fragment. `unrecorded` are fragments that tasks wrote and that no record names,
+    with their blocks.
     """
 
-    fragments: "Mapping[str, array[int]]"
-    others: Mapping[str, int]
+    fragments: "dict[str, array[int]]"
+    indices: dict[str, int]
+    unrecorded: dict[str, str]
 
     @classmethod
-    def recorded(
-        cls, folder: MeshFolder, account: Account | None, records: Mapping[str, Record]
+    def told(
+        cls, folder: MeshFolder, account: Account | None, blocks: Mapping[str, MeshedBlock]
     ) -> "StoredSizes":
-        """Read them from the receipts; none without an account. Records are by cells, in order."""
-        fragments, others = dict[str, "array[int]"](), dict[str, int]()
-        cells = list(records)
+        """Read them from the receipts; none without an account. Blocks are in their order."""
+        sizes = cls({}, {}, {})
+        boxes, start = list(blocks), f"{folder.directory}/"
         for task in account.tasks() if account else ():
-            for block in task.blocks:
-                cell = cells[block]
-                names = (folder.fragment_name(label, cell) for label in records[cell].labels)
-                fragments[cell] = array("q", [task.files.get(name, 0) for name in names])
-            start = f"{folder.directory}/"
-            others |= {
-                name.removeprefix(start): size
-                for name, size in task.files.items()
-                if name.endswith(SPATIAL_INDEX)
-            }
-        return cls(fragments, others)
+            if task.files is not None:
+                files = {name.removeprefix(start): size for name, size in task.files.items()}
+                sizes._add(files, [boxes[block] for block in task.blocks], blocks)
+        return sizes
 
-    def is_whole(self, cell: str, index: int, size: int) -> bool:
-        """Whether a fragment, by its place among the labels of its cell, has the right size."""
-        recorded = self.fragments[cell][index] if cell in self.fragments else 0
-        return size == recorded if recorded else size > 0
+    def _add(
+        self, files: Mapping[str, int], boxes: Iterable[str], blocks: Mapping[str, MeshedBlock]
+    ) -> None:
+        """Take the files of one task, by their names in the directory."""
+        for box in boxes:
+            names = (f"{label}:0:{box}" for label in blocks[box].labels)
+            self.fragments[box] = array("q", [files.get(name, 0) for name in names])
+        for name, size in files.items():
+            label, box = read_name(name)
+            if name.endswith(SPATIAL_INDEX):
+                self.indices[name] = size
+            elif box in blocks and not blocks[box].record.names(label):
+                self.unrecorded[name] = box
+
+    def state_of_fragment(self, box: str, index: int, size: int) -> int:
+        """What a size says of a fragment, by its place among the labels of its block."""
+        told = self.fragments[box][index] if box in self.fragments else _NOT_TOLD
+        return _state(size, told)
+
+    def state_of_index(self, name: str, size: int, *, is_latest: bool) -> int:
+        """What a size says of a file of the spatial index, which later runs may have changed."""
+        return _state(size, self.indices.get(name, _NOT_TOLD) if is_latest else _NOT_TOLD)
+
+
+def _state(size: int, told: int) -> int:
+    is_whole = size > 0 and told in (size, _NOT_TOLD)
+    return _WHOLE if is_whole else _WRONG
 
 
 def audit_fragments(
     place: MeshPlace,
-    records: Mapping[str, Record],
+    blocks: Mapping[str, MeshedBlock],
     stored: StoredSizes,
     scope: Scope,
     *,
     spatial_index: bool,
 ) -> int:
-    """Check that each cell has a fragment of each of its labels; remove what the run has replaced.
+    """Check that each block has a fragment of each of its labels; remove what the run has replaced.
 
-    That are fragments of labels in its scope which the cell does not have any more; they leave
-    their manifests first. Records are by cells, boxes as text, in their order. Each cell has a file
-    of the spatial index if there is to be one; index files that are stale are removed. The
-    directory is listed once. Returns the number of fragments. Raises AuditFailed naming what is
-    missing, and the cells that lack it.
+    That are fragments of labels in its scope which the block does not have any more; they leave
+    their manifests first. Blocks are by their boxes as text, in their order. Each has a file of the
+    spatial index if there is to be one; index files that are stale are removed. The directory is
+    listed once. Returns the number of fragments. Raises AuditFailed naming what is missing, and the
+    blocks that lack it; then nothing is removed.
     """
     folder = place.folder
-    indices = {spatial_index_name(cell, place.scale): str(cell) for cell in place.cells}
-    found = _compare(folder, records, stored, scope, indices if spatial_index else {})
-    if missing := found.missing:
+    own = {spatial_index_name(cell, place.scale): str(cell) for cell in place.cells}
+    indices = own if spatial_index else {}
+    listed = _list(folder, blocks, stored, scope, indices)
+    missing = {
+        f"{label}:0:{box}": box
+        for box, block in blocks.items()
+        for label, state in zip(block.labels, listed.fragments[box], strict=True)
+        if state != _WHOLE
+    }
+    missing |= {name: box for name, box in indices.items() if listed.indices.get(name) != _WHOLE}
+    unrecorded = {f"{name} (not in its record)": box for name, box in stored.unrecorded.items()}
+    _require_none(missing | unrecorded, folder, blocks)
+    with Overlap(place.layer.overlap_width) as overlap:
+        for label, boxes in listed.obsolete.items():
+            overlap.submit(partial(folder.drop_fragments, label, boxes))
+    stale = _stale_indices(place, listed.unwanted, own.keys())
+    # those of blocks of which some labels were meshed tell of the others as well
+    folder.delete(stale if scope.is_everything else stale - own.keys())
+    return sum(len(block.labels) for block in blocks.values())
+
+
+def _require_none(
+    missing: Mapping[str, str], folder: MeshFolder, blocks: Mapping[str, MeshedBlock]
+) -> None:
+    """Raise AuditFailed when files are missing, which are given with their blocks."""
+    if missing:
         lacking = set(missing.values())
         raise AuditFailed(
-            f"{len(missing):,} files missing, empty or cut in {folder.url} although every task "
-            f"reported success: {', '.join([*missing][:_NAMED_AT_MOST])}.",
-            [number for number, cell in enumerate(records) if cell in lacking],
+            f"{counted(len(missing), 'file')} missing, empty or cut in {folder.url} although every "
+            f"task reported success: {', '.join([*missing][:_NAMED_AT_MOST])}.",
+            [number for number, box in enumerate(blocks) if box in lacking],
         )
-    with Overlap(place.layer.overlap_width) as overlap:
-        for label, cells in found.obsolete.items():
-            overlap.submit(partial(folder.drop_fragments, label, cells))
-    stale = _stale_indices(place, found.unwanted, indices.keys())
-    # those of cells of which some labels were meshed tell of the others as well
-    folder.delete(stale if scope.is_everything else stale - indices.keys())
-    return sum(len(record.labels) for record in records.values())
 
 
-def _compare(
+def _list(
     folder: MeshFolder,
-    records: Mapping[str, Record],
+    blocks: Mapping[str, MeshedBlock],
     stored: StoredSizes,
     scope: Scope,
     indices: Mapping[str, str],
-) -> _Found:
-    """Compare what is there with the records; `indices` are the index files that should be."""
-    seen = {cell: bytearray(len(record.labels)) for cell, record in records.items()}
-    dust = {cell: frozenset(record.left_out) for cell, record in records.items()}
-    unseen, found = dict(indices), _Found()
+) -> _Listed:
+    """Compare what is there with the blocks; `indices` are the index files that should be.
+
+    A file that is there twice, in two compressions, is wrong: readers differ in which they take.
+    """
+    listed = _Listed({box: bytearray(len(block.labels)) for box, block in blocks.items()})
     for name, size in folder.sizes():
         if name.endswith(SPATIAL_INDEX):
             if name not in indices:
-                found.unwanted.add(name)
-            elif size and size == stored.others.get(name, size):
-                unseen.pop(name, None)
+                listed.unwanted.add(name)
+                continue
+            is_latest = blocks[indices[name]].is_latest
+            state = stored.state_of_index(name, size, is_latest=is_latest)
+            listed.indices[name] = _WRONG if name in listed.indices else state
             continue
-        label, cell = read_name(name)
-        if cell not in records:
+        label, box = read_name(name)
+        if box not in blocks:
             continue
-        labels = records[cell].labels
+        labels, states = blocks[box].labels, listed.fragments[box]
         index = bisect_left(labels, label)
         if labels[index : index + 1] == (label,):
-            seen[cell][index] = stored.is_whole(cell, index, size)
-        elif scope.replaces(label, dust[cell]):
-            found.obsolete.setdefault(label, []).append(cell)
-    found.missing = {
-        f"{label}:0:{cell}": cell
-        for cell, record in records.items()
-        for label, is_seen in zip(record.labels, seen[cell], strict=True)
-        if not is_seen
-    } | unseen
-    return found
+            state = stored.state_of_fragment(box, index, size)
+            states[index] = state if states[index] == _MISSING else _WRONG
+        elif blocks[box].lacks(label, scope):
+            listed.obsolete.setdefault(label, []).append(box)
+    return listed
 
 
 def _stale_indices(place: MeshPlace, found: set[str], own: Set[str]) -> set[str]:
@@ -153,28 +213,29 @@ def _stale_indices(place: MeshPlace, found: set[str], own: Set[str]) -> set[str]
     return found - (alive - own)
 
 
-def recorded_labels(
+def meshed_blocks(
     folder: MeshFolder, cells: Iterable[BoundingBox], parameters: str, overlap: Overlap
-) -> dict[str, Record]:
-    """What each cell left, by its text.
+) -> dict[str, MeshedBlock]:
+    """What each block has of a run of these parameters, by its box as text.
 
-    Raises AuditFailed for cells that have not been meshed, or not with these parameters.
+    Raises AuditFailed for blocks that have not been meshed, or not with these parameters.
     """
-    records: dict[str, Record] = {}
+    blocks: dict[str, MeshedBlock] = {}
     undone: dict[int, str] = {}
     for number, (cell, record) in enumerate(overlap.map(folder.readable_record, cells)):
-        if record is None or record.parameters != parameters:
+        block = MeshedBlock.of(record, parameters)
+        if block is None:
             undone[number] = str(cell)
         else:
-            records[str(cell)] = record
+            blocks[str(cell)] = block
     if undone:
         raise AuditFailed(
-            f"{len(undone):,} cells of {folder.url} have not been meshed with these parameters "
-            f"although every task reported success: "
+            f"{counted(len(undone), 'block has', 'blocks have')} not been meshed with these "
+            f"parameters in {folder.url} although every task reported success: "
             f"{', '.join([*undone.values()][:_NAMED_AT_MOST])}.",
             list(undone),
         )
-    return records
+    return blocks
 
 
 def remove_other_records(

@@ -1,6 +1,6 @@
 """The meshes of one cell: fragments, spatial index and record, merged with what stays there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,7 +10,8 @@ from igneous_airflow.meshes.cutout import MeshOptions, read_labels
 from igneous_airflow.meshes.place import MeshPlace
 from igneous_airflow.meshes.scope import Scope
 from igneous_airflow.storage.mesh_info import spatial_index_name
-from igneous_airflow.storage.meshes import Record, encode_fragment
+from igneous_airflow.storage.mesh_record import Record
+from igneous_airflow.storage.meshes import Boxes, encode_fragment
 from igneous_airflow.storage.overlap import Overlap
 
 
@@ -30,11 +31,11 @@ class CellMesher:
         """Write the fragment of every label in a cell, then a record of which these are.
 
         Fragments that are not the run's stay, and so does what index and record say of them.
-        Returns the stored bytes of each file, by its name in the layer, and the number of
-        fragments.
+        Returns the stored bytes of each file, the record's too, by its name in the layer, and the
+        number of fragments.
         """
         place, folder = self.place, self.place.folder
-        boxes: dict[int, list[int]] = {}
+        boxes: Boxes = {}
         sizes: dict[str, int] = {}
 
         def write(mesh: LabelMesh) -> None:
@@ -49,19 +50,27 @@ class CellMesher:
                 overlap.submit(partial(write, mesh))
         if self.has_index:
             name = f"{folder.directory}/{spatial_index_name(cell, place.scale)}"
-            sizes[name] = self._write_index(cell, boxes, dust)
-        kept = self.scope.kept(folder.readable_record(cell), dust)
-        folder.write_record(cell, Record(self.parameters, tuple(boxes), dust, kept))
+            sizes[name] = self._update_index(cell, boxes, dust)
+
+        def with_labels(record: Record | None) -> Record:
+            kept = self.scope.kept(record, dust)
+            if not kept.get(self.parameters, True):
+                del kept[self.parameters]  # of which nothing stays
+            return Record(self.parameters, tuple(boxes), dust, kept)
+
+        sizes[folder.record_name(cell)] = folder.update_record(cell, with_labels)
         return sizes, len(boxes)
 
-    def _write_index(
-        self, cell: BoundingBox, boxes: Mapping[int, Sequence[int]], dust: Sequence[int]
-    ) -> int:
-        """Write the boxes of a cell's labels, with those of labels that stay as they are."""
+    def _update_index(self, cell: BoundingBox, boxes: Boxes, dust: Sequence[int]) -> int:
+        """Write the boxes of a block's labels, with those of labels that stay as they are."""
         scope, folder = self.scope, self.place.folder
+
+        def with_boxes(there: Boxes | None) -> Boxes:
+            if scope.is_everything:
+                return boxes
+            others = (there or {}).items()
+            stay = {label: box for label, box in others if not scope.replaces(label, dust)}
+            return dict(sorted({**stay, **boxes}.items()))
+
         name = spatial_index_name(cell, self.place.scale)
-        if not scope.is_everything:
-            there = folder.read_spatial_index(name).items()
-            stay = {label: box for label, box in there if not scope.replaces(label, dust)}
-            boxes = dict(sorted({**stay, **boxes}.items()))
-        return folder.write_spatial_index(name, boxes, self.compress)
+        return folder.update_spatial_index(name, with_boxes, self.compress)

@@ -13,6 +13,7 @@ from igneous_airflow.meshes.scope import Scope
 from igneous_airflow.storage.existing import LOOKED_AT, Existing
 from igneous_airflow.storage.meshes import read_name
 from igneous_airflow.storage.provenance import made_by
+from igneous_airflow.wording import counted
 
 _LABELS_LISTED = 100  # one by one, which takes a request each in a bucket
 
@@ -33,7 +34,7 @@ class OldMeshes:
         """What goes with the fragments, in words."""
         if not self.manifests:
             return ""
-        return f" and {self.manifests:,} manifest{'s' if self.manifests != 1 else ''}"
+        return f" and {counted(self.manifests, 'manifest')}"
 
 
 def find_old(place: MeshPlace, scope: Scope) -> OldMeshes | None:
@@ -51,7 +52,7 @@ def find_old(place: MeshPlace, scope: Scope) -> OldMeshes | None:
             fragments, manifests = fragments + bool(cell), manifests + (not cell)
             size_of_all += size
     found = Existing(fragments, size_of_all, more=seen > LOOKED_AT)
-    if not found and not (found.more and _may_be_there(place)):
+    if not found.files and not (found.more and _may_be_there(place)):
         return None
     directory = place.folder.directory
     box = None if other_grid else place.region

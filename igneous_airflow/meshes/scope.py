@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Self
 
-from igneous_airflow.storage.meshes import Record
+from igneous_airflow.storage.mesh_record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,15 @@ class Scope:
         return label in self and label not in left_out
 
     def kept(self, record: Record | None, left_out: Collection[int]) -> dict[str, tuple[int, ...]]:
-        """The labels of a block's record that stay, by the parameters they were made with."""
+        """The labels of a block's record that stay, by the parameters they were made with.
+
+        A run of which none stay is kept as well: it has done its part.
+        """
         if record is None or self.is_everything:
             return {}
         dust = frozenset(left_out)
         kept: dict[str, set[int]] = {}
         for parameters, labels in (*record.others.items(), (record.parameters, record.labels)):
             staying = {label for label in labels if not self.replaces(label, dust)}
-            if staying:
-                kept.setdefault(parameters, set()).update(staying)
+            kept.setdefault(parameters, set()).update(staying)
         return {parameters: tuple(sorted(labels)) for parameters, labels in sorted(kept.items())}

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from igneous_airflow.errors import CorruptChunk
 from igneous_airflow.geometry.bbox import BoundingBox
 from igneous_airflow.pyramid.destination import Destination
 from igneous_airflow.pyramid.source import LayerSource
@@ -30,7 +31,10 @@ class FileCopier:
         return sum(self.files.values())
 
     def copy(self, chunk: BoundingBox) -> None:
-        """Copy the file of one chunk of the destination; one that is missing is filled."""
+        """Copy the file of one chunk of the destination; one that is missing is filled.
+
+        Raises CorruptChunk naming a file that cannot be a chunk.
+        """
         at, layer, scale = self.source.at_source(chunk), self.place.layer, self.place.scale
         compress, level = self.options.compress, self.options.compress_level
         source = self.source
@@ -39,5 +43,11 @@ class FileCopier:
             voxels = source.layer.read(source.scale, at, missing=source.missing)
             size = layer.write_chunk(scale, chunk, voxels, compress=compress, level=level)
         else:
-            size = layer.copy_chunk(scale, chunk, stored, compress=compress, level=level)
+            try:
+                size = layer.copy_chunk(scale, chunk, stored, compress=compress, level=level)
+            except CorruptChunk as error:
+                raise CorruptChunk(
+                    f"chunk {source.layer.folder.url}/{source.scale.key}/{at} is damaged: {error}. "
+                    "Restore it, or delete it and set fill_missing to read it as background"
+                ) from error
         self.files[f"{scale.key}/{chunk}"] = size

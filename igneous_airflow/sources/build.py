@@ -24,12 +24,12 @@ from igneous_airflow.sources.protocol import (
     Findings,
     Resolution,
     copy_voxels,
-    counted,
     named,
 )
 from igneous_airflow.storage.codecs import decompress_bytes, decompress_first, inflate
 from igneous_airflow.storage.files import Buffer, Folder, StoredFile
 from igneous_airflow.storage.overlap import Overlap, overlap_width
+from igneous_airflow.wording import counted
 
 _NOWHERE = Vec3(0, 0, 0)
 _HEADS_AT_ONCE = 16

@@ -28,7 +28,6 @@ from igneous_airflow.sources.protocol import (
     Findings,
     Part,
     VoxelArray,
-    counted,
     named,
     worthwhile_block,
 )
@@ -36,6 +35,7 @@ from igneous_airflow.sources.reach import companion
 from igneous_airflow.storage import hdf5
 from igneous_airflow.storage.overlap import Overlap
 from igneous_airflow.storage.parts import FileInParts
+from igneous_airflow.wording import counted
 
 if TYPE_CHECKING:
     import h5py

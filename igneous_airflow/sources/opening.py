@@ -16,7 +16,7 @@ from igneous_airflow.sources.array_source import ArraySource
 from igneous_airflow.sources.build import BuildSource
 from igneous_airflow.sources.order import natural_key
 from igneous_airflow.sources.pictures import is_whole_picture
-from igneous_airflow.sources.protocol import Findings, VoxelArray, counted, named
+from igneous_airflow.sources.protocol import Findings, VoxelArray, named
 from igneous_airflow.sources.reach import require_all_inside
 from igneous_airflow.sources.sections import look_at_sections, open_sections
 from igneous_airflow.sources.tiff_stack import open_tiff
@@ -31,6 +31,7 @@ from igneous_airflow.storage.files import (
     plain_name,
 )
 from igneous_airflow.storage.parts import FileInParts
+from igneous_airflow.wording import counted
 
 FileSource = ArraySource | BuildSource
 Kind = Literal["build", "sections", "file", "zarr"]

@@ -127,11 +127,6 @@ def require(library: str, format_name: str) -> None:
         )
 
 
-def counted(count: int, noun: str) -> str:
-    """Write a number of things: 1 section, 2,000 sections."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def named(items: Sequence[str], separator: str = ", ") -> str:
     """List the first few of many, and say how many more there are."""
     more = len(items) - _NAMED_AT_MOST

@@ -14,12 +14,13 @@ from igneous_airflow.sources.pictures import (
     is_whole_picture,
     open_whole_picture,
 )
-from igneous_airflow.sources.protocol import ArrayFacts, Findings, counted, named
+from igneous_airflow.sources.protocol import ArrayFacts, Findings, named
 from igneous_airflow.sources.stack import PictureStack
 from igneous_airflow.sources.tiff import MAGIC, open_page
 from igneous_airflow.storage.files import FileEntry, Folder
 from igneous_airflow.storage.overlap import Overlap
 from igneous_airflow.storage.parts import FileInParts
+from igneous_airflow.wording import counted
 
 _HEADERS_KEPT = 256
 _HEADERS_AT_ONCE = 16  # also on disks, which may be in a network

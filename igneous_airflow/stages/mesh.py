@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
@@ -256,12 +257,10 @@ class Mesh(Stage):
 
     def _fate(self, place: "MeshPlace", old: "OldMeshes") -> Iterator[str]:
         """What becomes of meshes that are replaced."""
-        if self._moves(place, old):
-            yield (
-                "the meshes that are there go to the trash of the layer: until the new ones have "
-                "their manifests, viewers show none"
-            )
-        elif place.has_other_grid and not self._scope().is_everything:
+        from igneous_airflow.meshes.keeping import fate
+
+        yield fate(place, moves=self._moves(place, old), kept=self.keep_deleted)
+        if place.has_other_grid and not self._scope().is_everything:
             yield "the meshes of labels that this run does not make go too: their grid is replaced"
 
     def prepare(self) -> None:
@@ -276,6 +275,7 @@ class Mesh(Stage):
         from igneous_airflow.storage.info import name_mesh_directory
         from igneous_airflow.storage.mesh_info import spatial_index_entry
         from igneous_airflow.storage.overlap import Overlap
+        from igneous_airflow.storage.provenance import count_entries
 
         place = self._place()
         has_index = self._has_index(place)
@@ -286,7 +286,8 @@ class Mesh(Stage):
         elif trash and trash.holds(place.folder.directory):  # it was stopped after that
             trash.complete()
         start = keys_of_moved(place, trash) if trash else {}
-        place.folder.add_part(place.info, index, self._begun(place), start)
+        begun = replace(self._begun(place), entries=count_entries(place.layer.folder))
+        place.folder.add_part(place.info, index, begun, start)
         if self._scope().is_everything:
             with Overlap(place.layer.overlap_width) as overlap:
                 remove_other_records(place.folder, place.cells, self._fingerprint(), overlap)
@@ -332,10 +333,11 @@ class Mesh(Stage):
             has_index=self._has_index(place),
         )
         sizes, fragments = mesher.mesh(cell)
+        meshes = sizes.keys() - {place.folder.record_name(cell)}
         return Work(
             voxels=cell.voxels,
             chunks_written=fragments,
-            bytes_written=sum(sizes.values()),
+            bytes_written=sum(sizes[name] for name in meshes),
             files=sizes,
         )
 
@@ -346,17 +348,17 @@ class Mesh(Stage):
         of the directory has a fragment for each of them, with the bytes that its task wrote.
         """
         from igneous_airflow.confirmation import in_trash
-        from igneous_airflow.meshes.audit import StoredSizes, audit_fragments, recorded_labels
+        from igneous_airflow.meshes.audit import StoredSizes, audit_fragments, meshed_blocks
         from igneous_airflow.storage.overlap import Overlap
         from igneous_airflow.storage.provenance import record_processing
 
         place = self._place()
         folder, cells = place.folder, place.cells
         with Overlap(place.layer.overlap_width) as overlap:
-            records = recorded_labels(folder, cells, self._fingerprint(), overlap)
+            blocks = meshed_blocks(folder, cells, self._fingerprint(), overlap)
         has_index = self._has_index(place)
-        stored = StoredSizes.recorded(folder, account, records)
-        count = audit_fragments(place, records, stored, self._scope(), spatial_index=has_index)
+        stored = StoredSizes.told(folder, account, blocks)
+        count = audit_fragments(place, blocks, stored, self._scope(), spatial_index=has_index)
         written = {folder.directory: place.region}
         record_processing(place.layer.folder, self.provenance(), by, written=written)
         folder.end_part(self._begun(place))  # last: until then these meshes are this run's
@@ -378,12 +380,17 @@ class Mesh(Stage):
         return Begun(self._fingerprint(), place.region, self._scope().is_everything)
 
     def _has_begun(self, place: "MeshPlace") -> bool:
-        """Whether a run of these parameters has begun with this region, and not finished."""
-        present = place.present
-        return (
-            present is not None
-            and present.has_grid_of(place.info)
-            and self._begun(place) in present.unfinished
+        """Whether a run of these parameters has begun here, and others have finished none since."""
+        from igneous_airflow.storage.provenance import written_since
+
+        present, own = place.present, self._begun(place)
+        if present is None or not present.has_grid_of(place.info):
+            return False
+        folder, directory = place.layer.folder, place.folder.directory
+        return any(
+            not written_since(folder, directory, place.region, begun.entries)
+            for begun in present.unfinished
+            if begun == own
         )
 
     def _has_index(self, place: "MeshPlace") -> bool:

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
@@ -16,12 +15,14 @@ from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.geometry.prefixes import Prefixes, PrefixGroup
 from igneous_airflow.proof import Account, FoundFile, require_files
 from igneous_airflow.stage import Audit, Plan, Stage, Work, human_bytes
+from igneous_airflow.wording import counted
 
 if TYPE_CHECKING:
     from igneous_airflow.storage.info import Scale
     from igneous_airflow.storage.layer import Layer
     from igneous_airflow.storage.mesh_info import MeshInfo
-    from igneous_airflow.storage.meshes import MeshFolder, Record
+    from igneous_airflow.storage.mesh_record import Record
+    from igneous_airflow.storage.meshes import MeshFolder
 
 _GROUPS_ON_DISK = 8  # where each task reads the whole listing
 _NAMED_AT_MOST = 10
@@ -78,7 +79,7 @@ class MeshManifest(Stage):
         """Count labels and fragments, and name every reason to refuse."""
         try:
             job = self._job()
-            census = _Census(job, islice(job.meshes.sizes(), _LOOKED_AT))
+            census = _Census(job, job.meshes.sizes(), most=_LOOKED_AT)
             unfinished, stale = tuple(self._unfinished(job)), tuple(self._stale(job, census))
             if not unfinished and not stale:
                 job.layer.folder.check_writable([job.meshes.directory])
@@ -87,31 +88,24 @@ class MeshManifest(Stage):
         if unfinished or stale:
             awaited = unfinished if census.strays else unfinished + stale
             return Plan(stage=self.name, refusals=unfinished + stale, awaited=awaited)
-        at_least = "at least " if census.size == _LOOKED_AT else ""
-        fragments = sum(map(len, census.cells.values()))
+        at_least = "at least " if census.is_cut else ""
+        labels = counted(len(census.cells), "label")
+        fragments = counted(sum(map(len, census.cells.values())), "fragment")
         plan = Plan(
             stage=self.name,
             writes_to=job.layer.folder.url,
             tasks=len(job.groups),
             grid="groups of labels by their first digits",
-            outputs=(
-                f"{job.meshes.directory}: manifests of {at_least}{len(census.cells):,} labels with "
-                f"{fragments:,} fragments",
-            ),
+            outputs=(f"{job.meshes.directory}: manifests of {at_least}{labels} with {fragments}",),
             notes=tuple(self._notes(job, census)),
         )
         return self._asking(plan, job, census)
 
     def _asking(self, plan: Plan, job: "_Job", census: "_Census") -> Plan:
         """The plan with the stale files that it deletes."""
-        if not census.stale:
+        if not census.stale and not (self.remove_stale and census.is_cut):
             return plan
-        strays, manifests = len(census.strays), len(census.stale) - len(census.strays)
-        more = "at least " if census.size == _LOOKED_AT else ""
-        going = (
-            f"{more}{strays:,} stale fragments and {manifests:,} manifests of labels without "
-            f"fragments, {human_bytes(census.stale_bytes)}, of {job.meshes.url}"
-        )
+        going = f"{census.going()}, of {job.meshes.url}"
         question = f"confirm: {going} would be deleted for good: set `confirm` to start"
         unconfirmed = "" if self.confirm else question
         return plan.model_copy(update={"deletions": (going,), "unconfirmed": unconfirmed})
@@ -131,6 +125,11 @@ class MeshManifest(Stage):
         census = _Census(job, _named(job, cell))
         if problems := list(self._stale(job, census)):
             raise InvalidParameter("; ".join(problems))
+        if census.stale and not self.confirm:
+            raise InvalidParameter(
+                f"confirm: {census.going()}, of {job.meshes.url} would be deleted for good, and "
+                "were not there when the run was planned: start a new run with `confirm`"
+            )
         sizes: dict[str, int] = {}
 
         def write(label: int, cells: list[str]) -> None:
@@ -168,8 +167,8 @@ class MeshManifest(Stage):
         require_files(files_of, len(job.groups), job.meshes.url, account)
         if stale:
             raise AuditFailed(
-                f"{job.meshes.url}: {len(stale):,} files are stale although every task reported "
-                f"success: {', '.join(stale[:_NAMED_AT_MOST])}.",
+                f"{job.meshes.url}: {counted(len(stale), 'file is', 'files are')} stale although "
+                f"every task reported success: {', '.join(stale[:_NAMED_AT_MOST])}.",
                 cells,
             )
         record_processing(job.layer.folder, self.provenance(), by, written={})
@@ -203,7 +202,8 @@ class MeshManifest(Stage):
     def _stale(self, job: "_Job", census: "_Census") -> Iterator[str]:
         if census.stale and not self.remove_stale:
             yield (
-                f"{len(census.stale):,} files in {job.meshes.url} do not belong to its meshes of "
+                f"{counted(len(census.stale), 'file')} in {job.meshes.url} "
+                f"{'does' if len(census.stale) == 1 else 'do'} not belong to its meshes of "
                 f"{job.info}, of the parts that its info names: "
                 f"{', '.join(census.stale[:_NAMED_AT_MOST])}. Set remove_stale to delete them, or "
                 "mesh the rest as well"
@@ -213,17 +213,19 @@ class MeshManifest(Stage):
         if not job.info.parts:
             yield "the meshes were not made by `mesh`: whether all are there cannot be told"
         if job.unrecorded:
-            yield f"{_undone(job)}, and are left out"
+            yield f"{_undone(job)}: what is there of them is left out"
         elif job.undone:
             yield f"{_undone(job)}: they have fragments of earlier runs, which are taken"
         if not census.cells:
             yield "there are no fragments"
         if census.stale:
-            yield f"{len(census.stale):,} stale files are deleted: {census.stale[0]} ..."
+            count = counted(len(census.stale), "stale file is", "stale files are")
+            yield f"{count} deleted: {census.stale[0]} ..."
 
 
 def _undone(job: "_Job") -> str:
-    return f"{len(job.undone):,} of {len(job.promised):,} cells have not been meshed"
+    have = "has" if len(job.undone) == 1 else "have"
+    return f"{len(job.undone):,} of {counted(len(job.promised), 'block')} {have} not been meshed"
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,7 @@ class _Job:
             str(cell)
             for begun in self.info.unfinished
             for cell, record in self._records(begun.part)
-            if record is None or record.parameters != begun.parameters
+            if record is None or record.labels_of(begun.parameters) is None
         )
         return self.unrecorded | frozenset(waiting)
 
@@ -297,19 +299,24 @@ class _Census:
     """What there is of the labels of some files: cells of fragments, manifests, and stale files.
 
     Stale are strays, which are fragments of cells that are none of the meshes', and manifests
-    without fragments. `files` are names and bytes.
+    without fragments. `files` are names and bytes, of which the first `most` are looked at; where
+    there are more, no manifest counts as stale, since its fragments may be among the others.
     """
 
-    def __init__(self, job: _Job, files: Iterable[tuple[str, int]]) -> None:
+    def __init__(
+        self, job: _Job, files: Iterable[tuple[str, int]], most: int | None = None
+    ) -> None:
         from igneous_airflow.storage.meshes import read_name
 
         self.cells: dict[int, list[str]] = {}
         self.manifests: dict[int, int] = {}  # stored bytes by label
         self.strays: list[str] = []
-        self.size = 0
+        self.is_cut = False
         stray_bytes = 0
-        for name, size in files:
-            self.size += 1
+        for seen, (name, size) in enumerate(files):
+            if seen == most:
+                self.is_cut = True
+                break
             label, cell = read_name(name)
             if label == 0:
                 continue
@@ -320,9 +327,20 @@ class _Census:
                 stray_bytes += size
             elif not job.leaves_out(cell):
                 self.cells.setdefault(label, []).append(cell)
-        without_fragments = sorted(self.manifests.keys() - self.cells.keys())
-        self.stale = [*self.strays, *(f"{label}:0" for label in without_fragments)]
-        self.stale_bytes = stray_bytes + sum(self.manifests[n] for n in without_fragments)
+        lone = [] if self.is_cut else sorted(self.manifests.keys() - self.cells.keys())
+        self.stale = [*self.strays, *(f"{label}:0" for label in lone)]
+        self.stale_bytes = stray_bytes + sum(self.manifests[label] for label in lone)
+
+    def going(self) -> str:
+        """The stale files in words: how many there are, and their bytes where these are known."""
+        strays, lone = len(self.strays), len(self.stale) - len(self.strays)
+        size = f", {human_bytes(self.stale_bytes)}" if self.stale_bytes else ""
+        if self.is_cut:
+            least = f"at least {strays:,}" if strays else "an unknown number of"
+            return f"{least} stale fragments{size}, and manifests of labels without fragments"
+        manifests = f"{counted(lone, 'manifest')} of labels without fragments"
+        kinds = ((strays, counted(strays, "stale fragment")), (lone, manifests))
+        return " and ".join(words for count, words in kinds if count) + size
 
 
 def _named(job: _Job, group: PrefixGroup) -> Iterator[tuple[str, int]]:

@@ -13,12 +13,15 @@ from igneous_airflow.storage.overlap import Overlap, overlap_width
 
 #: Names of one folder that a plan looks at: a hundred requests in a bucket.
 LOOKED_AT = 100_000
-_PROBES = 256
+_PROBES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Existing:
-    """How many files there are, and their stored bytes; `more` when there may be more of them."""
+    """How many files there are, and their stored bytes; `more` when there may be more of them.
+
+    It is true unless it is known that there are none.
+    """
 
     files: int = 0
     bytes: int = 0
@@ -28,7 +31,7 @@ class Existing:
         return Existing(self.files + other.files, self.bytes + other.bytes, self.more or other.more)
 
     def __bool__(self) -> bool:
-        return self.files > 0
+        return self.files > 0 or self.more
 
     @classmethod
     def among(
@@ -49,7 +52,8 @@ class Existing:
 def chunks_in(folder: Folder, scale: Scale, box: BoundingBox) -> Existing:
     """The chunk files of a scale that hold voxels of a box, on its grid or not.
 
-    Of a scale with very many files only the first are looked at, and some chunks of the box.
+    Of a scale with very many files only the first are looked at, and some chunks of the box, all
+    where it has few.
     """
 
     def is_inside(name: str) -> bool:
@@ -59,17 +63,17 @@ def chunks_in(folder: Folder, scale: Scale, box: BoundingBox) -> Existing:
             return False
 
     found = Existing.among(folder.sizes(scale.key), is_inside)
-    if found or not found.more:
+    if found.files or not found.more:
         return found
     return _probed(folder, scale, box)
 
 
 def _probed(folder: Folder, scale: Scale, box: BoundingBox) -> Existing:
-    """Which of some chunks, spread over a box, are there."""
+    """Which of a box's chunks are there, or of some that are spread over it."""
     whole = box.expanded_to_grid(scale.chunk_size, scale.voxel_offset).intersection(scale.bounds)
     chunks = Grid(whole, scale.chunk_size)
-    places = range(0, len(chunks), max(len(chunks) // _PROBES, 1))
+    places = range(0, len(chunks), -(-len(chunks) // _PROBES) or 1)
     names = (f"{scale.key}/{chunks[place]}" for place in places)
     with Overlap(overlap_width(folder.url)) as overlap:
         files = sum(is_there for _, is_there in overlap.map(folder.exists, names))
-    return Existing(files, more=files > 0)
+    return Existing(files, more=files > 0 or len(places) < len(chunks))

@@ -32,12 +32,14 @@ class FileEntry:
     """A file as a listing shows it: its full name, bytes as stored, and a text that is its state.
 
     The state is another one when the file was written again: on disk its time, in a bucket its ETag
-    or generation. It is empty where a listing does not tell.
+    or generation. It is empty where a listing does not tell. So is the compression None, which only
+    names on disk tell.
     """
 
     name: str
     size: int
     state: str = ""
+    compression: str | None = None
 
 
 class Folder(Protocol):
@@ -203,7 +205,12 @@ def require_at_most(place: str, size: int, most: int | None) -> None:
 
 def plain_name(name: str) -> str:
     """A file's name without its compression suffix."""
-    for suffix in SUFFIXES.values():
+    return name.removesuffix(SUFFIXES.get(compression_of(name), ""))
+
+
+def compression_of(name: str) -> str:
+    """The compression that the name of a file on disk tells, "" for none."""
+    for compression, suffix in SUFFIXES.items():
         if name.endswith(suffix):
-            return name.removesuffix(suffix)
-    return name
+            return compression
+    return ""

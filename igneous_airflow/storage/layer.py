@@ -11,7 +11,7 @@ from igneous_airflow.errors import (
     LayerNotFound,
     MissingChunk,
 )
-from igneous_airflow.geometry.bbox import BoundingBox
+from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.storage.codecs import (
     compress_bytes,
     compression_for,
@@ -24,6 +24,7 @@ from igneous_airflow.storage.encodings import most_bytes
 from igneous_airflow.storage.files import Folder, StoredFile, open_folder
 from igneous_airflow.storage.info import Info, Scale, read_info, write_info
 from igneous_airflow.storage.overlap import Overlap, overlap_width
+from igneous_airflow.storage.possible import least_bytes, require_possible, stored_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -228,8 +229,10 @@ class Layer:
         """Write one whole chunk file from the file of a scale that stores alike; never decode it.
 
         The compression is changed only when another one, or a level, is asked for. Returns the
-        stored bytes. Raises CorruptChunk when a compression that must be undone is damaged.
+        stored bytes. Raises CorruptChunk for a file that cannot be a chunk, as an empty one, and
+        when a compression that must be undone is damaged.
         """
+        require_possible(stored, scale.encoding, *self.range_of(scale, box.size))
         wanted = compression_for(compress, scale.encoding)
         if level is not None or (compress != "auto" and stored.compression != wanted):
             stored = compress_bytes(
@@ -242,8 +245,20 @@ class Layer:
 
     def most_bytes_of(self, scale: Scale, box: BoundingBox) -> int:
         """The most bytes that the file of a chunk has, before its compression."""
-        voxel_bytes = self.dtype.itemsize * self.info.channels
-        return most_bytes(scale.encoding, box.size, voxel_bytes, scale.block_size)
+        return most_bytes(scale.encoding, box.size, self._voxel_bytes, scale.block_size)
+
+    def range_of(self, scale: Scale, size: Vec3) -> tuple[int, int]:
+        """The fewest and the most bytes of the file of a chunk, before its compression."""
+        voxels = (scale.encoding, size, self._voxel_bytes, scale.block_size)
+        return least_bytes(*voxels), most_bytes(*voxels)
+
+    def stored_range_of(self, scale: Scale, size: Vec3, compression: str | None) -> tuple[int, int]:
+        """The fewest and the most stored bytes of a chunk; the compression may not be known."""
+        return stored_range(compression, *self.range_of(scale, size))
+
+    @cached_property
+    def _voxel_bytes(self) -> int:
+        return self.dtype.itemsize * self.info.channels
 
     def _is_grey(self, scale: Scale) -> bool:
         return scale.encoding == "raw" and self.info.layer_type == "image"

@@ -26,6 +26,7 @@ from igneous_airflow.storage.files import (
     FileEntry,
     Folder,
     StoredFile,
+    compression_of,
     content_version,
     plain_name,
     require_at_most,
@@ -201,8 +202,9 @@ class LocalFolder:
         for entry in self._entries(prefix):
             with suppress(FileNotFoundError):  # removed meanwhile
                 if self._is_finished(entry):
-                    state = entry.stat()
-                    yield FileEntry(entry.name, state.st_size, str(state.st_mtime_ns))
+                    state, compression = entry.stat(), compression_of(entry.name)
+                    time = str(state.st_mtime_ns)
+                    yield FileEntry(entry.name, state.st_size, time, compression)
                 elif entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110
                     yield FileEntry(entry.name, 0)
 

@@ -25,17 +25,21 @@ class Begun:
     """A part that is being meshed, or whose run was given up; `parameters` is a fingerprint.
 
     `everything` tells that all labels are meshed again, so that nothing of earlier runs is left.
+    `entries` is how many the layer's provenance had at the beginning: those that follow are of
+    other runs.
     """
 
     parameters: str
     part: BoundingBox
     everything: bool
+    entries: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
         """Read an entry of `unfinished`; raises KeyError, TypeError or ValueError."""
         part = BoundingBox.parse(str(data["part"]))
-        return cls(str(data["parameters"]), part, bool(data["everything"]))
+        entries = int(data.get("entries", 0))
+        return cls(str(data["parameters"]), part, bool(data["everything"]), entries)
 
     def data(self) -> dict[str, Any]:
         """The entry of `unfinished`."""
@@ -43,6 +47,7 @@ class Begun:
             "parameters": self.parameters,
             "part": str(self.part),
             "everything": self.everything,
+            "entries": self.entries,
         }
 
     def supersedes(self, other: Self) -> bool:

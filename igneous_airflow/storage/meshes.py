@@ -11,8 +11,8 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from igneous_airflow.errors import CorruptChunk, InvalidInfo
 from igneous_airflow.geometry.bbox import BoundingBox
@@ -21,6 +21,7 @@ from igneous_airflow.storage.commit import commit
 from igneous_airflow.storage.files import Folder, StoredFile
 from igneous_airflow.storage.info import INFO_BYTES
 from igneous_airflow.storage.mesh_info import Begun, MeshInfo, read_object
+from igneous_airflow.storage.mesh_record import Record
 from igneous_airflow.storage.partials import remove_abandoned
 from igneous_airflow.storage.strict_json import parse_json
 
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _INFO, _RECORDS = "info", "cells"
+_Content = TypeVar("_Content")
+Boxes = dict[int, list[int]]  # the lowest and highest corner in nm, by label
 _LIST_BYTES = 1 << 28  # of a manifest or a record: some million cells or labels
 _FRAGMENT_BYTES = 1 << 30  # some ten million triangles, in a cell
-_VERSION = 2  # of records
 _OF_A_LABEL = re.compile(r"([1-9][0-9]*):0(?::(.+))?", re.DOTALL)
 #: Names that a manifest may give: of files in the directory itself, wherever it is stored.
 _FRAGMENT = re.compile(r"(?!\.{1,2}$)[^/\\\x00-\x1f\x7f\ud800-\udfff]{1,1024}")
@@ -43,44 +45,6 @@ def read_name(name: str) -> tuple[int, str]:
     """
     match = _OF_A_LABEL.fullmatch(name)
     return (0, "") if match is None else (int(match[1]), match[2] or "")
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What meshing a cell left: its labels with fragments, and the parameters it was done with.
-
-    `left_out` are labels that are there, but too small. `others` are the labels whose fragments
-    earlier runs of other parameters made, and that stay, by these parameters.
-    """
-
-    parameters: str  # a fingerprint
-    labels: tuple[int, ...]
-    left_out: tuple[int, ...] = ()
-    others: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-    def data(self) -> dict[str, Any]:
-        """The file's content; that of version 1 has nothing but the first two."""
-        data: dict[str, Any] = {"parameters": self.parameters, "labels": self.labels}
-        if self.left_out or self.others:
-            data |= {"version": _VERSION, "left_out": self.left_out, "others": self.others}
-        return data
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        """Read the file's content; raises KeyError, TypeError, ValueError or AttributeError."""
-        if not 1 <= int(data.get("version", 1)) <= _VERSION:
-            raise ValueError(f"it is of version {data['version']}: use a newer igneous_airflow")
-        others = {str(key): _labels(labels) for key, labels in data.get("others", {}).items()}
-        return cls(
-            str(data["parameters"]),
-            _labels(data["labels"]),
-            _labels(data.get("left_out", ())),
-            others,
-        )
-
-
-def _labels(numbers: Iterable[Any]) -> tuple[int, ...]:
-    return tuple(map(int, numbers))
 
 
 def encode_fragment(vertices: "NDArray[Any]", faces: "NDArray[Any]") -> bytes:
@@ -190,6 +154,10 @@ class MeshFolder:
         """The name of a fragment's file, below the layer; `cell` is its box as text."""
         return f"{self.directory}/{label}:0:{cell}"
 
+    def record_name(self, cell: BoundingBox) -> str:
+        """The name of a record's file, below the layer."""
+        return f"{self.directory}/{_RECORDS}/{cell}"
+
     def manifest_name(self, label: int) -> str:
         """The name of a manifest's file, below the layer."""
         return f"{self.directory}/{label}:0"
@@ -276,12 +244,65 @@ class MeshFolder:
         text = json.dumps({str(label): box for label, box in boxes.items()}, separators=(",", ":"))
         return self._write(name, text.encode(), "application/json", compress)
 
-    def read_spatial_index(self, name: str) -> dict[int, list[int]]:
-        """The boxes in nm of a cell's labels; none when there is no file of ours."""
+    def read_spatial_index(self, name: str) -> dict[int, list[int]] | None:
+        """The boxes in nm of a block's labels; None when there is no file of ours."""
         with suppress(InvalidInfo, ValueError, TypeError, AttributeError):
-            data = parse_json(self._read(name, _LIST_BYTES) or b"{}")
+            data = parse_json(self._read(name, _LIST_BYTES) or b"")
             return {int(label): [int(nm) for nm in box] for label, box in data.items()}
-        return {}
+        return None
+
+    def update_spatial_index(
+        self, name: str, change: Callable[[Boxes | None], Boxes], compress: str
+    ) -> int:
+        """Change the spatial index of a block, which others may change meanwhile.
+
+        Returns its stored bytes. Raises StorageUnavailable when the change never holds.
+        """
+
+        def write(boxes: Boxes | None) -> None:
+            self.write_spatial_index(name, boxes or {}, compress)
+
+        return self._update(name, partial(self.read_spatial_index, name), change, write)
+
+    def update_record(self, box: BoundingBox, change: Callable[[Record | None], Record]) -> int:
+        """Change the record of a block, which others may change meanwhile.
+
+        `change` is given None where there is none, or one that is damaged. Returns the stored
+        bytes. Raises StorageUnavailable when the change never holds.
+        """
+
+        def write(record: Record | None) -> None:
+            if record is not None:
+                self.write_record(box, record)
+
+        name = f"{_RECORDS}/{box}"
+        return self._update(name, partial(self.readable_record, box), change, write)
+
+    def _update(
+        self,
+        name: str,
+        read: Callable[[], _Content],
+        change: Callable[[_Content], _Content],
+        write: Callable[[_Content], None],
+    ) -> int:
+        """Change a file and return its stored bytes.
+
+        It is written in any case, also when nothing changes: it may be there twice, in two
+        compressions.
+        """
+        path, is_written = f"{self.directory}/{name}", False
+
+        def save(state: tuple[bool, _Content]) -> None:
+            nonlocal is_written
+            write(state[1])
+            is_written = True
+
+        def saved(state: tuple[bool, _Content]) -> tuple[bool, _Content]:
+            return True, change(state[1])
+
+        commit(self.layer, path, lambda: (is_written, read()), saved, save)
+        stored = self.layer.read(path)
+        return 0 if stored is None else len(stored.content)
 
     def write_record(self, box: BoundingBox, record: Record) -> None:
         """Say that a cell has been meshed."""

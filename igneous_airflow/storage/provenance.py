@@ -55,19 +55,32 @@ def made_by(folder: Folder, written: Mapping[str, BoundingBox | None]) -> dict[s
     do not say what they wrote, of other programs and older versions, count as having written
     everything.
     """
-    processing = read_provenance(folder)["processing"]
     makers: dict[str, dict[str, Any]] = {name: {} for name in written}
-    for entry in processing:
-        if not isinstance(entry, dict) or not isinstance(method := entry.get("method"), dict):
-            continue
+    for entry in read_provenance(folder)["processing"]:
         for name, box in written.items():
             if _wrote(entry, name, box):
-                makers[name] = method
+                makers[name] = entry["method"]
     return makers
 
 
-def _wrote(entry: Mapping[str, Any], name: str, box: BoundingBox | None) -> bool:
-    """Whether an entry says that it wrote into a box, or does not say what it wrote."""
+def count_entries(folder: Folder) -> int:
+    """How many entries the provenance has; raises InvalidInfo for one that cannot be read."""
+    return len(read_provenance(folder)["processing"])
+
+
+def written_since(folder: Folder, name: str, box: BoundingBox, entries: int) -> bool:
+    """Whether a later run than the first `entries` wrote into a box of a folder, as `made_by` says.
+
+    Raises InvalidInfo for a provenance that cannot be read.
+    """
+    later = read_provenance(folder)["processing"][entries:]
+    return any(_wrote(entry, name, box) for entry in later)
+
+
+def _wrote(entry: Any, name: str, box: BoundingBox | None) -> bool:
+    """Whether an entry with a method says that it wrote into a box, or not what it wrote."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("method"), dict):
+        return False
     told = entry.get("written")
     if not isinstance(told, dict):
         return True

@@ -20,15 +20,17 @@ from pydantic import ValidationError
 
 from igneous_airflow.errors import AuditFailed, InvalidParameter, PlanRefused
 from igneous_airflow.geometry.bbox import BoundingBox
+from igneous_airflow.receipts import Receipt
 from igneous_airflow.run import Run
 from igneous_airflow.stage import Audit, Plan, Stage
 from igneous_airflow.stages import registered_stages, stage_class
-from igneous_airflow.storage.files import SUFFIXES
+from igneous_airflow.storage.files import SUFFIXES, plain_name
 from igneous_airflow.storage.rehearsal import rehearsal
 from igneous_airflow.voxel_stages import WritesLayer
 
 #: Modules that must not be imported just because a stage is described.
 HEAVY = ("airflow", "boto3", "cloudfiles", "cloudvolume", "numpy", "tinybrain")
+_CUT_AT_MOST = 12  # files of a task, each with a proof of its own
 #: What a form of Airflow can show; it follows no `$ref` and no nested `properties`.
 _SHOWN = frozenset({"boolean", "integer", "number", "string"})
 
@@ -239,11 +241,9 @@ class StageTests:
         self, launched: Stage
     ) -> None:
         works = [launched.run(cell) for cell in launched.cells()]
-        root = launched.output.removeprefix("file://")
         for number, work in enumerate(works):
             for name in {min(work.files), max(work.files)} if work.files else set[str]():
-                variants = [Path(f"{root}/{name}{suffix}") for suffix in ("", *SUFFIXES.values())]
-                (file,) = filter(Path.is_file, variants)
+                file = _stored(launched.output, name)
                 content = file.read_bytes()
                 assert work.files[name] == len(content), name
                 file.write_bytes(b"")
@@ -253,6 +253,33 @@ class StageTests:
                 file.write_bytes(content)
         assert any(work.files for work in works) == bool(launched.plan().outputs)
         launched.finish("tester")
+
+    def test_a_run_refuses_files_that_were_cut_and_names_their_cell(
+        self, example: Stage, tmp_path: Path
+    ) -> None:
+        """By its receipts, which tell the size of each file; of many files some are cut."""
+        run = worked_run(example, tmp_path)
+        for task in range(run.planned):
+            receipt = run.ledger.receipt(task)
+            assert receipt is not None
+            names = sorted(receipt.work.files)
+            for name in names[:: len(names) // _CUT_AT_MOST + 1]:
+                file = _stored(run.make_stage().output, name)
+                content = file.read_bytes()
+                file.write_bytes(content[:-3])
+                with pytest.raises(AuditFailed) as caught:
+                    run.finish()
+                assert caught.value.cells == (task,), name
+                assert not run.ledger.has_receipt(task)
+                file.write_bytes(content)
+                run.ledger.write_receipt(receipt)
+        assert run.finish().audit.outputs
+        assert run.is_finished
+
+    def test_work_tells_of_every_file_and_folder_that_it_changes(self, launched: Stage) -> None:
+        """So that all of it is on the disk before the receipt is."""
+        for cell in launched.cells():
+            assert changes_untold(launched, cell) == (set(), set())
 
     def test_finishing_twice_is_finishing_once(self, launched: Stage, tmp_path: Path) -> None:
         for cell in launched.cells():
@@ -266,6 +293,60 @@ class StageTests:
 def _launch(stage: Stage, folder: Path) -> Run:
     url = f"file://{folder}/runs/run"
     return Run.launch(stage, url=url, queue="memory://conformance", by="tester")[0]
+
+
+def worked_run(stage: Stage, folder: Path) -> Run:
+    """Launch a run of a stage below a folder, and do all of its tasks, with their receipts."""
+    run = _launch(stage, folder)
+    run.prepare()
+    do_missing(run)
+    return run
+
+
+def do_missing(run: Run) -> None:
+    """Do the tasks of a run that have no receipt, of one block each, as workers would."""
+    stage = run.make_stage()
+    cells = stage.cells()
+    for task in list(run.done().missing()):
+        work = stage.run(cells[task])
+        run.ledger.write_receipt(Receipt(task=task, attempt=1, seconds=1, worker="w", work=work))
+
+
+def changes_untold(stage: Stage, cell: Any) -> tuple[set[str], set[str]]:
+    """Do a cell; return the files that it wrote, and the folders it changed, and did not tell of.
+
+    Files that it tells of and did not write are among the former. Moving a file changes folders.
+    """
+    root = Path(stage.output.removeprefix("file://"))
+    before = {path.stat().st_ino: path.stat().st_mtime_ns for path in _files_below(root)}
+    for folder in _folders_of(root):
+        os.utime(folder, (0, 0))
+    work = stage.run(cell)
+    written = {
+        plain_name(str(path.relative_to(root)))
+        for path in _files_below(root)
+        if before.get(path.stat().st_ino) != path.stat().st_mtime_ns
+    }
+    changed = {
+        str(folder.relative_to(root)) for folder in _folders_of(root) if folder.stat().st_mtime_ns
+    }
+    told = {str(parent) for name in work.files for parent in Path(name).parents}
+    return written ^ work.files.keys(), changed - told - set(work.folders)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _folders_of(folder: Path) -> list[Path]:
+    return [path for path in (folder, *folder.rglob("*")) if path.is_dir()]
+
+
+def _stored(output: str, name: str) -> Path:
+    """The file of a name, in whatever compression."""
+    path = f"{output.removeprefix('file://')}/{name}"
+    (file,) = filter(Path.is_file, (Path(path + suffix) for suffix in ("", *SUFFIXES.values())))
+    return file
 
 
 def complete(stage: Stage, random: Random | None = None) -> Audit:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.geometry.grid import Grid
 from igneous_airflow.pyramid.audit import ChunkAudit
-from igneous_airflow.storage.files import StoredFile
+from igneous_airflow.storage.files import FileEntry, StoredFile
 from igneous_airflow.storage.layer import Layer
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
 
@@ -108,11 +108,14 @@ def test_absent_chunks_are_those_that_are_not_there(data):
         key, chunk_size = "s", scale_chunk
 
     class Folder:
-        def sizes(self, key: str) -> Iterator[tuple[str, int]]:
-            return ((str(chunk), 7) for chunk in chunks if chunk not in lost)
+        def entries(self, key: str) -> Iterator[FileEntry]:
+            return (FileEntry(str(chunk), 7) for chunk in chunks if chunk not in lost)
 
     class Lost:
         folder = Folder()
+
+        def stored_range_of(self, *_: object) -> tuple[int, int]:
+            return 1, 9
 
     cells = Grid(bounds, cell)
     audit = ChunkAudit(Lost(), cells, lambda box: [(Scale, box)])

@@ -76,7 +76,7 @@ def test_stages_do_not_follow_what_an_older_manifest_names(tmp_path: Path) -> No
     meshes = tmp_path / "layer" / "mesh_mip_0_err_40"
     label = next(name for name in meshes.iterdir() if ":0:" in name.name).name.partition(":")[0]
     (meshes / f"{label}:0").write_text(json.dumps({"fragments": ["../../precious"]}))
-    complete(MeshManifest(layer=url, remove_stale=True))
+    complete(MeshManifest(layer=url, remove_stale=True, confirm=True))
     assert (tmp_path / "precious").exists()
     named = json.loads((meshes / f"{label}:0").read_text())["fragments"]
     assert named

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from igneous_airflow.errors import PlanRefused, StorageUnavailable
 from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.stages.mesh import Mesh
 from igneous_airflow.stages.mesh_manifest import MeshManifest
+from igneous_airflow.stages.transfer import Transfer
 from igneous_airflow.storage.files import open_folder
 from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.local import LocalFolder
@@ -299,7 +301,7 @@ def test_manifests_wait_for_a_run_of_some_labels_that_has_begun(layer):
     first, *rest = stage.cells()
     stage.run(first)
     (refusal,) = MeshManifest(layer=layer).plan().refusals
-    assert f"{len(rest)} of {len(rest) + 1} cells have not been meshed" in refusal
+    assert f"{len(rest)} of {len(rest) + 1} blocks have not been meshed" in refusal
     assert "Finish mesh first" in refusal
     incomplete = MeshManifest(layer=layer, allow_incomplete=True)
     assert "fragments of earlier runs" in incomplete.plan().notes[0]
@@ -366,7 +368,7 @@ def test_manifests_that_are_missing_or_damaged_stop_nothing(layer, manifest):
     write_voxels(layer, voxels)
     complete(Mesh(layer=layer, object_ids=[3]))
     assert 3 not in fragments_of(layer)
-    complete(MeshManifest(layer=layer, remove_stale=True))
+    complete(MeshManifest(layer=layer, remove_stale=True, confirm=True))
     assert_manifests_are_right(layer)
 
 
@@ -411,7 +413,9 @@ def test_a_new_grid_tells_that_it_replaces_the_meshes_of_all_labels(layer):
     assert "15 fragments and 5 manifests" in plan.unconfirmed
     assert "meshes of labels that this run does not make go too" in plan.notes[-1]
     kept = Mesh(layer=layer, **wishes).resolved().plan()
-    assert "go to the trash of the layer" in kept.notes[-1]
+    assert "go to the trash of the layer" in kept.notes[-2]
+    assert kept.notes[-1] == plan.notes[-1]
+    assert "until `mesh_manifest` deletes them" in plan.notes[-2]
     refused = Mesh(layer=layer, shape=(20, 20, 20), object_ids=[3], confirm=True).plan().refusals
     assert "set new_grid to replace them" in refused[0]
 
@@ -429,7 +433,7 @@ def test_stale_files_are_counted_and_must_be_confirmed(layer):
     stage = MeshManifest(layer=layer, remove_stale=True)
     stale = sum(len(names) for names in fragments_of(layer).values()) - 10
     question = question_of(stage)
-    assert question.startswith(f"confirm: {stale} stale fragments and 0 manifests")
+    assert question.startswith(f"confirm: {stale} stale fragments, ")
     assert "deleted for good" in question
     assert MeshManifest(layer=layer, remove_stale=True, confirm=True).plan().unconfirmed == ""
     assert stage.plan().deletions[0].startswith(f"{stale} stale fragments")
@@ -437,3 +441,65 @@ def test_stale_files_are_counted_and_must_be_confirmed(layer):
 
 def test_blocks_are_as_large_as_those_of_the_meshes_that_are_there(layer):
     assert tuple(Mesh(layer=layer, object_ids=[3]).resolved().shape) == tuple(Vec3(*SHAPE))
+
+
+def test_a_run_that_was_given_up_has_not_made_what_others_made_later(layer):
+    given_up = Mesh(layer=layer, object_ids=[3], max_simplification_error=10, confirm=True)
+    given_up.resolved().prepare()
+    again = given_up.model_copy(update={"confirm": False})
+    assert again.resolved().plan().unconfirmed == ""  # it goes on
+    complete(Mesh(layer=layer, object_ids=[3], simplification=False))
+    assert "3 fragments" in question_of(again)
+    complete(given_up)
+    assert again.resolved().plan().unconfirmed == ""
+
+
+def test_what_others_made_elsewhere_leaves_a_run_that_began_the_maker(layer):
+    run = Mesh(layer=layer, max_simplification_error=10, bounds="3-4_-7-13_11-16", confirm=True)
+    run.resolved().prepare()
+    complete(Mesh(layer=layer, simplification=False, bounds="40-41_-7-13_11-16"))
+    assert run.model_copy(update={"confirm": False}).resolved().plan().unconfirmed == ""
+
+
+def test_a_run_that_an_older_version_began_counts_its_entries_from_the_first(layer):
+    stage = Mesh(layer=layer, object_ids=[3], max_simplification_error=10, confirm=True)
+    stage.resolved().prepare()
+    info = path_of(layer) / MESHES / "info"
+    data = json.loads(info.read_text())
+    assert data["unfinished"][0].pop("entries") == 2
+    info.write_text(json.dumps(data))
+    assert "3 fragments" in question_of(stage.model_copy(update={"confirm": False}))
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        ({}, "go to the trash of the layer"),
+        ({"keep_deleted": False}, "are replaced in place, and not kept"),
+        ({"object_ids": [3]}, "not kept: only a mesh directory as a whole goes to the trash"),
+        ({"shape": (20, 20, 20), "new_grid": True}, "go to the trash of the layer"),
+        (
+            {"shape": (20, 20, 20), "new_grid": True, "keep_deleted": False},
+            "their fragments stay until `mesh_manifest` deletes them with `remove_stale`",
+        ),
+    ],
+    ids=str,
+)
+def test_a_plan_says_what_becomes_of_the_old_meshes(layer, wishes, words):
+    stage = Mesh(layer=layer, max_simplification_error=10, **wishes)
+    notes = [note for note in stage.resolved().plan().notes if "the meshes that are there" in note]
+    assert len(notes) == 1
+    assert words in notes[0]
+
+
+def test_a_plan_says_what_becomes_of_the_old_meshes_in_a_bucket(layer):
+    bucket = f"mem://{uuid.uuid4()}/layer"
+    complete(Transfer(src=layer, dest=bucket, max_mips=0))
+    nothing = Mesh(layer=bucket, shape=SHAPE).plan().notes
+    assert not any("the meshes that are there" in note for note in nothing)
+    complete(Mesh(layer=bucket, shape=SHAPE))
+    notes = Mesh(layer=bucket, max_simplification_error=10).resolved().plan().notes
+    assert "replaced in place: a bucket has no trash, so that only its versions keep" in notes[-1]
+    some = Mesh(layer=bucket, shape=(20, 20, 20), new_grid=True, object_ids=[3]).plan().notes
+    assert "until `mesh_manifest` deletes them" in some[-2]
+    assert "labels that this run does not make go too" in some[-1]

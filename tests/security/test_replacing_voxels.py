@@ -1,6 +1,7 @@
 """Voxels and levels that are there are replaced when that was confirmed, or by their own makers."""
 
 import json
+import shutil
 import uuid
 from pathlib import Path
 
@@ -17,14 +18,14 @@ from igneous_airflow.stages.ingest import Ingest
 from igneous_airflow.stages.luminance_levels import LuminanceLevels
 from igneous_airflow.stages.transfer import Transfer
 from igneous_airflow.storage import existing
-from igneous_airflow.storage.existing import chunks_in
+from igneous_airflow.storage.existing import Existing, chunks_in
 from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.storage.info import Info, Scale
 from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.local import LocalFolder
 from igneous_airflow.storage.provenance import made_by, read_provenance
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
-from igneous_airflow.testing.stages import complete, snapshot
+from igneous_airflow.testing.stages import complete, do_missing, snapshot
 from igneous_airflow.voxel_stages import PyramidOptions
 
 SPEC = LayerSpec(voxel_offset=(3, -7, 11))
@@ -116,6 +117,33 @@ def test_chunks_that_would_be_deleted_for_being_empty_are_asked_for_as_such(laye
     assert is_accepted(Downsample(layer=layer, num_mips=1, skip_empty="delete"))
 
 
+def test_voxels_that_skipping_would_leave_are_no_matter_of_confirmation(layer):
+    complete(Downsample(layer=layer, num_mips=1))
+    stage = Downsample(layer=layer, num_mips=1, skip_empty="skip", confirm=True)
+    question = question_of(stage)
+    assert question.startswith(f"skip_empty: the voxels of mip 1 of {layer} would stay as they are")
+    assert "Set `skip_empty` to delete or write" in question
+    assert is_accepted(stage.model_copy(update={"skip_empty": "delete"}))
+    complete(Delete(layer=layer, mip=1, confirm=True))
+    complete(stage)
+    assert is_accepted(stage)
+
+
+def test_old_voxels_that_were_skipped_are_not_proved(tmp_path):
+    spec = LayerSpec(chunk_size=(8, 8, 8))
+    full, empty = np.full((16, 8, 8, 1), 7, np.uint8), np.zeros((16, 8, 8, 1), np.uint8)
+    dest = write_layer(tmp_path / "dest", full, spec)
+    src = write_layer(tmp_path / "src", empty, spec)
+    stage = Transfer(src=src, dest=dest, max_mips=0, skip_empty="skip")
+    with pytest.raises(PlanRefused, match="skip_empty"):
+        stage.resolved().plan().require_accepted()
+    run, _ = launch(stage, f"file://{tmp_path}/run", trusted=[{}])
+    run.prepare()
+    do_missing(run)
+    with pytest.raises(AuditFailed, match="although the new voxels are background: set skip_empty"):
+        run.finish()
+
+
 def test_mips_of_an_earlier_run_elsewhere_ask_nothing(layer):
     """Steps of a pyramid made one after the other, as CI repeats them."""
     steps = [Downsample(layer=layer, num_mips=2), Downsample(layer=layer, mip=2, num_mips=1)]
@@ -199,8 +227,9 @@ def test_levels_of_other_parameters_are_asked_for(layer):
 # A run that goes on asks nothing
 
 
-def launch(stage, url):
-    return Run.launch(stage, url=url, queue=f"sqlite://{url.removeprefix('file://')}.db", by="me")
+def launch(stage, url, trusted=()):
+    queue = f"sqlite://{url.removeprefix('file://')}.db"
+    return Run.launch(stage, url=url, queue=queue, by="me", trusted=trusted)
 
 
 def test_a_run_that_is_taken_up_need_not_be_confirmed_for_what_it_made_itself(tmp_path, layer):
@@ -303,9 +332,29 @@ def test_a_part_is_looked_for_by_name_where_others_fill_the_listing(tmp_path, mo
         if chunk.min.x < 32:
             folder.write(f"8_8_40/{chunk}", StoredFile(b"x"))
     assert not chunks_in(folder, scale, BoundingBox.parse("32-64_0-8_0-8"))
+    monkeypatch.setattr(existing, "_PROBES", 4)  # of which none is there
+    assert chunks_in(folder, scale, BoundingBox.parse("32-64_0-8_0-8")) == Existing(more=True)
     found = chunks_in(folder, scale, BoundingBox.parse("30-64_0-8_0-8"))
-    assert found
+    assert found.files
     assert found.more
+
+
+def test_chunks_that_could_not_be_counted_are_asked_for(tmp_path, layer, monkeypatch):
+    """A listing that notes of others fill, and a chunk between those that are looked for."""
+    monkeypatch.setattr(existing, "LOOKED_AT", 3)
+    monkeypatch.setattr(existing, "_PROBES", 2)
+    dest = tmp_path / "dest" / "8_8_40"
+    shutil.copytree(layer.removeprefix("file://"), dest.parent)
+    _, kept, *_ = Layer.open(layer).info.scales[0].chunks
+    for path in list(dest.iterdir()):
+        if path.name != str(kept):
+            path.rename(dest / f"note {path.name}")
+    sizes = LocalFolder.sizes
+    monkeypatch.setattr(LocalFolder, "sizes", lambda *folder: sorted(sizes(*folder), reverse=True))
+    stage = Transfer(src=layer, dest=str(dest.parent), max_mips=0)
+    assert "replaced: chunk files that could not be counted (8_8_40: " in question_of(stage)
+    monkeypatch.setattr(existing, "_PROBES", 1000)
+    assert "replaced: more than 1 chunk file (8_8_40: " in question_of(stage)
 
 
 def test_the_maker_is_the_latest_that_wrote_there(layer):

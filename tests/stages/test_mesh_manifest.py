@@ -24,7 +24,7 @@ from igneous_airflow.storage.info import Info, Scale
 from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.local import LocalFolder
 from igneous_airflow.testing.layers import LayerSpec, write_layer
-from igneous_airflow.testing.stages import StageTests, complete, snapshot
+from igneous_airflow.testing.stages import StageTests, changes_untold, complete, snapshot
 from igneous_airflow.testing.surfaces import blobs, read_mesh
 
 BIG, BIGGEST = 2**53 + 1, 2**64 - 1
@@ -186,12 +186,12 @@ def test_unfinished_meshes_are_refused_with_the_missing_cells(tmp_path):
     stage = Mesh(layer=layer, shape=(20, 20, 30)).resolved()
     assert "names no mesh directory: run mesh first" in refusals_of(MeshManifest(layer=layer))
     stage.prepare()
-    assert "4 of 4 cells have not been meshed" in refusals_of(MeshManifest(layer=layer))
+    assert "4 of 4 blocks have not been meshed" in refusals_of(MeshManifest(layer=layer))
     *cells, last = stage.cells()
     for cell in cells:
         stage.run(cell)
     text = refusals_of(MeshManifest(layer=layer))
-    assert f"1 of 4 cells have not been meshed: {last}. Finish mesh first" in text
+    assert f"1 of 4 blocks has not been meshed: {last}. Finish mesh first" in text
     assert MeshManifest(layer=layer, allow_incomplete=True).plan().refusals == ()
     stage.run(last)
     assert MeshManifest(layer=layer).plan().refusals == ()
@@ -226,7 +226,7 @@ def test_stale_fragments_are_removed_on_request_when_no_manifest_names_them_any_
     old = fragments_of(layer)
     wishes = {"new_grid": True, "keep_deleted": False}
     complete(Mesh(layer=layer, shape=(20, 20, 30), object_ids=[1, BIG], **wishes))
-    stage = MeshManifest(layer=layer, remove_stale=True)
+    stage = MeshManifest(layer=layer, remove_stale=True, confirm=True)
     assert "stale files are deleted" in stage.plan().notes[0]
     assert complete(stage).outputs == {MESHES: 2}
     left = fragments_of(layer)
@@ -289,7 +289,7 @@ def test_fragments_beyond_the_parts_of_another_mip_are_stale_though_they_lie_on_
     text = refusals_of(MeshManifest(layer=beam))
     assert "of the parts that its info names: 5:0:" in text
     assert "mesh the rest as well" in text
-    complete(MeshManifest(layer=beam, remove_stale=True))
+    complete(MeshManifest(layer=beam, remove_stale=True, confirm=True))
     assert manifests_of(beam) == {5: [f"5:0:{part}"]}
     assert fragments_of(beam) == {5: {f"5:0:{part}"}}
     complete(Mesh(**wishes, mip=1))
@@ -306,11 +306,13 @@ def test_meshes_made_again_are_unfinished_until_every_cell_has_the_new_parameter
     one, other = stage.cells()
     stage.run(one)
     text = refusals_of(MeshManifest(layer=beam))
-    assert f"1 of 2 cells have not been meshed: {other}. Finish mesh first" in text
+    assert f"1 of 2 blocks has not been meshed: {other}. Finish mesh first" in text
     stage.prepare()  # as a resumed run does
-    assert f"1 of 2 cells have not been meshed: {other}. " in refusals_of(MeshManifest(layer=beam))
+    assert f"1 of 2 blocks has not been meshed: {other}. " in refusals_of(MeshManifest(layer=beam))
     incomplete = MeshManifest(layer=beam, allow_incomplete=True)
-    assert incomplete.plan().notes == ("1 of 2 cells have not been meshed, and are left out",)
+    assert incomplete.plan().notes == (
+        "1 of 2 blocks has not been meshed: what is there of them is left out",
+    )
     complete(incomplete)
     assert manifests_of(beam)[5] == [f"5:0:{one}"]
     stage.run(other)
@@ -324,8 +326,77 @@ def test_manifests_of_labels_without_fragments_are_stale(layer):
     for path in meshes_of(layer).glob(f"{BIG}:0:*"):
         path.unlink()
     assert f"{BIG}:0" in refusals_of(MeshManifest(layer=layer))
-    complete(MeshManifest(layer=layer, remove_stale=True))
+    complete(MeshManifest(layer=layer, remove_stale=True, confirm=True))
     assert manifests_of(layer).keys() == {1, BIGGEST}
+
+
+@pytest.fixture
+def stray(layer, monkeypatch):
+    """A stray fragment that a plan does not see, behind manifests whose fragments it does not."""
+    complete(MeshManifest(layer=layer))
+    name = "77:0:0-8_0-8_0-8"
+    (meshes_of(layer) / name).write_bytes(b"precious")
+    sizes = LocalFolder.sizes
+
+    def in_order(folder, prefix):
+        def rank(entry):
+            return ":0:" in entry[0], entry[0] == name
+
+        return sorted(sizes(folder, prefix), key=rank)
+
+    monkeypatch.setattr(LocalFolder, "sizes", in_order)
+    monkeypatch.setattr("igneous_airflow.stages.mesh_manifest._LOOKED_AT", 20)
+    return meshes_of(layer) / name
+
+
+def test_in_a_large_folder_what_is_stale_is_always_confirmed(layer, stray):
+    assert MeshManifest(layer=layer).plan().refusals == ()
+    plan = MeshManifest(layer=layer, remove_stale=True).plan()
+    going = "an unknown number of stale fragments, and manifests of labels without fragments, of "
+    assert plan.unconfirmed.startswith(f"confirm: {going}{layer}/{MESHES} would be deleted")
+    confirmed = MeshManifest(layer=layer, remove_stale=True, confirm=True)
+    assert confirmed.plan().unconfirmed == ""
+    assert confirmed.plan().deletions == (f"{going}{layer}/{MESHES}",)
+    complete(confirmed)
+    assert not stray.exists()
+    assert {label: set(n) for label, n in manifests_of(layer).items()} == fragments_of(layer)
+
+
+def test_tasks_delete_nothing_that_was_not_confirmed(layer, stray):
+    with pytest.raises(InvalidParameter, match="Set remove_stale to delete them"):
+        complete(MeshManifest(layer=layer))
+    stage = MeshManifest(layer=layer, remove_stale=True).accepted()
+    (group,) = (cell for cell in stage.cells() if stray.name.startswith(tuple(cell.starts)))
+    with pytest.raises(InvalidParameter, match=r"confirm: 1 stale fragment, of .* new run with"):
+        stage.run(group)
+    assert stray.read_bytes() == b"precious"
+
+
+def test_a_task_that_only_deletes_tells_of_the_folder(layer, stray):
+    stage = MeshManifest(layer=layer, remove_stale=True, confirm=True)
+    (group,) = (cell for cell in stage.cells() if stray.name.startswith(tuple(cell.starts)))
+    for path in meshes_of(layer).glob("*:0*"):
+        if path.name.startswith(tuple(group.starts)) and path != stray:
+            path.unlink()
+    assert changes_untold(stage, group) == (set(), set())
+    assert not stray.exists()
+
+
+@pytest.mark.parametrize(
+    ("strays", "lone", "words"),
+    [
+        (1, 0, "1 stale fragment, 9 B"),
+        (2, 1, "2 stale fragments and 1 manifest of labels without fragments, 27 B"),
+        (0, 2, "2 manifests of labels without fragments, 18 B"),
+    ],
+)
+def test_stale_files_are_counted_in_plain_words(layer, strays, lone, words):
+    for number in range(strays):
+        (meshes_of(layer) / f"{77 + number}:0:0-8_0-8_0-8").write_bytes(b"precious!")
+    for number in range(lone):
+        (meshes_of(layer) / f"{770 + number}:0").write_bytes(b"precious!")
+    plan = MeshManifest(layer=layer, remove_stale=True).plan()
+    assert plan.deletions == (f"{words}, of {layer}/{MESHES}",)
 
 
 def test_meshes_of_igneous_get_their_manifests_with_a_note(layer):

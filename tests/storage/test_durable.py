@@ -11,8 +11,11 @@ from igneous_airflow.ledger import Ledger
 from igneous_airflow.receipts import Receipt
 from igneous_airflow.run import Run
 from igneous_airflow.stages.downsample import Downsample
+from igneous_airflow.stages.mesh import Mesh
 from igneous_airflow.storage.durable import sync
-from igneous_airflow.testing.layers import random_voxels, write_layer
+from igneous_airflow.storage.files import open_folder
+from igneous_airflow.storage.trash import Entry, Trash
+from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
 from igneous_airflow.worker.loop import Worker, WorkerOptions
 
 
@@ -69,9 +72,9 @@ def test_a_disk_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_what_a_task_wrote_is_on_the_disk_before_its_receipt_is_written(
     tmp_path: Path, synced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = write_layer(tmp_path / "layer", random_voxels(Vec3(32, 16, 8)))
+    url = write_layer(tmp_path / "layer", random_voxels(Vec3(64, 32, 8)))
     run, _ = Run.launch(
-        Downsample(layer=url, num_mips=1),
+        Downsample(layer=url, num_mips=2),
         url=f"file://{tmp_path}/runs/run",
         queue=f"sqlite://{tmp_path}/queue.db",
         by="tester",
@@ -79,18 +82,45 @@ def test_what_a_task_wrote_is_on_the_disk_before_its_receipt_is_written(
     run.prepare()
     run.enqueue()
     write = Ledger.write_receipt
+    tasks = []
 
     def noted(ledger: Ledger, *receipts: Receipt) -> None:
-        synced.append(("receipt", str(tmp_path)))
+        names = {name for receipt in receipts for name in receipt.work.files}
+        assert set(synced) == {
+            *(("file", f"{tmp_path}/layer/{name}.gz") for name in names),
+            ("folder", f"{tmp_path}/layer/16_16_40"),
+            ("folder", f"{tmp_path}/layer/32_32_40"),
+            ("folder", f"{tmp_path}/layer"),
+        }
+        assert len(names) > 2
+        tasks.extend(receipt.task for receipt in receipts)
         write(ledger, *receipts)
+        synced.clear()
 
     monkeypatch.setattr(Ledger, "write_receipt", noted)
     synced.clear()
     options = WorkerOptions(idle_seconds=0, until_done=True)
-    Worker(run.open_queue(), run.runs_folder, options, lambda _: None).work()
-    kinds = [kind for kind, _ in synced]
-    end = kinds.index("receipt")
-    written = {path for kind, path in synced[:end] if kind == "file"}
-    assert written <= {str(path) for path in (tmp_path / "layer" / "16_16_40").iterdir()}
-    assert written
-    assert "folder" in kinds[:end]
+    settled: list[object] = []
+    Worker(run.open_queue(), run.runs_folder, options, settled.append).work()
+    assert sorted(tasks) == list(range(run.planned)) == [0, 1], settled
+
+
+def test_what_the_trash_says_of_an_entry_is_on_the_disk_before_files_go_there(
+    tmp_path: Path, synced
+) -> None:
+    trash = Trash(open_folder(f"file://{tmp_path}"), "20250101T000000Z-abcdef")
+    trash.begin(Entry(name=trash.name, what="chunks", stage="delete", folders=("8_8_40",)))
+    entry = f"{tmp_path}/.trash/{trash.name}"
+    assert synced[0] == ("file", f"{entry}/entry.json")
+    assert ("folder", entry) in synced
+    assert ("folder", f"{tmp_path}/.trash") in synced
+
+
+def test_the_info_of_meshes_is_on_the_disk_before_the_first_task(tmp_path: Path, synced) -> None:
+    voxels = random_voxels(Vec3(16, 16, 8), "uint32")
+    url = write_layer(tmp_path / "layer", voxels, LayerSpec("segmentation"))
+    stage = Mesh(layer=url, mesh_dir="meshes").resolved()
+    stage.prepare()
+    folder = f"{tmp_path}/layer"
+    for kind, name in (("file", "meshes/info"), ("folder", "meshes"), ("file", "info")):
+        assert (kind, f"{folder}/{name}") in synced

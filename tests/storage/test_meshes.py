@@ -14,9 +14,9 @@ from igneous_airflow.geometry.bbox import BoundingBox, Vec3
 from igneous_airflow.storage.codecs import decompress_bytes
 from igneous_airflow.storage.files import StoredFile, open_folder
 from igneous_airflow.storage.mesh_info import MeshInfo
+from igneous_airflow.storage.mesh_record import Record
 from igneous_airflow.storage.meshes import (
     MeshFolder,
-    Record,
     decode_fragment,
     encode_fragment,
     read_name,
