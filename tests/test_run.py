@@ -22,7 +22,7 @@ from igneous_airflow.proof import Account
 from igneous_airflow.queue.protocol import Queue, open_queue
 from igneous_airflow.receipts import Receipt
 from igneous_airflow.run import Run
-from igneous_airflow.run_record import new_run_name
+from igneous_airflow.run_record import RECORD, LaunchState, StateChange, new_run_name
 from igneous_airflow.stage import Audit, Plan, Stage, Work
 from igneous_airflow.stages.delete import Delete
 from igneous_airflow.stages.downsample import Downsample
@@ -665,6 +665,41 @@ def test_nothing_need_be_confirmed_for_a_plan(layer: str, tmp_path: Path):
     assert run.why_it_waits == "only its plan was requested"
     again, _ = Run.launch(Delete(layer=layer), **arguments, plan_only=True)
     assert again.launch_id == run.launch_id
+
+
+def test_a_run_of_which_only_the_plan_was_requested_is_never_launched(many, tmp_path: Path):
+    url, queue = f"file://{tmp_path}/run", f"sqlite://{tmp_path}/run/queue.db"
+    run, _ = Run.launch(many(), url=url, queue=queue, by="me", plan_only=True)
+    for begin in (lambda: run.approve("someone"), run.prepare, run.enqueue, run.resume):
+        with pytest.raises(RunFailed, match="only its plan was requested"):
+            begin()
+    assert Run.load(url).state is LaunchState.PLANNED
+    approved = StateChange.now(LaunchState.APPROVED, "someone")  # as earlier versions let happen
+    record = run._as_record().model_copy(update={"changes": (*run.changes, approved)})
+    assert record.why_it_waits == "only its plan was requested"
+    with pytest.raises(RunFailed, match="only its plan was requested"):
+        record.begun("me")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"digest": ""},
+        {"requested": {}},
+        {"plan_only": True},
+        {"approval": "someone must look at it"},
+        {"blocks": 1},
+        {"resolved": {"count": 1}},
+    ],
+)
+def test_a_record_that_was_changed_by_hand_is_refused(
+    many, launch: LaunchRun, change: dict[str, object]
+):
+    run = launch(many())
+    path = Path(run.url.removeprefix("file://")) / RECORD
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(InvalidParameter, match="was changed by hand"):
+        Run.load(run.url)
 
 
 def test_finishing_too_early_writes_nothing(launch: LaunchRun, layer: str, tmp_path: Path):
