@@ -36,6 +36,7 @@ from igneous_airflow.run_record import (
     create_record,
     read_record,
 )
+from igneous_airflow.runs_folder import mark_of
 from igneous_airflow.stage import Plan, Stage
 from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.codecs import decompress_bytes
@@ -264,7 +265,7 @@ class Run(RunRecord):
         )
 
     def _encoder(self) -> TaskEncoder:
-        return TaskEncoder(self.id, self.launch_id)
+        return TaskEncoder(mark_of(self.runs_folder), self.id, self.launch_id)
 
     @classmethod
     def load(cls, url: str) -> Self:
