@@ -219,6 +219,28 @@ def test_a_form_offers_the_queues_of_the_deployment(monkeypatch: pytest.MonkeyPa
     assert queue_url(RUN, "large")[0].startswith("sqs://large?region=eu-west-1")
 
 
+def test_a_form_offers_the_images_namespaces_and_accounts_of_the_deployment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = PodSettings.read()
+    usual = {"worker_image": settings.image, "namespace": settings.namespace}
+    for field in ("worker_image", "namespace", "service_account"):
+        enum = FORM.params()[field].schema["enum"]
+        assert enum == [*([usual[field]] if field in usual else []), None]
+    further = {"IMAGES": "a:1, b:1", "NAMESPACES": "large", "SERVICE_ACCOUNTS": "reader"}
+    for option, names in further.items():
+        monkeypatch.setenv(f"AIRFLOW__IGNEOUS__{option}", names)
+    params = FORM.params()
+    assert params["worker_image"].schema["enum"] == [settings.image, "a:1", "b:1", None]
+    assert params["namespace"].schema["enum"] == [settings.namespace, "large", None]
+    assert params["service_account"].schema["enum"] == ["reader", None]
+    for field in ("worker_image", "namespace", "service_account"):
+        assert params[field].resolve() is None
+        with pytest.raises(ParamValidationError):
+            params[field].resolve("other")
+    assert params["service_account"].resolve("reader") == "reader"
+
+
 @pytest.mark.parametrize(
     "asked",
     [
