@@ -282,9 +282,11 @@ def test_folders_of_the_deployment_are_no_layers_unless_they_are_listed() -> Non
     for url in ("s3://b/em", "s3://b/runs-of-mine", "/opt/layers", "https://host", "gs://c/runs"):
         anything.require(url)
     wide = Allowed.parse("s3://b,/opt", SETTING, anything.own)
+    exact = Allowed.parse("s3://b/runs,/opt/airflow", SETTING, anything.own)
     for url in ("s3://b/runs/x", "/opt/airflow/dags"):
-        with pytest.raises(AccessDenied, match="of the deployment itself"):
-            wide.require(url)
+        for limit in (wide, exact):
+            with pytest.raises(AccessDenied, match="of the deployment itself"):
+                limit.require(url)
     listed = Allowed.parse("/opt/airflow/data", SETTING, anything.own)
     listed.require("/opt/airflow/data/layer")
     with pytest.raises(AccessDenied):
@@ -474,9 +476,10 @@ def test_a_worker_reads_nothing_when_another_address_of_its_task_is_outside(tmp_
     assert all(f"dest: file://{dest} is outside" in failure.error for failure in failures)
 
 
+@pytest.mark.parametrize("is_limited", [True, False])
 @pytest.mark.parametrize("place", ["runs/run", "."])
 def test_a_worker_keeps_out_of_its_runs_folder_though_all_around_it_is_allowed(
-    place: str, tmp_path: Path
+    place: str, is_limited: bool, tmp_path: Path
 ) -> None:
     layer = tmp_path / place
     write_layer(layer, random_voxels(Vec3(64, 16, 8)))
@@ -486,7 +489,7 @@ def test_a_worker_keeps_out_of_its_runs_folder_though_all_around_it_is_allowed(
     run.prepare()
     run.enqueue()
     arguments = ["worker", run.queue, "--runs", run.runs_folder, "--until-done"]
-    answer = command(*arguments, IGNEOUS_AIRFLOW_ALLOWED=str(tmp_path))
+    answer = command(*arguments, IGNEOUS_AIRFLOW_ALLOWED=str(tmp_path) if is_limited else "")
     assert answer.returncode == 1
     failures = run.final_failures()
     assert len(failures) == 4
