@@ -28,7 +28,7 @@ from igneous_airflow.stages.delete import Delete
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.stages.transfer import Transfer
 from igneous_airflow.storage.local import LocalFolder
-from igneous_airflow.task import Task
+from igneous_airflow.task import Task, TaskEncoder
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
 from igneous_airflow.worker.assignments import Assignments
 from igneous_airflow.worker.loop import Worker, WorkerOptions
@@ -665,6 +665,21 @@ def test_nothing_need_be_confirmed_for_a_plan(layer: str, tmp_path: Path):
     assert run.why_it_waits == "only its plan was requested"
     again, _ = Run.launch(Delete(layer=layer), **arguments, plan_only=True)
     assert again.launch_id == run.launch_id
+
+
+def test_dead_letters_of_another_launch_are_neither_counted_nor_sent_again(many, launch: LaunchRun):
+    run = launch(many(count=2))
+    run.enqueue()
+    own, other = bodies(run)[0], TaskEncoder("5e6f7a8b", run.id, "1a2b3c4d").encode(1)
+    run.open_queue().purge()
+    queue = run.open_queue()
+    queue.send([own, other])
+    while (lease := queue.lease(60)) is not None:
+        queue.bury(lease, "no luck")
+    assert run.progress().dead == 1
+    assert run.redrive() == 1
+    assert bodies(run) == [own]
+    assert [letter.body for letter in queue.dead_letters()] == [other]
 
 
 def test_a_run_of_which_only_the_plan_was_requested_is_never_launched(many, tmp_path: Path):
