@@ -10,7 +10,6 @@ from igneous_airflow.viewer import files
 from igneous_airflow.viewer.files import Answer, FileResponse, TooLarge, Wanted, read_answer
 from igneous_airflow.viewer.memory import MemoryBudget, Reservation
 from igneous_airflow.viewer.pool import Busy
-from igneous_airflow.viewer.pool import Busy
 from igneous_airflow.viewer.ranges import ByteRange
 from igneous_airflow.viewer.served import ServedFile
 
