@@ -21,6 +21,7 @@
     │   └── WorkerDied              (RuntimeError)       the process that held the task ended
     ├── LeaseLost                   (RuntimeError)       the task belongs to another worker now
     ├── RunNotFound                 (FileNotFoundError)  no run is recorded at this address
+    ├── WrongRunsFolder             (RuntimeError)       a worker has not the runs of its queue
     ├── RunFailed                   (RuntimeError)       a run cannot be completed without help
     └── AuditFailed                 (RuntimeError)       every task is done, yet output is missing
 
@@ -122,6 +123,10 @@ class LeaseLost(IgneousError, RuntimeError):
 
 class RunNotFound(IgneousError, FileNotFoundError):
     """No run is recorded at the address."""
+
+
+class WrongRunsFolder(IgneousError, RuntimeError):
+    """A worker was given another runs folder than the sender of a message, or one not mounted."""
 
 
 class RunFailed(IgneousError, RuntimeError):

@@ -36,6 +36,7 @@ from igneous_airflow.run_record import (
     create_record,
     read_record,
 )
+from igneous_airflow.runs_folder import mark_of
 from igneous_airflow.stage import Launch, Plan, Stage
 from igneous_airflow.stages import stage_class
 from igneous_airflow.storage.codecs import decompress_bytes
@@ -279,7 +280,7 @@ class Run(RunRecord):
         )
 
     def _encoder(self) -> TaskEncoder:
-        return TaskEncoder(self.id, self.launch_id)
+        return TaskEncoder(mark_of(self.runs_folder), self.id, self.launch_id)
 
     @classmethod
     def load(cls, url: str) -> Self:
@@ -439,9 +440,12 @@ class Run(RunRecord):
             if self.own_queue:
                 queue.purge()
             self.ledger.forget_failures()
-            return queue.send(encoder.encode_all(missing))
+            sent = queue.send(encoder.encode_all(missing))
         finally:
             queue.close()
+        if self.is_of_format_1:  # from now on its queue has messages that workers take
+            self._changed(RunRecord.sealed)
+        return sent
 
     def go_on(self, by: str) -> Self:
         """Let workers do the run's tasks again, also where it was cancelled after its launch.
@@ -480,10 +484,12 @@ class Run(RunRecord):
         """Send what is missing when no worker could be at it; return how many tasks.
 
         Does nothing while the queue holds a message for every missing task; when all of them were
-        given up, its messages are those of others.
+        given up, its messages are those of others. Messages of a run of format 1 may be in a form
+        that workers refuse.
         """
         progress = self.progress()
-        if progress.state is State.FAILED or progress.waiting + progress.leased < progress.left:
+        is_short = progress.waiting + progress.leased < progress.left
+        if progress.state is State.FAILED or is_short or self.is_of_format_1:
             return self.enqueue()
         return 0
 

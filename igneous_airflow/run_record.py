@@ -28,7 +28,8 @@ RUN_ID = r"^[0-9A-Za-z_-][0-9A-Za-z._-]{0,199}$"
 LAUNCH_ID = r"^[0-9a-z]{4,32}$"
 
 _APPROVAL, _SUMMARY = "hold.json", "summary.json"  # files that format 1 kept the state in
-_ONLY_PLANNED = "nothing but its plan was asked for"  # what format 1 said of such a run
+_HELD_AS_PLANNED = "nothing but its plan was asked for"  # what format 1 said of such a run
+_ONLY_PLANNED = "only its plan was requested"
 
 
 class LaunchState(StrEnum):
@@ -104,7 +105,9 @@ class RunRecord(BaseModel):
         description="digests of the methods that made what it may replace; None where not recorded",
     )
     changes: tuple[StateChange, ...] = Field(min_length=1)
-    digest: str = Field(default="", description="of all that never changes within a launch")
+    digest: str = Field(
+        default="", description="of all that never changes once launched; empty in format 1"
+    )
 
     @property
     def state(self) -> LaunchState:
@@ -127,6 +130,11 @@ class RunRecord(BaseModel):
         return self.state is LaunchState.DONE
 
     @property
+    def is_of_format_1(self) -> bool:
+        """Whether it was read as stored by an older version, whose messages may still wait."""
+        return not self.digest
+
+    @property
     def approved_by(self) -> str:
         """Who approved the run; empty when nobody had to, or has."""
         approvals = [change.by for change in self.changes if change.state is LaunchState.APPROVED]
@@ -140,18 +148,28 @@ class RunRecord(BaseModel):
         if self.state is LaunchState.CANCELLED:
             last = self.changes[-1]
             return last.why or f"{last.by or 'someone'} cancelled it"
-        if self.state is not LaunchState.PLANNED:
-            return ""
-        return "only its plan was requested" if self.plan_only else self.approval
+        if self.plan_only:
+            return _ONLY_PLANNED
+        return self.approval if self.state is LaunchState.PLANNED else ""
 
     def fixed(self) -> str:
-        """The digest of all that never changes within a launch."""
-        kept = {"launch_id", "stage", "resolved", "queue", "own_queue", "blocks", "batch"}
+        """The digest of all that never changes once launched."""
+        kept = {"launch_id", "stage", "requested", "resolved", "queue", "own_queue", "blocks"}
+        kept |= {"batch", "plan_only", "approval"}
         text = json.dumps(self.model_dump(mode="json", include=kept), sort_keys=True)
         return sha256(text.encode()).hexdigest()[:16]
 
+    def sealed(self) -> Self:
+        """The record with its digest, in the present format."""
+        return self.model_copy(update={"digest": self.fixed()})
+
     def moved_to(self, state: LaunchState, by: str, why: str = "") -> Self:
         """The record in another state; raises RunFailed when this one does not lead there."""
+        if self.plan_only and state in (LaunchState.APPROVED, LaunchState.LAUNCHED):
+            raise RunFailed(
+                f"the run {self.id} cannot become {state}: {_ONLY_PLANNED}; start a new run to do "
+                "the work"
+            )
         if state is self.state:
             return self
         if state not in _NEXT[self.state]:
@@ -207,7 +225,7 @@ def read_record(folder: Folder) -> RunRecord | None:
         if isinstance(error, InvalidParameter):
             raise
         raise InvalidParameter(f"{where} is damaged: {_brief(error)}; {_WAY_OUT}") from error
-    if record.digest not in ("", record.fixed()):
+    if record.digest != ("" if version == 1 else record.fixed()):
         raise InvalidParameter(f"{where} was changed by hand after its launch; {_WAY_OUT}")
     return record
 
@@ -230,7 +248,7 @@ def create_record(folder: Folder, record: RunRecord, earlier: RunRecord | None) 
 
     Raises RunFailed when another process has launched the run since `earlier` was read.
     """
-    sealed = record.model_copy(update={"digest": record.fixed()})
+    sealed = record.sealed()
 
     def replace(present: RunRecord | None) -> RunRecord | None:
         if present in (earlier, sealed):
@@ -265,7 +283,7 @@ def change_record(
 
 def _write(folder: Folder, record: RunRecord | None) -> None:
     assert record is not None  # noqa: S101 - no change gives None
-    write_json(folder, RECORD, record.model_copy(update={"digest": record.fixed()}))
+    write_json(folder, RECORD, record.sealed())
 
 
 def _from_format_1(folder: Folder, data: dict[str, Any]) -> dict[str, Any]:
@@ -275,7 +293,7 @@ def _from_format_1(folder: Folder, data: dict[str, Any]) -> dict[str, Any]:
     kept = {names.get(name, name): value for name, value in data.items() if name != "url"}
     hold = _format_1_hold(folder, str(data["launch_id"]))
     why, released_by = str(hold.get("why", "")), str(hold.get("released_by", ""))
-    only_planned = why == _ONLY_PLANNED
+    only_planned = why == _HELD_AS_PLANNED
     if hold and not released_by:
         states = [LaunchState.PLANNED]
     elif folder.exists(_SUMMARY):

@@ -1,7 +1,8 @@
 """A task: one message of the queue, which names a run, one of its launches, and a number.
 
 It holds no parameters and no addresses: a worker looks the run up below the runs folder that it was
-given, and believes only the record there (`worker/assignments.py`). Written by `run.py`.
+given, and believes only the record there (`worker/assignments.py`). The mark of the sender's runs
+folder tells it whether that is the right one. Written by `run.py`.
 """
 
 import json
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from igneous_airflow.credentials import hide_credentials
 from igneous_airflow.errors import InvalidMessage
 from igneous_airflow.run_record import LAUNCH_ID, RUN_ID
+from igneous_airflow.runs_folder import MARK
 
 _SHOWN = 200  # characters of a foreign message, in an error
 
@@ -23,6 +25,9 @@ class Task(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     version: Literal[2] = 2
+    runs: str | None = Field(
+        default=None, pattern=MARK, description="mark of the runs folder of the sender"
+    )
     run: str = Field(pattern=RUN_ID, description="the run's id")
     launch: str = Field(pattern=LAUNCH_ID, description="of the launch that sent the message")
     task: int = Field(ge=0)
@@ -58,8 +63,8 @@ def _foreign(body: str, error: ValidationError) -> str:
 class TaskEncoder:
     """Writes the messages of one launch of a run: only the number at the end differs."""
 
-    def __init__(self, run: str, launch: str) -> None:
-        head = {"version": 2, "run": run, "launch": launch}
+    def __init__(self, runs: str, run: str, launch: str) -> None:
+        head = {"version": 2, "runs": runs, "run": run, "launch": launch}
         self._head = json.dumps(head, separators=(",", ":"))[:-1]
 
     def encode(self, task: int) -> str:

@@ -1,15 +1,19 @@
-"""Refuses DAG runs whose parameters hold credentials, before Airflow stores or logs the request.
+"""Refuses requests for DAG runs that hold credentials, before Airflow stores or logs them.
 
 Airflow keeps what a request says in its audit log, also when the request is refused, and a run's
-parameters for ever. Installed by the plugin in front of Airflow's API.
+parameters, note and id for ever. Installed by the plugin in front of Airflow's API, before anyone
+is logged in: so it looks at few requests, and at no more of them than it needs.
 """
 
+import asyncio
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from http import HTTPStatus
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from igneous_airflow.credentials import refuse_credentials
+from igneous_airflow.credentials import has_credentials, hide_credentials, refuse_credentials
 from igneous_airflow.errors import InvalidParameter
 
 if TYPE_CHECKING:
@@ -17,24 +21,44 @@ if TYPE_CHECKING:
 
 _OURS = "igneous_"  # how the ids of our DAGs begin
 _CONFS = ("conf", "dag_run_conf")  # of a DAG run, and of a backfill
-#: Where runs of a DAG are made, by people and by tasks of other DAGs.
-_DAG_RUNS = re.compile(r"/dags/([^/]+)/dagRuns/?$|/dag-runs/([^/]+)/[^/]+/?$")
+#: Where DAG runs are made, by people, by tasks of other DAGs and by what happens to assets.
+_MAKES_RUNS = re.compile(
+    r"/dags/(?P<dag>[^/]+)/dagRuns/?$|/dag-runs/(?P<by_task>[^/]+)/[^/]+/?$"
+    r"|/backfills(/dry_run)?/?$|/assets/(events|[^/]+/materialize)/?$"
+)
+_MOST_BYTES = 1_000_000  # of a request: forms have a few thousand
+_SHOWN = 10  # problems
+_TELLING = re.compile("[:=%@]|A[KS]IA")  # what credentials are not without
+_AROUND_WORDS = ".,;:!?()[]{}<>\"'"
+
+
+class TooLarge(Exception):
+    """A request for a DAG run has more bytes than any that makes sense."""
 
 
 class ConfGuard:
-    """Answers requests for runs of our DAGs with 400 when their parameters hold credentials."""
+    """Answers requests for DAG runs with 400 when they hold credentials, 413 when too large."""
 
     def __init__(self, app: "ASGIApp") -> None:
         self._app = app
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         """Pass a request on, or refuse it without repeating what it says."""
-        if scope["type"] != "http" or scope["method"] != "POST":
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        found = _MAKES_RUNS.search(scope["path"]) if is_post else None
+        if found is None:
             await self._app(scope, receive, send)
             return
-        messages = [message async for message in _body(receive)]
-        if problems := list(_problems(scope["path"], messages)):
-            await _refuse(problems, send)
+        try:
+            messages = await _body(receive)
+        except TooLarge:
+            most = f"a request for a DAG run may have {_MOST_BYTES:,} bytes: send less"
+            await _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, most, send)
+            return
+        body = b"".join(message.get("body", b"") for message in messages)
+        dag = found["dag"] or found["by_task"]
+        if problems := await asyncio.to_thread(_problems, dag, body):
+            await _refuse(HTTPStatus.BAD_REQUEST, "; ".join(problems), send)
             return
         left = iter(messages)
 
@@ -44,45 +68,79 @@ class ConfGuard:
         await self._app(scope, replay, send)
 
 
-async def _body(receive: "Receive") -> Any:
-    """The messages of a request, up to the end of its body."""
-    more = True
+async def _body(receive: "Receive") -> list["Message"]:
+    """The messages of a request, up to the end of its body; raises TooLarge."""
+    messages: list[Message] = []
+    size, more = 0, True
     while more:
         message = await receive()
+        messages.append(message)
         more = message["type"] == "http.request" and message.get("more_body", False)
-        yield message
+        size += len(message.get("body", b""))
+        if size > _MOST_BYTES:
+            raise TooLarge
+    return messages
 
 
-def _problems(path: str, messages: list["Message"]) -> Iterator[str]:
-    """What is wrong with the parameters that a request has for a run of one of our DAGs."""
+def _problems(dag: str | None, body: bytes) -> list[str]:
+    """What holds credentials in a request for runs of a DAG, which the request may name itself."""
     try:
-        request = json.loads(b"".join(message.get("body", b"") for message in messages))
+        request: Any = json.loads(body)
+    except RecursionError:
+        return ["the request is nested too deeply: send parameters as the form of the DAG has them"]
     except ValueError:  # Airflow says what is wrong with it
-        return
+        return []
     if not isinstance(request, dict):
-        return
-    found = _DAG_RUNS.search(path)
-    dag = (found[1] or found[2]) if found else request.get("dag_id")
-    if not str(dag).startswith(_OURS):
-        return
-    for name in _CONFS:
-        conf = request.get(name)
-        yield from _wrong(conf if isinstance(conf, dict) else {})
+        return []
+    is_ours = str(dag or request.get("dag_id")).startswith(_OURS)
+    return list(islice(_found(request, is_ours=is_ours), _SHOWN))
 
 
-def _wrong(conf: Mapping[str, object]) -> Iterator[str]:
-    for field, value in conf.items():
-        try:
-            refuse_credentials(value)
-        except InvalidParameter as error:
-            yield f"{field}: {error}"
+def _found(request: dict[str, Any], *, is_ours: bool) -> Iterator[str]:
+    """What is wrong with each field of a request, and each one of a run's parameters."""
+    for name, value in request.items():
+        is_conf = name in _CONFS and isinstance(value, dict)
+        for field, content in value.items() if is_conf else [(name, value)]:
+            for text in (*_texts(content), field):
+                # parameters of ours are addresses; any other may be prose
+                if problem := _wrong(text) if is_ours and is_conf else _wrong_word(text):
+                    yield f"{hide_credentials(field)}: {problem}"
+                    break
 
 
-async def _refuse(problems: list[str], send: "Send") -> None:
-    content = json.dumps({"detail": "; ".join(problems)}).encode()
+def _texts(value: object) -> Iterator[str]:
+    """Every text in JSON data, however deep."""
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            left += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            left += item
+
+
+def _wrong(text: str) -> str:
+    try:
+        refuse_credentials(text)
+    except InvalidParameter as error:
+        return str(error)
+    return ""
+
+
+def _wrong_word(text: str) -> str:
+    """What is wrong with an address among the words of a text; empty if nothing is."""
+    words = (word.strip(_AROUND_WORDS) for word in text.split() if _TELLING.search(word))
+    addresses = (word.removeprefix("mailto:") for word in words)
+    return next((_wrong(word) for word in addresses if has_credentials(word)), "")
+
+
+async def _refuse(status: int, detail: str, send: "Send") -> None:
+    content = json.dumps({"detail": detail}).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(content)).encode()),
     ]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.start", "status": int(status), "headers": headers})
     await send({"type": "http.response.body", "body": content})

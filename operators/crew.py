@@ -45,6 +45,7 @@ def require_workable(options: RunOptions, stage: Stage, addresses: Iterable[str]
 
     `addresses` are those of the run and its queue. Pods must reach them, and the layers.
     """
+    PodSettings.read().require_offered(options)
     if place_of(options) == "kubernetes":
         template = PodTemplate.load(PodSettings.read().template)
         named = [getattr(stage, name) for name in fields_of_kind(type(stage), ADDRESS, LAYER)]

@@ -21,7 +21,7 @@ from igneous_airflow.operators.params import (
     refusal,
     run_schemas,
 )
-from igneous_airflow.operators.settings import queue_names
+from igneous_airflow.operators.settings import PodSettings, queue_names
 from igneous_airflow.stage import Stage, fields_of_kind, matters_most, with_words
 from igneous_airflow.validation import wrong_fields
 
@@ -88,7 +88,7 @@ class Form:
         """
         parts = (self._shared(), self._own(), self._switches())
         fields = {name: schema for part in parts for name, schema in part}
-        fields |= run_schemas(queue_names())
+        fields |= run_schemas({"queue": queue_names(), **PodSettings.read().offered})
         first = {name: field for name, field in fields.items() if matters_most(field)}
         in_order = sorted(first, key=lambda name: "default" in first[name])
         opening = {name: _without_section(first[name]) for name in in_order}

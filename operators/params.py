@@ -97,10 +97,11 @@ def make_params(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Param]:
     return {name: Param(**_without_credentials(_shown_as_text(f))) for name, f in fields.items()}
 
 
-def run_schemas(queues: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The fields' schemas of RunOptions, with the names of the queues that there are."""
+def run_schemas(offered: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """The fields' schemas of RunOptions, with what the configuration offers for some of them."""
     schemas = titled_schemas(RunOptions)
-    schemas["queue"]["enum"] = [*queues, None]
+    for name, choices in offered.items():
+        schemas[name]["enum"] = [*choices, None]
     return schemas
 
 

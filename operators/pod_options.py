@@ -59,7 +59,8 @@ class PodOptions(WithoutCredentials):
         Field(
             pattern=r"^[!-~]+$",
             title="Image",
-            description="Worker image; empty: as this Airflow is configured.",
+            description="Worker image: one of those that Airflow's configuration lists. Empty: the "
+            "usual one.",
             json_schema_extra=section(PODS),
         ),
     ] = None
@@ -68,7 +69,8 @@ class PodOptions(WithoutCredentials):
         Field(
             pattern=_NAME,
             title="Namespace",
-            description="Namespace of the pods; empty: as this Airflow is configured.",
+            description="Namespace of the pods: one of those that Airflow's configuration lists. "
+            "Empty: the usual one.",
             json_schema_extra=section(PODS),
         ),
     ] = None
@@ -77,7 +79,8 @@ class PodOptions(WithoutCredentials):
         Field(
             pattern=_NAME,
             title="Service account",
-            description="Service account of the pods; empty: that of the pod template.",
+            description="Service account of the pods: one of those that Airflow's configuration "
+            "lists. Empty: that of the pod template.",
             json_schema_extra=section(PODS),
         ),
     ] = None

@@ -76,7 +76,11 @@ class PodTemplate:
         return any(v["name"] == mount["name"] and "emptyDir" not in v for v in volumes)
 
     def fill_in(self, run: Run, options: RunOptions, settings: PodSettings) -> dict[str, Any]:
-        """The manifest of a pod that works on a run until it is done."""
+        """The manifest of a pod that works on a run until it is done.
+
+        Raises InvalidParameter for options that the configuration does not offer.
+        """
+        settings.require_offered(options)
         manifest = copy.deepcopy(self.manifest)
         spec, container = manifest["spec"], self._container(manifest)
         metadata = manifest.setdefault("metadata", {})

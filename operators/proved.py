@@ -9,6 +9,11 @@ skips all tasks but teardowns, and a skipped task does not fail a DAG run.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.standard.utils.skipmixin import (
+    XCOM_SKIPMIXIN_FOLLOWED,
+    XCOM_SKIPMIXIN_KEY,
+    XCOM_SKIPMIXIN_SKIPPED,
+)
 from airflow.sdk import BaseOperator
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowFailException
@@ -123,10 +128,26 @@ def _why_skipped(guarded: GuardedStep, context: "Context") -> str:
 
 
 def _was_left_out(group_id: str, context: "Context") -> bool:
-    """Whether a step was skipped before it began, while no task before it has failed."""
+    """Whether tasks before a step have skipped it before it began, and none of them has failed.
+
+    That the task `plan` is skipped is not enough: anyone may mark it so.
+    """
     plan = f"{group_id}.plan"
     before = context["dag"].get_task(plan).get_flat_relative_ids(upstream=True)
     states = states_of(context, [plan, *before])
-    return states.get(plan) == "skipped" and {"failed", "upstream_failed"}.isdisjoint(
-        states.values()
-    )
+    if states.pop(plan, None) != "skipped":
+        return False
+    found = set(states.values())
+    skipped = "skipped" in found or any(_skips(task, plan, context) for task in before)
+    return skipped and found.isdisjoint({"failed", "upstream_failed"})
+
+
+def _skips(task: str, plan: str, context: "Context") -> bool:
+    """Whether a task has said that a later one is to be skipped, as branches do."""
+    told = context["ti"].xcom_pull(task_ids=task, key=XCOM_SKIPMIXIN_KEY)
+    if not isinstance(told, dict):
+        return False
+    if XCOM_SKIPMIXIN_FOLLOWED in told:
+        is_next = plan in context["dag"].get_task(task).downstream_task_ids
+        return is_next and plan not in told[XCOM_SKIPMIXIN_FOLLOWED]
+    return plan in told.get(XCOM_SKIPMIXIN_SKIPPED, ())

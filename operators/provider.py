@@ -66,7 +66,26 @@ def get_provider_info() -> dict[str, Any]:
                         default=f"igneous-airflow-worker:{version(_PACKAGE)}",
                         example="registry.example.org/igneous-airflow-worker:0.1.0",
                     ),
+                    "images": _option(
+                        "Further worker images that forms may choose in place of `worker_image`, "
+                        "separated by commas. Empty: there is no choice.",
+                        default="",
+                        example="registry.example.org/igneous-airflow-worker:0.2.0",
+                    ),
                     "namespace": _option("The namespace of pods.", default="igneous"),
+                    "namespaces": _option(
+                        "Further namespaces that forms may choose, separated by commas. Empty: "
+                        "there is no choice.",
+                        default="",
+                        example="igneous-large",
+                    ),
+                    "service_accounts": _option(
+                        "Service accounts that forms may choose in place of that of the pod "
+                        "template, separated by commas. Whoever may trigger a DAG can use their "
+                        "rights. Empty: there is no choice.",
+                        default="",
+                        example="igneous-reader",
+                    ),
                     "pod_template": _option(
                         "A pod template to use instead of the one that comes with the package.",
                         default="",

@@ -4,6 +4,7 @@ Used by the operators, the sensor and the trigger.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from airflow.sdk import conf
 
 from igneous_airflow.credentials import hide_credentials, refuse_credentials
 from igneous_airflow.errors import InvalidParameter
+from igneous_airflow.operators.pod_options import PodOptions
 from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.queue.sqs_address import Address
 from igneous_airflow.run import Run
@@ -78,9 +80,8 @@ def queue_names() -> list[str]:
 def _queues() -> dict[str, str]:
     """What `[igneous] queue` and `queues` say, by the names that forms show."""
     usual = str(conf.get("igneous", "queue"))
-    further = re.split(r"[,\n]", str(conf.get("igneous", "queues")))
     queues: dict[str, str] = {}
-    for entry in (usual, *filter(None, map(str.strip, further))):
+    for entry in (usual, *_listed("queues")):
         named = _NAMED_QUEUE.fullmatch(entry)
         name, address = (named[1], named[2]) if named else (entry, entry)
         refuse_credentials(address)
@@ -89,6 +90,12 @@ def _queues() -> dict[str, str]:
                 f"[igneous] queues in Airflow's configuration names two queues {name}"
             )
     return queues
+
+
+def _listed(option: str) -> list[str]:
+    """The entries of an option of `[igneous]` that is a list, separated by commas or lines."""
+    entries = re.split(r"[,\n]", str(conf.get("igneous", option)))
+    return [entry.strip() for entry in entries if entry.strip()]
 
 
 def queue_url(run: str, asked: str | None = None) -> tuple[str, bool]:
@@ -164,26 +171,55 @@ def syncs_files() -> bool:
     return bool(conf.getboolean("igneous", "sync"))
 
 
+#: The options of `[igneous]` with what a form may choose in a field of PodOptions.
+_POD_CHOICES = {
+    "worker_image": "images",
+    "namespace": "namespaces",
+    "service_account": "service_accounts",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class PodSettings:
-    """What Airflow's configuration says of worker pods."""
+    """What Airflow's configuration says of worker pods.
+
+    `offered` is what forms may choose from, by field: an image or an account decides what the code
+    and the rights of a pod are, so that no form takes any other.
+    """
 
     image: str
     namespace: str
     template: Path
     connection: str
     deferrable: bool
+    offered: Mapping[str, Sequence[str]]
 
     @classmethod
     def read(cls) -> Self:
         """The options of `[igneous]` that concern pods."""
+        image, namespace = (conf.get("igneous", name) for name in ("worker_image", "namespace"))
+        offered = {field: _listed(option) for field, option in _POD_CHOICES.items()}
+        offered["worker_image"].insert(0, image)
+        offered["namespace"].insert(0, namespace)
         return cls(
-            image=conf.get("igneous", "worker_image"),
-            namespace=conf.get("igneous", "namespace"),
+            image=image,
+            namespace=namespace,
             template=Path(conf.get("igneous", "pod_template") or _TEMPLATE),
             connection=conf.get("igneous", "kubernetes_conn_id"),
             deferrable=conf.getboolean("igneous", "deferrable"),
+            offered={field: tuple(dict.fromkeys(names)) for field, names in offered.items()},
         )
+
+    def require_offered(self, options: PodOptions) -> None:
+        """Raise InvalidParameter when a form asks for an image or account that is not offered."""
+        for field, names in self.offered.items():
+            asked = getattr(options, field)
+            if asked is not None and asked not in names:
+                choice = f"choose from {', '.join(names)}" if names else "leave it empty"
+                raise InvalidParameter(
+                    f"{field}: {asked!r} is not offered by this Airflow: {choice}, or ask the "
+                    f"administrator to add it to [igneous] {_POD_CHOICES[field]}"
+                )
 
 
 def runs_url() -> str:

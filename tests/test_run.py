@@ -22,13 +22,13 @@ from igneous_airflow.proof import Account
 from igneous_airflow.queue.protocol import Queue, open_queue
 from igneous_airflow.receipts import Receipt
 from igneous_airflow.run import Run
-from igneous_airflow.run_record import new_run_name
+from igneous_airflow.run_record import RECORD, LaunchState, StateChange, new_run_name
 from igneous_airflow.stage import Audit, Plan, Stage, Work
 from igneous_airflow.stages.delete import Delete
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.stages.transfer import Transfer
 from igneous_airflow.storage.local import LocalFolder
-from igneous_airflow.task import Task
+from igneous_airflow.task import Task, TaskEncoder
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
 from igneous_airflow.worker.assignments import Assignments
 from igneous_airflow.worker.loop import Worker, WorkerOptions
@@ -665,6 +665,56 @@ def test_nothing_need_be_confirmed_for_a_plan(layer: str, tmp_path: Path):
     assert run.why_it_waits == "only its plan was requested"
     again, _ = Run.launch(Delete(layer=layer), **arguments, plan_only=True)
     assert again.launch_id == run.launch_id
+
+
+def test_dead_letters_of_another_launch_are_neither_counted_nor_sent_again(many, launch: LaunchRun):
+    run = launch(many(count=2))
+    run.enqueue()
+    own, other = bodies(run)[0], TaskEncoder("5e6f7a8b", run.id, "1a2b3c4d").encode(1)
+    run.open_queue().purge()
+    queue = run.open_queue()
+    queue.send([own, other])
+    while (lease := queue.lease(60)) is not None:
+        queue.bury(lease, "no luck")
+    assert run.progress().dead == 1
+    assert run.redrive() == 1
+    assert bodies(run) == [own]
+    assert [letter.body for letter in queue.dead_letters()] == [other]
+
+
+def test_a_run_of_which_only_the_plan_was_requested_is_never_launched(many, tmp_path: Path):
+    url, queue = f"file://{tmp_path}/run", f"sqlite://{tmp_path}/run/queue.db"
+    run, _ = Run.launch(many(), url=url, queue=queue, by="me", plan_only=True)
+    for begin in (lambda: run.approve("someone"), run.prepare, run.enqueue, run.resume):
+        with pytest.raises(RunFailed, match="only its plan was requested"):
+            begin()
+    assert Run.load(url).state is LaunchState.PLANNED
+    approved = StateChange.now(LaunchState.APPROVED, "someone")  # as earlier versions let happen
+    record = run._as_record().model_copy(update={"changes": (*run.changes, approved)})
+    assert record.why_it_waits == "only its plan was requested"
+    with pytest.raises(RunFailed, match="only its plan was requested"):
+        record.begun("me")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"digest": ""},
+        {"requested": {}},
+        {"plan_only": True},
+        {"approval": "someone must look at it"},
+        {"blocks": 1},
+        {"resolved": {"count": 1}},
+    ],
+)
+def test_a_record_that_was_changed_by_hand_is_refused(
+    many, launch: LaunchRun, change: dict[str, object]
+):
+    run = launch(many())
+    path = Path(run.url.removeprefix("file://")) / RECORD
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(InvalidParameter, match="was changed by hand"):
+        Run.load(run.url)
 
 
 def test_finishing_too_early_writes_nothing(launch: LaunchRun, layer: str, tmp_path: Path):

@@ -14,7 +14,7 @@ from igneous_airflow.task import Task, TaskEncoder
 
 @pytest.fixture
 def message():
-    return json.loads(TaskEncoder("a-run", "1a2b3c4d").encode(2))
+    return json.loads(TaskEncoder("5e6f7a8b", "a-run", "1a2b3c4d").encode(2))
 
 
 @given(
@@ -24,19 +24,22 @@ def message():
 )
 @settings(deadline=None)
 def test_a_message_names_run_launch_and_task(run, launch, tasks):
-    bodies = TaskEncoder(run, launch).encode_all(iter(tasks))
+    bodies = TaskEncoder("5e6f7a8b", run, launch).encode_all(iter(tasks))
     decoded = [Task.decode(body) for body in bodies]
     assert [(t.run, t.launch, t.task) for t in decoded] == [(run, launch, n) for n in tasks]
 
 
 def test_a_message_is_json_and_about_a_hundred_bytes_long():
-    body = TaskEncoder(new_run_name("contrast_normalization"), "1a2b3c4d").encode(99_999)
-    assert set(json.loads(body)) == set(Task.model_fields) == {"version", "run", "launch", "task"}
-    assert len(body) < 120
+    body = TaskEncoder("5e6f7a8b", new_run_name("contrast_normalization"), "1a2b3c4d").encode(
+        99_999
+    )
+    assert set(json.loads(body)) == set(Task.model_fields)
+    assert set(Task.model_fields) == {"version", "runs", "run", "launch", "task"}
+    assert len(body) < 140
 
 
 def test_many_messages_are_made_when_they_are_asked_for():
-    bodies = TaskEncoder("a-run", "1a2b").encode_all(iter(range(10**12)))
+    bodies = TaskEncoder("5e6f7a8b", "a-run", "1a2b").encode_all(iter(range(10**12)))
     assert Task.decode(next(bodies)).task == 0
 
 

@@ -18,6 +18,6 @@ def limit_to(text: str | None, setting: str) -> None:
 
 
 def keep_out_of(folder: str) -> None:
-    """Where this process is limited, let no layer be in a folder of the deployment either."""
-    for limit in process_limits():
+    """Let no layer be in a folder of the deployment, unless a prefix names one inside of it."""
+    for limit in process_limits() or (Allowed(setting="--allowed"),):
         limit_process(limit.setting, replace(limit, own=(*limit.own, folder)))

@@ -29,12 +29,14 @@ def _runs_url(_context: click.Context, _parameter: click.Parameter, value: str) 
     return folder_url(value)
 
 
-def runs_option() -> click.Option:
-    """The option that says where runs are recorded."""
+def runs_option(*, required: bool = False) -> click.Option:
+    """The option that says where runs are recorded, with a default unless it is required."""
+    default: dict[str, Any] = {} if required else {"default": "~/.igneous_airflow/runs"}
     return click.Option(
         ["--runs"],
         envvar="IGNEOUS_AIRFLOW_RUNS",
-        default="~/.igneous_airflow/runs",
+        required=required,
+        **default,
         show_default=True,
         callback=_runs_url,
         help="Folder in which runs are recorded: a path or a bucket URL.",

@@ -91,11 +91,12 @@ def worker(
     """Work on the tasks of QUEUE, one line of log for each.
 
     A task names a run, and is worked on if the run is recorded in the runs folder as launched.
-    Anything else in the queue goes to its dead letters.
+    Anything else in the queue goes to its dead letters. A message of another runs folder ends the
+    worker with exit code 1, and goes back to the queue.
 
     SIGTERM lets the running tasks finish; a second one gives them back at once. The exit code is 1
     when tasks were given up, else 0: processes that signals killed are replaced, and counted at the
-    end.
+    end, as are messages that were refused.
     """
     limit_to(allowed, "--allowed")
     keep_out_of(runs)
@@ -114,12 +115,14 @@ def worker(
     if alive_file is not None:
         pool.show_life(alive_file)
     code = pool.run()
+    if pool.refused:
+        click.echo(_refused_text(pool.refused), err=True)
     if pool.killed_by:
         click.echo(killed_text(pool.killed_by), err=True)
     sys.exit(code or (stopped_code if until_done and pool.stopped else 0))
 
 
-worker.params.insert(1, runs_option())
+worker.params.insert(1, runs_option(required=True))
 
 
 def _require_queue(url: str, until_done: bool) -> None:
@@ -139,6 +142,14 @@ def _require_queue(url: str, until_done: bool) -> None:
             "when tasks are sent to it, by the command of a stage with --queue"
         )
     click.echo(f"waiting for the queue {url}, which nobody has made yet", err=True)
+
+
+def _refused_text(count: int) -> str:
+    messages = "1 message was" if count == 1 else f"{count:,} messages were"
+    return (
+        f"{messages} refused, for the reasons above, and went to the dead letters: not tasks of a "
+        "run that may be worked on"
+    )
 
 
 def _log(event: Settled) -> None:

@@ -24,8 +24,8 @@ _METADATA_BYTES = 1 << 26  # 64 MiB: of consolidated metadata of many arrays
 class FolderStore(Store):
     """A read-only store of what lies in a folder; raises the storage's errors.
 
-    Raises UnreadableSource for names and links that lead out of the folder, and for values of more
-    bytes than a chunk can have.
+    Raises UnreadableSource for names and links that lead out of a folder on disk, AccessDenied for
+    such names in a bucket, UnreadableSource for values of more bytes than a chunk can have.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -55,7 +55,7 @@ class FolderStore(Store):
         return None if content is None else prototype.buffer.from_bytes(content)
 
     def _read(self, key: str, part: ByteRequest | None) -> bytes | None:
-        self._require(key)
+        require_inside(self._folder, key)
         if part is None and not self._is_local:  # a bucket may have compressed it once more
             stored = self._folder.read(key)
             return None if stored is None else bytes(decompress_bytes(stored, self._most))
@@ -70,11 +70,6 @@ class FolderStore(Store):
             )
         return bytes(FileInParts(self._folder, entry).read(start, max(end - start, 0)))
 
-    def _require(self, key: str) -> None:
-        if ".." in key.split("/"):
-            raise UnreadableSource(f"{key!r} leads out of {self._folder.url}")
-        require_inside(self._folder, key)
-
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
@@ -84,7 +79,7 @@ class FolderStore(Store):
 
     async def exists(self, key: str) -> bool:
         """Whether there is a value."""
-        self._require(key)
+        require_inside(self._folder, key)
         return await asyncio.to_thread(self._folder.exists, key)
 
     @property
@@ -120,7 +115,7 @@ class FolderStore(Store):
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """The names directly below a prefix."""
-        self._require(prefix)
+        require_inside(self._folder, prefix)
         folder = prefix.rstrip("/")
         for name in [*self._folder.folders(folder), *self._folder.names(folder)]:
             yield name

@@ -24,6 +24,7 @@ from igneous_airflow.storage.files import (
     plain_name,
     require_at_most,
 )
+from igneous_airflow.storage.place import require_plain
 
 _PART = 1 << 20  # bytes of a file that are fetched ahead
 _READ_ONLY = ("http://", "https://", "middleauth+https://", "ngauth+https://")
@@ -142,8 +143,8 @@ class BucketFolder:
 
     def sizes_starting(self, prefix: str, starts: Sequence[str]) -> Iterator[tuple[str, int]]:
         folder = f"{prefix}/" if prefix else ""
-        with self._errors("list", prefix):
-            for start in starts:
+        for start in starts:
+            with self._errors("list", f"{folder}{start}"):
                 for entry in self._files.list(prefix=f"{folder}{start}", flat=True, size=True):
                     path, size = (entry, 0) if isinstance(entry, str) else entry
                     name = path.removeprefix(folder)
@@ -224,8 +225,15 @@ class BucketFolder:
 
     @contextmanager
     def _errors(self, action: str, name: str) -> Iterator[None]:
-        """Turn the many errors of storage libraries into ours, naming the object."""
+        """Turn the many errors of storage libraries into ours, naming the object.
+
+        Every method asks here, so that no name leads out of the folder.
+        """
         place = f"{self._url}/{name}"
+        try:
+            require_plain(name, is_web=self._url.startswith(_READ_ONLY))
+        except InvalidParameter as error:
+            raise AccessDenied(f"cannot {action} {place}: {error}") from None
         try:
             yield
         except IgneousError:

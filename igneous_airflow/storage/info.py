@@ -37,6 +37,7 @@ _CSEG_BLOCK = Vec3(8, 8, 8)
 _FARTHEST = 1 << 53  # JavaScript counts no further, so that no viewer shows more
 _FINEST, _COARSEST = 1e-6, 1e15  # nm of a voxel: less than an atom, a light day
 _MOST_CHANNELS = 1 << 16
+_MOST_SCALES = 256  # which layers do not come near: each is half as large as the one before
 _LARGEST_BLOCK = 1 << 21  # voxels, that is 128 on each axis
 
 
@@ -211,6 +212,11 @@ class Info:
             )
         if not isinstance(data["scales"], list):
             raise InvalidInfo(f"{place}/info: scales is not a list")
+        if len(data["scales"]) > _MOST_SCALES:
+            raise InvalidInfo(
+                f"{place}/info has {len(data['scales']):,} scales, and {_MOST_SCALES} are the most "
+                "that are read: remove those that are not mips"
+            )
         info = cls(data)
         try:
             check_folders(data)
@@ -350,11 +356,11 @@ class Info:
         return self if present else Info({**self.data, "mesh": directory})
 
 
-def read_info(folder: Folder) -> Info:
-    """Read a layer's info file; raises LayerNotFound and InvalidInfo."""
+def read_info(folder: Folder, most: int = INFO_BYTES) -> Info:
+    """Read a layer's info file of at most so many bytes; raises LayerNotFound and InvalidInfo."""
     try:
-        stored = folder.read(INFO, INFO_BYTES)
-        content = None if stored is None else decompress_bytes(stored, INFO_BYTES)
+        stored = folder.read(INFO, most)
+        content = None if stored is None else decompress_bytes(stored, most)
     except CorruptChunk as error:
         raise InvalidInfo(f"{folder.url}/info cannot be read: {error}") from error
     if content is None:

@@ -22,7 +22,7 @@ from igneous_airflow.storage.codecs import (
 )
 from igneous_airflow.storage.encodings import most_bytes
 from igneous_airflow.storage.files import Folder, StoredFile, open_folder
-from igneous_airflow.storage.info import Info, Scale, read_info, write_info
+from igneous_airflow.storage.info import INFO_BYTES, Info, Scale, read_info, write_info
 from igneous_airflow.storage.overlap import Overlap, overlap_width
 from igneous_airflow.storage.possible import least_bytes, require_possible, stored_range
 
@@ -41,10 +41,13 @@ class Layer:
         self.info = info
 
     @classmethod
-    def open(cls, url: str) -> "Layer":
-        """Open a layer; raises LayerNotFound, InvalidInfo, AccessDenied, StorageUnavailable."""
+    def open(cls, url: str, most: int = INFO_BYTES) -> "Layer":
+        """Open a layer; raises LayerNotFound, InvalidInfo, AccessDenied, StorageUnavailable.
+
+        An info of more than `most` bytes is invalid.
+        """
         folder = open_folder(url)
-        return cls(folder, read_info(folder))
+        return cls(folder, read_info(folder, most))
 
     @classmethod
     def create(cls, url: str, info: Info) -> "Layer":

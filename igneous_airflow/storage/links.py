@@ -14,6 +14,7 @@ from io import FileIO
 from pathlib import Path
 
 from igneous_airflow.errors import AccessDenied
+from igneous_airflow.storage.allowed import require_allowed
 from igneous_airflow.storage.files import SUFFIXES
 
 _FILE = "file://"
@@ -131,7 +132,10 @@ class Links:
 
 
 class AnyLinks(Links):
-    """Lets every link pass: the files of a source may be gathered from anywhere by links."""
+    """Lets links pass: the files of a source may be gathered by links from all that is allowed.
+
+    What a link leads to is looked at when it is opened, since it may have come after the plan.
+    """
 
     def check_way(self, path: str) -> None:
         """Check nothing."""
@@ -139,16 +143,14 @@ class AnyLinks(Links):
     def check_change(self, path: str) -> None:
         """Check nothing."""
 
-    def open(self, path: str, flags: int) -> FileIO:
-        """Open a file."""
-        return _opened(path, flags)
-
     def is_finished(self, entry: "os.DirEntry[str]") -> bool:
         """Whether an entry of a listing leads to a file."""
         return entry.is_file()
 
     def _target(self, path: str) -> str:
-        return os.path.realpath(path)
+        target = os.path.realpath(path)
+        require_allowed(f"{_FILE}{target}")
+        return target
 
 
 def _opened(path: str, flags: int) -> FileIO:

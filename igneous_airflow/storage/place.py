@@ -8,9 +8,9 @@ import os
 import re
 from dataclasses import dataclass
 from typing import Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from igneous_airflow.credentials import refuse_credentials
+from igneous_airflow.credentials import decoded_forms, refuse_credentials
 from igneous_airflow.errors import InvalidParameter
 from igneous_airflow.storage.folder_names import readings
 
@@ -22,6 +22,9 @@ _PROTOCOLS = (_FILE, *_IN_BUCKETS, *_ON_THE_WEB)
 _PORTS = {"https": 443, "http": 80}
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|[0-9a-f:.]+")
 _UNSAFE = re.compile("[\x00-\x1f\x7f\ud800-\udfff\\\\|]")
+# some servers drop what follows a `;`, and clients what follows a `?` or `#`
+_DOTS = re.compile(r"\s*\.\.?\s*(?:[;?#].*)?", re.DOTALL)
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
 _LOCAL_UNSAFE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -101,7 +104,7 @@ def _on_disk(path: str) -> tuple[str, ...]:
         raise InvalidParameter(f"{path!r} contains {found[0]!r}")
     for segment in path.split("/"):
         if segment not in (".", ".."):  # which the file system resolves, as is done below
-            _require_plain(segment)
+            require_plain(segment)
     return tuple(filter(None, os.path.realpath(path).split("/")))
 
 
@@ -128,12 +131,27 @@ def _segments(path: str, *, is_web: bool) -> tuple[str, ...]:
     if "" in segments:
         raise InvalidParameter(f"{path!r} has two slashes in a row")
     for segment in segments:
-        _require_plain(segment)
+        require_plain(segment, is_web=is_web)
     # a web server reads `%41` as `A`
     return tuple(unquote(segment) if is_web else segment for segment in segments)
 
 
-def _require_plain(segment: str) -> None:
-    """Raise InvalidParameter for a segment that somewhere on its way may become `.` or `..`."""
-    if any(part.strip() in (".", "..") for parts in readings(segment) for part in parts):
-        raise InvalidParameter(f"{segment!r} may lead to another folder: write where it leads")
+def require_plain(name: str, *, is_web: bool = False) -> None:
+    """Raise InvalidParameter for a name, or a path, that may become `.` or `..` on its way.
+
+    On the web also for control characters, and for bytes that are not UTF-8, such as an overlong
+    spelling of a dot: servers differ in what they make of these.
+    """
+    leads_away = any(_DOTS.fullmatch(part) for parts in readings(name) for part in parts)
+    forms = decoded_forms(name)
+    is_odd = is_web and (_CONTROL.search("".join(forms)) or not all(map(_is_utf8, forms)))
+    if leads_away or is_odd:
+        raise InvalidParameter(f"{name!r} may lead to another folder: write where it leads")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        unquote_to_bytes(name).decode()
+    except UnicodeError:
+        return False
+    return True

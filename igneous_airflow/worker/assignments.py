@@ -5,14 +5,21 @@ Used by the worker's loop, and by the parent of worker processes.
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from igneous_airflow.errors import InvalidMessage, InvalidParameter, RunNotFound
+from igneous_airflow.errors import (
+    InvalidMessage,
+    InvalidParameter,
+    RunNotFound,
+    WrongRunsFolder,
+)
 from igneous_airflow.ledger import Ledger
 from igneous_airflow.run import Run
 from igneous_airflow.run_record import LaunchState
+from igneous_airflow.runs_folder import read_mark
 from igneous_airflow.stage import Stage
 from igneous_airflow.task import Task
 
@@ -79,7 +86,8 @@ class Assignments:
         """The task that a message names.
 
         Raises InvalidMessage, with the reason, for one that is not a task of a run that workers may
-        work on now; TransientError when the record cannot be read.
+        work on now; WrongRunsFolder for one of another runs folder than this; TransientError when
+        the record cannot be read.
         """
         task = Task.decode(message)
         launched = self._launched(task)
@@ -107,10 +115,14 @@ class Assignments:
         return launched
 
     def _read(self, task: Task) -> Run:
-        """The run as it is recorded; raises InvalidMessage unless workers may do its tasks."""
+        """The run as it is recorded; raises InvalidMessage unless workers may do its tasks.
+
+        Raises WrongRunsFolder where it cannot be recorded.
+        """
         try:
             run = Run.load(f"{self.runs}/{task.run}")
         except RunNotFound as error:
+            self._require_right_folder(task)
             raise InvalidMessage(
                 f"no run {task.run} is recorded in {self.runs}, the runs folder of this worker"
             ) from error
@@ -128,3 +140,17 @@ class Assignments:
         if run.state is not LaunchState.LAUNCHED:
             raise InvalidMessage(f"the run {run.id} is {run.state}: its tasks are not worked on")
         return run
+
+    def _require_right_folder(self, task: Task) -> None:
+        """Raise WrongRunsFolder unless a task's run would be recorded in the folder of runs."""
+        mark = None
+        with suppress(InvalidParameter):  # a damaged one is none
+            mark = read_mark(self.runs)
+        if mark is not None and task.runs in (None, mark):
+            return
+        what = "is not a runs folder" if mark is None else "is not the runs folder of this queue"
+        raise WrongRunsFolder(
+            f"{self.runs} {what}: the run {task.run} is not recorded there. Start the worker with "
+            "--runs and the folder that the runs were launched with, and see that it is mounted. "
+            "Installations with different runs folders need different queues"
+        )

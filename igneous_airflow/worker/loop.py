@@ -21,6 +21,7 @@ from igneous_airflow.errors import (
     PermanentError,
     TransientError,
     WorkerDied,
+    WrongRunsFolder,
 )
 from igneous_airflow.ledger import Failure
 from igneous_airflow.queue.protocol import Lease, Queue
@@ -141,7 +142,8 @@ class Worker:
 
         Counters that are not exact are believed when several looks, one after the other, found
         nothing. Such a queue is also far away and paid by the request: it is asked less often
-        while there is nothing to do.
+        while there is nothing to do. Raises WrongRunsFolder for a message of another runs folder,
+        which goes back to the queue.
         """
         looks, wait = 0, self._options.idle_seconds
         while not self._stopping and not self._run_is_decided():
@@ -175,13 +177,20 @@ class Worker:
         self._report(self.settle(lease))
 
     def settle(self, lease: Lease) -> Settled:
-        """Run the task of a lease and settle the message, whatever happens."""
+        """Run the task of a lease and settle the message, whatever happens.
+
+        Raises WrongRunsFolder once the message is back in the queue. One that came to such workers
+        again and again is refused, so that it cannot stop all workers for ever.
+        """
         try:
             task = self._assignments.of(lease.body)
-        except InvalidMessage as error:
-            reason = str(error)
-            _let_go(partial(self._queue.bury, lease, reason))
-            return Settled("refused", attempt=lease.attempt, error=reason)
+        except (InvalidMessage, WrongRunsFolder) as error:
+            may_return = lease.attempt <= self._options.max_silent
+            if isinstance(error, WrongRunsFolder) and may_return:
+                _let_go(partial(self._queue.release, lease))
+                raise
+            _let_go(partial(self._queue.bury, lease, str(error)))
+            return Settled("refused", attempt=lease.attempt, error=str(error))
         except TransientError as error:  # of the runs folder, so that no ledger can be written
             delay = self._options.delay(min(lease.attempt, _MOST_DOUBLINGS))
             _let_go(partial(self._queue.release, lease, after=delay))

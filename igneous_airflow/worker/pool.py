@@ -19,7 +19,12 @@ from pathlib import Path
 from threading import Thread
 from types import FrameType
 
-from igneous_airflow.errors import IgneousError, InvalidParameter, WorkerDied
+from igneous_airflow.errors import (
+    IgneousError,
+    InvalidParameter,
+    WorkerDied,
+    WrongRunsFolder,
+)
 from igneous_airflow.queue.protocol import Lease, open_queue
 from igneous_airflow.storage.allowed import Allowed, limit_process, process_limits
 from igneous_airflow.worker.assignments import Assignments
@@ -30,6 +35,8 @@ from igneous_airflow.worker.presence import Presence
 _TICK = 0.5  # seconds
 _EARLY_DEATHS = 3  # of children that never got a task: something is wrong with all of them
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: What a child has to say.
+_Event = Lease | Settled | WrongRunsFolder
 _ENDS = (signal.SIGTERM, signal.SIGALRM)  # what ends a child that was asked to stop
 
 
@@ -68,8 +75,10 @@ class WorkerPool:
         self._stop_with_parent: int | None = None
         self._alive_file: Path | None = None
         self._early_deaths = 0
+        self._wrong_folder: WrongRunsFolder | None = None
         self._presence = Presence(runs)
         self.failed = 0
+        self.refused = 0  # messages that are not tasks of a run that may be worked on
         #: How many worker processes each signal has killed, ours to stop them left out.
         self.killed_by: Counter[str] = Counter()
 
@@ -93,7 +102,8 @@ class WorkerPool:
     def run(self) -> int:
         """Work; return 0 when all went well in the end, 1 when tasks or workers were given up.
 
-        `killed_by` then counts the processes that signals have killed.
+        `killed_by` then counts the processes that signals have killed. Raises WrongRunsFolder when
+        the queue is of another runs folder.
         """
         previous = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
         try:
@@ -107,6 +117,8 @@ class WorkerPool:
                 signal.signal(number, handler)
             for child in self._children:  # only when something unforeseen was raised above
                 child.process.kill()
+        if self._wrong_folder is not None:
+            raise self._wrong_folder
         return int(self.failed > 0 or self._early_deaths >= _EARLY_DEATHS)
 
     def _start(self) -> None:
@@ -163,13 +175,17 @@ class WorkerPool:
                 child.held = None
                 self._presence.rests(process)
                 self._settled(event)
+            elif isinstance(event, WrongRunsFolder):  # so all others have
+                child.held, self._wrong_folder = None, event
+                self._stops = max(self._stops, 1)
             else:
                 child.held, child.ever_leased = event, True
                 self._presence.takes(process, event.body)
                 self._early_deaths = 0
 
     def _settled(self, event: Settled) -> None:
-        self.failed += event.outcome in ("failed", "refused")
+        self.failed += event.outcome == "failed"
+        self.refused += event.outcome == "refused"
         self._on_settled(event)
 
     def _bury(self, child: _Child) -> None:
@@ -212,11 +228,11 @@ def killed_text(killed_by: Mapping[str, int]) -> str:
     return f"{who} killed: {', '.join(f'{n:,} by {name}' for name, n in killed_by.items())}"
 
 
-def _next_event(connection: Connection) -> Lease | Settled | None:
+def _next_event(connection: Connection) -> _Event | None:
     """What a child has to say; None when it says nothing now, or never again."""
     try:
         if not connection.closed and connection.poll():
-            event: Lease | Settled = connection.recv()
+            event: _Event = connection.recv()
             return event
     except (EOFError, OSError):  # OSError: it died in the middle of a word
         connection.close()
@@ -243,7 +259,7 @@ def _child_main(
         limit_process(limit.setting, limit)
     is_warm = False
 
-    def report(event: Lease | Settled) -> None:
+    def report(event: _Event) -> None:
         nonlocal is_warm
         with suppress(OSError):  # the parent is gone: SIGTERM is on its way
             connection.send(event)
@@ -264,6 +280,8 @@ def _child_main(
     Thread(target=_stop_when_orphaned, daemon=True).start()
     try:
         worker.work()
+    except WrongRunsFolder as error:
+        report(error)
     except IgneousError as error:
         sys.exit(f"Error: {error}")
     finally:

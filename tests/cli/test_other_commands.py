@@ -10,6 +10,7 @@ from PIL import Image
 from igneous_airflow.cli import main
 from igneous_airflow.cli.addresses import program
 from igneous_airflow.geometry.bbox import Vec3
+from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
 
 
@@ -108,13 +109,33 @@ def test_a_queue_that_nobody_made_is_refused_and_not_made(cli, tmp_path: Path, o
     assert not (tmp_path / "misspelt").exists()
 
 
-def test_a_message_of_somebody_else_is_buried_with_exit_code_1(cli, tmp_path: Path):
-    from igneous_airflow.queue.protocol import open_queue
+def test_a_worker_is_told_where_runs_are_recorded(cli, tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("IGNEOUS_AIRFLOW_RUNS")
+    answer = cli("worker", f"sqlite://{tmp_path}/q.db", "--until-done")
+    assert answer.code == 2
+    assert "Missing option '--runs'" in answer.err
 
+
+def test_a_worker_of_another_runs_folder_ends_and_leaves_the_queue(
+    cli, layer: Path, tmp_path: Path
+):
+    queue = f"sqlite://{tmp_path}/q.db"
+    assert cli("downsample", str(layer), "--num-mips", "1", "--queue", queue).code == 0
+    waiting = open_queue(queue).counts().waiting
+    answer = cli("worker", queue, "--runs", f"{tmp_path}/away", "--processes", "2", "--until-done")
+    assert answer.code == 1
+    assert answer.err.count(f"file://{tmp_path}/away is not a runs folder") == 1
+    counts = open_queue(queue).counts()
+    assert (counts.waiting, counts.leased, counts.dead) == (waiting, 0, 0)
+    assert cli("worker", queue, "--until-done").code == 0
+
+
+def test_a_message_that_is_not_a_task_is_refused_and_counted_apart(cli, tmp_path: Path):
     url = f"sqlite://{tmp_path}/q.db"
     open_queue(url).send(["delete everything\n\x1b[2J"])
     answer = cli("worker", url, "--until-done")
-    assert answer.code == 1
+    assert answer.code == 0
+    assert answer.err.startswith("1 message was refused, for the reasons above")
     assert len(answer.out.splitlines()) == 1
     assert "outcome=refused" in answer.out
     assert "\x1b" not in answer.out

@@ -40,8 +40,8 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 def launch(layer: Path, state: Path) -> Run:
     run, _ = Run.launch(
         Downsample(layer=str(layer), num_mips=3),
-        url=f"file://{state}/run-{layer.name}",
-        queue=f"sqlite://{state}/run-{layer.name}/queue.db",
+        url=f"file://{state}/runs/run-{layer.name}",
+        queue=f"sqlite://{state}/runs/run-{layer.name}/queue.db",
         by="somebody",
     )
     run.prepare()

@@ -1,6 +1,7 @@
 """What it costs Airflow when the storage of a layer never answers; the seconds are printed."""
 
 import http.server
+import math
 import statistics
 import sys
 import threading
@@ -133,8 +134,13 @@ def measured(asked: dict[str, Ask], until: Callable[[], bool]) -> dict[str, list
     return taken
 
 
+def percentile_95(seconds: list[float]) -> float:
+    return sorted(seconds)[math.ceil(0.95 * len(seconds)) - 1]
+
+
 def told(seconds: list[float]) -> str:
-    return f"median {statistics.median(seconds):.3f} s, longest {max(seconds):.3f} s"
+    often = f"median {statistics.median(seconds):.3f} s, 95 % within {percentile_95(seconds):.3f} s"
+    return f"{often}, longest {max(seconds):.3f} s"
 
 
 def test_airflow_answers_at_once_while_two_hundred_requests_wait_for_a_storage(
@@ -176,5 +182,6 @@ def test_airflow_answers_at_once_while_two_hundred_requests_wait_for_a_storage(
     assert {answer.status for answer in answers} == {503}
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
     assert refused < QUICK
-    for name, seconds in taken.items():  # a machine that has other things to do is slow either way
-        assert max(seconds) < max(QUICK, 2 * max(usual[name])), name
+    for name, seconds in taken.items():  # the longest is printed: the machine may do other things
+        assert statistics.median(seconds) < QUICK, name
+        assert percentile_95(seconds) < QUICK, name

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,28 @@ def test_a_form_offers_the_queues_of_the_deployment(monkeypatch: pytest.MonkeyPa
     assert queue_url(RUN, "large")[0].startswith("sqs://large?region=eu-west-1")
 
 
+def test_a_form_offers_the_images_namespaces_and_accounts_of_the_deployment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = PodSettings.read()
+    usual = {"worker_image": settings.image, "namespace": settings.namespace}
+    for field in ("worker_image", "namespace", "service_account"):
+        enum = FORM.params()[field].schema["enum"]
+        assert enum == [*([usual[field]] if field in usual else []), None]
+    further = {"IMAGES": "a:1, b:1", "NAMESPACES": "large", "SERVICE_ACCOUNTS": "reader"}
+    for option, names in further.items():
+        monkeypatch.setenv(f"AIRFLOW__IGNEOUS__{option}", names)
+    params = FORM.params()
+    assert params["worker_image"].schema["enum"] == [settings.image, "a:1", "b:1", None]
+    assert params["namespace"].schema["enum"] == [settings.namespace, "large", None]
+    assert params["service_account"].schema["enum"] == ["reader", None]
+    for field in ("worker_image", "namespace", "service_account"):
+        assert params[field].resolve() is None
+        with pytest.raises(ParamValidationError):
+            params[field].resolve("other")
+    assert params["service_account"].resolve("reader") == "reader"
+
+
 @pytest.mark.parametrize(
     "asked",
     [
@@ -366,6 +389,7 @@ def requested(path: str, body: object, method: str = "POST") -> tuple[list[bytes
 
 
 OURS = "/api/v2/dags/igneous_mesh/dagRuns"
+OTHERS = "/api/v2/dags/another/dagRuns"
 LEAK = {"layer": f"s3://KEY:{SECRET}@b"}
 
 
@@ -377,9 +401,14 @@ LEAK = {"layer": f"s3://KEY:{SECRET}@b"}
         (OURS, {"conf": None}, "POST"),
         (OURS, ["x"], "POST"),
         (OURS, b"\xff no JSON at all", "POST"),
-        ("/api/v2/dags/another/dagRuns", {"conf": LEAK}, "POST"),
-        ("/api/v2/backfills", {"dag_id": "another", "dag_run_conf": LEAK}, "POST"),
         ("/api/v2/connections", {"conf": LEAK}, "POST"),
+        (
+            OURS,
+            {"conf": {}, "note": "see: bob@example.org, http://host:8080, or s3://b/x."},
+            "POST",
+        ),
+        (OTHERS, {"conf": {"to": "mailto:bob@example.org", "why": "a: b@c", "n": 1}}, "POST"),
+        (OTHERS, {"conf": {}, "dag_run_id": "manual__2026-01-01T00:00:00+00:00"}, "POST"),
     ],
 )
 def test_other_requests_pass_the_guard_as_they_are(path: str, body: object, method: str) -> None:
@@ -395,6 +424,16 @@ def test_other_requests_pass_the_guard_as_they_are(path: str, body: object, meth
         (f"/airflow{OURS}/", {"conf": {"a": {"b": list(LEAK.values())}}}),
         ("/execution/dag-runs/igneous_ingest/run-1", {"conf": LEAK}),
         ("/api/v2/backfills", {"dag_id": "igneous_ingest", "dag_run_conf": LEAK}),
+        (OTHERS, {"conf": LEAK}),
+        (OTHERS, {"conf": {LEAK["layer"]: 1}}),
+        ("/api/v2/backfills/dry_run", {"dag_id": "another", "dag_run_conf": LEAK}),
+        ("/api/v2/assets/3/materialize", {"conf": LEAK}),
+        ("/api/v2/assets/events", {"asset_id": 3, "extra": LEAK}),
+        (OURS, {"conf": {}, "note": f"of {LEAK['layer']}, again"}),
+        (OURS, {"conf": {}, "dag_run_id": LEAK["layer"]}),
+        (OURS, b"\xef\xbb\xbf" + json.dumps({"conf": LEAK}).encode()),
+        (OURS, b"[" * 300_000),
+        (OURS, b'{"conf":' + b'{"a":' * 300 + json.dumps(LEAK).encode() + b"}" * 301),
     ],
 )
 def test_requests_with_credentials_do_not(path: str, body: object) -> None:
@@ -402,6 +441,46 @@ def test_requests_with_credentials_do_not(path: str, body: object) -> None:
     assert came == []
     assert answers[0]["status"] == 400
     assert SECRET.encode() not in answers[1]["body"]
+
+
+def sent_in_pieces(path: str, count: int) -> tuple[int, list[Any]]:
+    """How many pieces of 64 kB are read of a request to the guard alone, and what is answered."""
+    from igneous_airflow.operators.conf_guard import ConfGuard
+
+    read, answers = 0, []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        """Refuse without reading, as a router that knows no such path does."""
+
+    async def receive() -> Any:
+        nonlocal read
+        read += 1
+        return {"type": "http.request", "body": b"[" * 65_536, "more_body": read < count}
+
+    async def send(message: Any) -> None:
+        answers.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path}
+    asyncio.run(ConfGuard(app)(scope, receive, send))  # type: ignore[arg-type]
+    return read, answers
+
+
+def test_a_request_is_read_only_where_it_makes_a_dag_run_and_no_further_than_needed() -> None:
+    assert sent_in_pieces("/nothing", 10_000) == (0, [])
+    read, answers = sent_in_pieces(OURS, 10_000)
+    assert read == 16
+    assert answers[0]["status"] == 413
+
+
+def test_the_body_is_not_looked_at_in_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    from igneous_airflow.operators import conf_guard
+
+    threads = []
+    monkeypatch.setattr(
+        conf_guard, "_problems", lambda *_: threads.append(threading.current_thread()) or []
+    )
+    requested(OURS, {"conf": {}})
+    assert threads != [threading.main_thread()]
 
 
 def test_the_plugin_puts_the_guard_before_the_api() -> None:

@@ -7,11 +7,13 @@ import pytest
 import yaml
 
 from igneous_airflow.errors import InvalidParameter
+from igneous_airflow.operators.crew import require_workable
 from igneous_airflow.operators.params import RunOptions
 from igneous_airflow.operators.pod_template import PodTemplate
 from igneous_airflow.operators.settings import PodSettings
 from igneous_airflow.run import Run
 from igneous_airflow.run_record import LaunchState, StateChange
+from igneous_airflow.stages.downsample import Downsample
 
 pytestmark = pytest.mark.airflow
 
@@ -144,6 +146,9 @@ def test_the_form_decides_before_the_configuration_and_that_before_the_template(
 ) -> None:
     monkeypatch.setenv("AIRFLOW__IGNEOUS__WORKER_IMAGE", "registry/image:2")
     monkeypatch.setenv("AIRFLOW__IGNEOUS__NAMESPACE", "configured")
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__IMAGES", "registry/image:1, registry/image:3")
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__NAMESPACES", "other")
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__SERVICE_ACCOUNTS", "somebody")
     manifest = pod()
     assert worker(manifest)["image"] == "registry/image:2"
     assert manifest["metadata"]["namespace"] == "configured"
@@ -161,6 +166,28 @@ def test_the_form_decides_before_the_configuration_and_that_before_the_template(
     assert spec["serviceAccountName"] == "somebody"
     assert spec["nodeSelector"] == {"pool": "spot"}
     assert spec["tolerations"] == [{"key": "spot", "operator": "Exists", "tolerationSeconds": 300}]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "option"),
+    [
+        ("worker_image", "attacker/image:1", "images"),
+        ("worker_image", "registry/image", "images"),
+        ("namespace", "kube-system", "namespaces"),
+        ("service_account", "admin", "service_accounts"),
+    ],
+)
+def test_what_the_configuration_does_not_offer_is_refused_by_name(
+    field: str, value: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__IMAGES", "registry/image:3")
+    refused = rf"{field}: '{value}' is not offered.*add it to \[igneous\] {option}$"
+    with pytest.raises(InvalidParameter, match=refused):
+        pod(**{field: value})
+    for run_on in ("local", "kubernetes"):
+        options = RunOptions.model_validate({field: value, "run_on": run_on})
+        with pytest.raises(InvalidParameter, match=refused):
+            require_workable(options, Downsample(layer="s3://b/x"), ())
 
 
 def test_the_template_adds_to_what_the_form_says(tmp_path: Path) -> None:

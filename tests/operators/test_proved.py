@@ -171,23 +171,28 @@ def test_when_only_the_plan_is_asked_for_a_step_must_have_been_planned(
 
 
 @pytest.mark.parametrize(
-    ("plan", "before", "optional", "passes"),
+    ("plan", "before", "told", "optional", "passes"),
     [
-        ("skipped", "skipped", True, True),
-        ("skipped", "success", True, True),
-        ("skipped", "skipped", False, False),
-        ("skipped", "failed", True, False),
-        ("upstream_failed", "upstream_failed", True, False),
-        ("success", "success", True, False),
+        ("skipped", "skipped", None, True, True),
+        ("skipped", "success", {"followed": ["other"]}, True, True),
+        ("skipped", "success", {"skipped": ["downsample.plan"]}, True, True),
+        ("skipped", "success", {"followed": ["downsample.plan"]}, True, False),
+        ("skipped", "success", {"skipped": ["other"]}, True, False),
+        ("skipped", "success", None, True, False),  # it was marked by hand
+        ("skipped", "skipped", None, False, False),
+        ("skipped", "failed", {"followed": []}, True, False),
+        ("upstream_failed", "upstream_failed", None, True, False),
+        ("success", "success", {"followed": []}, True, False),
     ],
 )
-def test_only_an_optional_step_may_be_left_out_by_tasks_before_it(
-    in_dag_run: Make, plan: str, before: str, *, optional: bool, passes: bool
+def test_only_an_optional_step_may_be_left_out_and_by_tasks_before_it(
+    in_dag_run: Make, plan: str, before: str, *, told: object, optional: bool, passes: bool
 ) -> None:
     with DAG("a_dag") as dag:
         BaseOperator(task_id="before") >> stage_group(Downsample, optional=optional)
     ti = Instance()
     ti.states |= {"downsample.plan": plan, "before": before}
+    ti.xcoms["before", "skipmixin_key"] = told
     context = in_dag_run(ti) | {"dag": dag}
     proved = dag.get_task("proved")
     assert isinstance(proved, RequireProved)

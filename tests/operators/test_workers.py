@@ -31,8 +31,8 @@ def launch(make_layer: Make, tmp_path: Path) -> Callable[[], Run]:
 
     def make() -> Run:
         layer = make_layer()
-        url = f"file://{tmp_path}/run"
-        queue = f"sqlite://{tmp_path}/run/queue.db"
+        url = f"file://{tmp_path}/runs/run"
+        queue = f"sqlite://{tmp_path}/runs/run/queue.db"
         stage = Downsample(layer=str(layer), num_mips=1)
         run, _ = Run.launch(stage, url=url, queue=queue, by="me")
         run.prepare()

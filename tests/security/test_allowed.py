@@ -7,9 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 import pytest
@@ -27,7 +28,12 @@ from igneous_airflow.storage import allowed as allowed_module
 from igneous_airflow.storage import bucket, local
 from igneous_airflow.storage.allowed import Allowed, limit_process, process_limits
 from igneous_airflow.storage.consensus import Consensus
-from igneous_airflow.storage.files import open_file, open_folder, open_own_folder
+from igneous_airflow.storage.files import (
+    open_file,
+    open_folder,
+    open_own_folder,
+    open_source_folder,
+)
 from igneous_airflow.storage.label_map import LabelMap
 from igneous_airflow.storage.layer import Layer
 from igneous_airflow.storage.levels import LevelsFolder
@@ -107,6 +113,13 @@ def test_what_is_below_a_prefix_is_admitted(prefix: str, url: str) -> None:
         ("https://host/a", "https://host\\@elsewhere/a"),
         ("https://host/a", "https://host%2eelsewhere/a"),
         ("https://host/a", "https://host/a%2Fb/../../c"),
+        ("https://host/a", "https://host/a/..;/c"),
+        ("https://host/a", "https://host/a/..;x=1/c"),
+        ("https://host/a", "https://host/a/%2e%2e%3b/c"),
+        ("https://host/a", "https://host/a/b%0ac"),
+        ("https://host/a", "https://host/a/%c0%ae%c0%ae/c"),
+        ("https://host/a", "https://host/a/%25c0%25ae%25c0%25ae/c"),
+        ("https://host/a", "https://host/a/%e0%80%ae%e0%80%ae/c"),
         ("s3://lab", "unknown://lab"),
         ("s3://lab", "lab"),
         ("s3://lab", ""),
@@ -275,13 +288,39 @@ def test_folders_of_the_deployment_are_no_layers_unless_they_are_listed() -> Non
     for url in ("s3://b/em", "s3://b/runs-of-mine", "/opt/layers", "https://host", "gs://c/runs"):
         anything.require(url)
     wide = Allowed.parse("s3://b,/opt", SETTING, anything.own)
+    exact = Allowed.parse("s3://b/runs,/opt/airflow", SETTING, anything.own)
     for url in ("s3://b/runs/x", "/opt/airflow/dags"):
-        with pytest.raises(AccessDenied, match="of the deployment itself"):
-            wide.require(url)
+        for limit in (wide, exact):
+            with pytest.raises(AccessDenied, match="of the deployment itself"):
+                limit.require(url)
     listed = Allowed.parse("/opt/airflow/data", SETTING, anything.own)
     listed.require("/opt/airflow/data/layer")
     with pytest.raises(AccessDenied):
         listed.require("/opt/airflow/airflow.cfg")
+
+
+@pytest.mark.parametrize("action", ["read", "read_part", "stream"])
+def test_a_file_of_a_source_that_became_a_link_after_the_plan_is_not_followed_outside(
+    action: str, tmp_path: Path
+) -> None:
+    for name in ("lab/stack/0.tif", "lab/other/1.tif", "private/0.tif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    limit_process("test", Allowed.parse(f"{tmp_path}/lab", "test"))
+    folder = open_source_folder(f"file://{tmp_path}/lab/stack")
+    actions: dict[str, Callable[[], object]] = {
+        "read": lambda: folder.read("0.tif"),
+        "read_part": lambda: folder.read_part("0.tif", 0, memoryview(bytearray(3))),
+        "stream": lambda: cast("BufferedReader", folder.stream("0.tif")).close(),
+    }
+    assert folder.entry("0.tif") is not None
+    (tmp_path / "lab/stack/0.tif").unlink()
+    (tmp_path / "lab/stack/0.tif").symlink_to(tmp_path / "private/0.tif")
+    with pytest.raises(AccessDenied, match=r"private/0\.tif is outside"):
+        actions[action]()
+    (tmp_path / "lab/stack/0.tif").unlink()
+    (tmp_path / "lab/stack/0.tif").symlink_to(tmp_path / "lab/other/1.tif")
+    actions[action]()
 
 
 def test_limits_of_a_process_add_up_and_are_asked_again_each_time() -> None:
@@ -467,9 +506,10 @@ def test_a_worker_reads_nothing_when_another_address_of_its_task_is_outside(tmp_
     assert all(f"dest: file://{dest} is outside" in failure.error for failure in failures)
 
 
+@pytest.mark.parametrize("is_limited", [True, False])
 @pytest.mark.parametrize("place", ["runs/run", "."])
 def test_a_worker_keeps_out_of_its_runs_folder_though_all_around_it_is_allowed(
-    place: str, tmp_path: Path
+    place: str, is_limited: bool, tmp_path: Path
 ) -> None:
     layer = tmp_path / place
     write_layer(layer, random_voxels(Vec3(64, 16, 8)))
@@ -479,7 +519,7 @@ def test_a_worker_keeps_out_of_its_runs_folder_though_all_around_it_is_allowed(
     run.prepare()
     run.enqueue()
     arguments = ["worker", run.queue, "--runs", run.runs_folder, "--until-done"]
-    answer = command(*arguments, IGNEOUS_AIRFLOW_ALLOWED=str(tmp_path))
+    answer = command(*arguments, IGNEOUS_AIRFLOW_ALLOWED=str(tmp_path) if is_limited else "")
     assert answer.returncode == 1
     failures = run.final_failures()
     assert len(failures) == 4
@@ -540,7 +580,8 @@ def test_commands_that_look_at_layers_honor_the_environment(
 def test_no_module_opens_folders_but_by_the_doors() -> None:
     """Others call neither the classes that open folders, nor the deployment's door."""
     package = Path(allowed_module.__file__).parents[1]
-    own = {"run.py", "ledger.py", "overview.py", "audit_log.py", "storage/files.py"}
+    own = {"run.py", "runs_folder.py", "ledger.py", "overview.py", "audit_log.py"}
+    own.add("storage/files.py")
     makers = {"storage/files.py", "storage/local.py", "storage/cache.py", "storage/bucket.py"}
     for path in [*package.rglob("*.py"), *(package / "operators").rglob("*.py")]:
         name, text = str(path.relative_to(package)), path.read_text()

@@ -1,13 +1,14 @@
 """A message makes a worker do only what a run that is recorded and launched says."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from igneous_airflow.audit_log import read_entries
-from igneous_airflow.errors import InvalidMessage, RunFailed
+from igneous_airflow.errors import InvalidMessage, RunFailed, WrongRunsFolder
 from igneous_airflow.geometry.bbox import Vec3
 from igneous_airflow.queue.protocol import open_queue
 from igneous_airflow.run import Run
@@ -43,15 +44,21 @@ def begin(stage: Any, tmp_path: Path, queue: str, name: str = "run") -> Run:
     return run
 
 
-def work(queue: str, tmp_path: Path) -> list[Settled]:
+def work(queue: str, tmp_path: Path, runs: str = "runs") -> list[Settled]:
     """Work on all that is in the queue."""
     settled: list[Settled] = []
     opened = open_queue(queue)
     options = WorkerOptions(idle_seconds=0, until_done=True)
-    runs = f"file://{tmp_path}/runs"
-    worker = Worker(opened, runs, options, lambda e: isinstance(e, Settled) and settled.append(e))
-    worker.work()
-    opened.close()
+    worker = Worker(
+        opened,
+        f"file://{tmp_path}/{runs}",
+        options,
+        lambda e: isinstance(e, Settled) and settled.append(e),
+    )
+    try:
+        worker.work()
+    finally:
+        opened.close()
     return settled
 
 
@@ -203,6 +210,57 @@ def test_a_record_that_was_changed_by_hand_is_refused_with_a_way_out(
     assert all("changed by hand" in s.error and "start the stage again" in s.error for s in settled)
     assert snapshot(layer) == before
     assert run.planned == len(settled)
+
+
+@pytest.mark.parametrize("given", ["not mounted", "empty", "of others", "damaged"])
+def test_a_worker_with_a_wrong_runs_folder_ends_and_leaves_the_queue_as_it_was(
+    given: str, layer: Path, tmp_path: Path, queue: str
+) -> None:
+    run = begin(Downsample(layer=str(layer), num_mips=1), tmp_path, queue)
+    if given == "empty":
+        (tmp_path / given).mkdir()
+    if given == "of others":
+        others, _ = Run.launch(
+            Downsample(layer=str(layer), num_mips=1, mip=0),
+            url=f"file://{tmp_path}/{given}/other",
+            queue=f"sqlite://{tmp_path}/others.db",
+            by="bob@example.org",
+        )
+        others.enqueue()
+    if given == "damaged":
+        (tmp_path / given).mkdir()
+        (tmp_path / given / ".runs.json").write_text("{")
+    for _ in range(3):
+        with pytest.raises(WrongRunsFolder, match=r"--runs.*see that it is mounted"):
+            work(queue, tmp_path, given)
+    counts = open_queue(queue).counts()
+    assert (counts.waiting, counts.leased, counts.dead) == (run.planned, 0, 0)
+    assert {s.outcome for s in work(queue, tmp_path)} == {"done"}
+    run.finish()
+
+
+def test_a_message_of_a_run_whose_folder_was_removed_is_refused(
+    layer: Path, tmp_path: Path, queue: str
+) -> None:
+    run = begin(Downsample(layer=str(layer), num_mips=1), tmp_path, queue)
+    shutil.rmtree(tmp_path / "runs/run")
+    settled = work(queue, tmp_path)
+    assert [s.outcome for s in settled] == ["refused"] * run.planned
+    assert "no run run is recorded" in settled[0].error
+
+
+def test_a_forged_mark_does_not_stop_workers_for_ever(
+    layer: Path, tmp_path: Path, queue: str
+) -> None:
+    begin(Downsample(layer=str(layer), num_mips=1), tmp_path, queue)
+    forged = {"version": 2, "runs": "00000000", "run": "none", "launch": "1a2b3c4d", "task": 0}
+    messages(queue)
+    open_queue(queue).send([json.dumps(forged)])
+    most = WorkerOptions().max_silent
+    for _ in range(most):
+        with pytest.raises(WrongRunsFolder):
+            work(queue, tmp_path)
+    assert [s.outcome for s in work(queue, tmp_path)] == ["refused"]
 
 
 def test_a_run_folder_that_was_copied_is_refused(layer: Path, tmp_path: Path, queue: str) -> None:

@@ -149,7 +149,7 @@ def test_a_hostile_view_is_escaped_in_its_page(layer):
 
 
 def test_a_storage_that_refuses_is_told_without_its_words(layer, monkeypatch):
-    def refuse(url):
+    def refuse(url, most):
         raise AccessDenied(f"cannot read {url} at http://10.0.0.1:9000 with key AKIAX")
 
     monkeypatch.setattr(Layer, "open", refuse)
@@ -162,7 +162,7 @@ def test_a_storage_that_refuses_is_told_without_its_words(layer, monkeypatch):
 
 
 def test_a_storage_that_fails_is_told_without_its_words(layer, monkeypatch):
-    def fail(url):
+    def fail(url, most):
         raise StorageUnavailable("cannot connect to http://10.0.0.1:9000")
 
     monkeypatch.setattr(Layer, "open", fail)

@@ -44,6 +44,10 @@ def test_an_answer_is_sent_in_pieces_and_whole():
     assert [part.get("more_body", False) for part in parts] == [True] * 4 + [False]
 
 
+def test_a_client_has_a_few_minutes_to_take_an_answer():
+    assert 60 <= files._SENDING_SECONDS <= 300
+
+
 def test_a_client_that_takes_nothing_is_left_and_its_memory_given_back(monkeypatch):
     monkeypatch.setattr(files, "_SENDING_SECONDS", 0.05)
     ended = []
@@ -173,6 +177,15 @@ def test_a_range_longer_than_is_served_is_refused_before_it_is_read():
     with pytest.raises(TooLarge, match="smaller parts"):
         read(folder, ByteRange(0), ServedFile("x", 199))
     assert folder.reads == []
+
+
+def test_memory_for_all_that_a_file_may_have_is_taken_before_it_is_read():
+    folder = Folder()
+    budget = MemoryBudget(FILE.most - 1)
+    with pytest.raises(Busy):
+        read_answer(folder, FILE, Wanted(None, frozenset()), Reservation(budget))
+    assert folder.reads == []
+    assert budget.taken == 0
 
 
 def test_a_whole_file_is_held_with_its_own_bytes():

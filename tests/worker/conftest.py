@@ -97,8 +97,8 @@ class HeldLayer:
         """Launch and enqueue a run that makes one mip."""
         run, _ = Run.launch(
             Downsample(layer=str(self.path), num_mips=1),
-            url=f"file://{state}/run",
-            queue=f"sqlite://{state}/run/queue.db",
+            url=f"file://{state}/runs/run",
+            queue=f"sqlite://{state}/runs/run/queue.db",
             by="somebody",
         )
         run.prepare()

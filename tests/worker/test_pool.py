@@ -325,7 +325,10 @@ def test_workers_that_cannot_read_the_queue_say_why_without_a_traceback(tmp_path
     broken = tmp_path / "queue.db"
     broken.write_bytes(b"this is no database" * 100)
     answer = subprocess.run(
-        [sys.executable, "-m", "igneous_airflow", "worker", f"sqlite://{broken}", "--until-done"],
+        [
+            *(sys.executable, "-m", "igneous_airflow", "worker", f"sqlite://{broken}"),
+            *("--runs", str(tmp_path), "--until-done"),
+        ],
         capture_output=True,
         check=False,
         text=True,

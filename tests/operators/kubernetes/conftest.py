@@ -206,7 +206,7 @@ def launch(make_layer: Callable[..., Path], tmp_path: Path) -> Callable[..., Run
         layer = make_layer(name, (384, 384, 64) if slow else (256, 256, 64))
         effort = {"compress": "br", "compress_level": 11} if slow else {}
         stage = Downsample(layer=f"file://{layer}", num_mips=1, **effort)
-        url = f"file://{tmp_path}/run-{name}"
+        url = f"file://{tmp_path}/runs/run-{name}"
         run, _ = Run.launch(stage, url=url, queue=f"sqlite://{tmp_path}/{name}.db", by="me")
         run.prepare()
         run.enqueue()

@@ -50,7 +50,9 @@ def test_the_schema_finds_what_is_wrong() -> None:
             validate(pod)
 
 
-def test_the_pod_of_a_run_fits_the_schema(launch: Any) -> None:
+def test_the_pod_of_a_run_fits_the_schema(launch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__IMAGES", "registry.example.org/worker:1")
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__SERVICE_ACCOUNTS", "somebody")
     settings = PodSettings.read()
     options = RunOptions(
         node_selector={"pool": "spot"},

@@ -127,9 +127,17 @@ def test_tasks_that_were_given_up_are_named_and_nothing_is_tried_again(
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["waiting", "deferred"])
 def test_an_image_that_cannot_be_pulled_is_named(
-    launch: Make, use_cluster: Make, cluster: Any, task: Make, to_the_end: Make, deferrable: bool
+    launch: Make,
+    use_cluster: Make,
+    cluster: Any,
+    task: Make,
+    to_the_end: Make,
+    deferrable: bool,
+    *,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     use_cluster(deferrable=deferrable)
+    monkeypatch.setenv("AIRFLOW__IGNEOUS__IMAGES", "registry.example.org/nothing:1")
     run = launch()
     with pytest.raises(AirflowException) as caught:
         to_the_end(pod(run), task(worker_image="registry.example.org/nothing:1"))

@@ -139,6 +139,7 @@ def test_a_worker_refuses_a_queue_that_nobody_made_if_it_shall_end_when_all_is_d
     url: str,
 ) -> None:
     command = [sys.executable, "-m", "igneous_airflow", "worker", url, "--until-done"]
+    command += ["--runs", "s3://bucket/runs"]
     answer = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert answer.returncode == 1
     assert f"there is no queue {url}: nobody has made it" in answer.stderr
