@@ -52,7 +52,7 @@ def as_of_format_1(run):
         ("", OTHER[:256], "it has 256 bytes, not 512"),
         ("", OTHER * 2, "it has 1,024 bytes, not 512"),
         (".gz", b"", "it has 0 bytes, not 21 to"),
-        (".gz", gzip.compress(b""), "it has 20 bytes, not 21 to"),
+        (".gz", gzip.compress(b"", mtime=0), "it has 20 bytes, not 21 to"),
         (".gz", bytes(compress_bytes(b"", "gzip", grey=True).content), "it holds 0 bytes, not 512"),
         (".gz", bytes(100), "it does not begin as gzip"),
         (".gz", gzip.compress(OTHER[:256]), "it holds 256 bytes, not 512"),
@@ -95,7 +95,7 @@ def test_a_raw_chunk_that_was_cut_is_named_though_receipts_of_format_1_tell_no_s
 
 @pytest.mark.parametrize(
     ("suffix", "content", "is_fine"),
-    [("", OTHER, True), ("", OTHER[1:], False), (".gz", gzip.compress(b""), False)],
+    [("", OTHER, True), ("", OTHER[1:], False), (".gz", gzip.compress(b"", mtime=0), False)],
 )
 def test_without_an_account_sizes_must_be_possible(layer, suffix, content, is_fine):
     stage = Downsample(layer=layer, num_mips=1).resolved()
