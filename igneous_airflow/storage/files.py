@@ -6,7 +6,7 @@ the name on disk (`.gz`, `.br`, `.zstd`), as `Content-Encoding` in a bucket.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
@@ -39,7 +39,7 @@ class FileEntry:
     name: str
     size: int
     state: str = ""
-    compression: str | None = None
+    compression: str | None = field(default=None, compare=False)  # the state tells files apart
 
 
 class Folder(Protocol):
