@@ -631,7 +631,7 @@ class Run(RunRecord):
     def _remove_leftovers(self, *others: str) -> None:
         """Remove what killed processes left half written, where nobody lists files anyhow."""
         remove_abandoned(self.url, depth=1)
-        for url in (self._output(), *others):
+        for url in (self._output(), self.runs_folder, *others):
             remove_abandoned(url)
 
     def _taken_back(self, error: AuditFailed) -> AuditFailed:

@@ -36,6 +36,7 @@ SELECT (SELECT count(*) FROM messages),
     (SELECT count(*) FROM messages WHERE token IS NOT NULL),
     (SELECT count(*) FROM dead)
 """
+_NEXT_BODY = "SELECT body FROM messages ORDER BY due LIMIT 1"
 # Due later than so many seconds from now, for which it was leased or put off: the clock was wrong.
 _ANY_VOID = "SELECT 1 FROM messages WHERE due > ? AND due > ? + seconds LIMIT 1"
 _FREE_VOID = "UPDATE messages SET due = ?, seconds = 0 WHERE due > ? AND due > ? + seconds"
@@ -126,6 +127,7 @@ class SqliteQueue:
             now = self._now()
             values = (now, now + CLOCK_SLACK) * 2
             total, later, leased, held, dead = connection.execute(_COUNTS, values).fetchone()
+            connection.execute(_NEXT_BODY).fetchone()  # indexes count on in a damaged table
         return Counts(total - leased, leased, dead, delayed=later - leased, expired=held - leased)
 
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:

@@ -125,7 +125,10 @@ def test_a_chain_of_which_nothing_is_to_run_is_refused(
             {"axis": "x", "downsample_factor": "2,2,1"},
             "axis: x and downsample_factor: 2,2,1 are both given",
         ),
-        ({"run_delete": True, "scales": "../x"}, "scales: '../x' is not the key of a scale"),
+        (
+            {"run_delete": True, "scales": "../x"},
+            "scales: '../x' is not the name of a folder inside the layer",
+        ),
         ({"no_mips": 3}, "no_mips: there is no such parameter; did you mean max_mips?"),
         # by the layer that the first step would make
         ({"downsample_bounds": "0-9_0-9_0-9"}, "  - downsample_bounds: 0-9_0-9_0-9"),

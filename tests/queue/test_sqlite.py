@@ -370,3 +370,23 @@ def test_no_statement_reads_the_whole_table_of_messages(path: Path, statement: s
     assert steps
     assert not any("SCAN messages" in step and "INDEX" not in step for step in steps)
     assert not any("TEMP B-TREE" in step for step in steps)
+
+
+def test_a_table_that_is_damaged_is_named_when_its_messages_are_counted(path: Path) -> None:
+    """Their numbers come from indexes, which may be whole when no worker can take a message."""
+    queue = SqliteQueue(path)
+    queue.send(["a", "b"])
+    queue.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        root = "SELECT rootpage FROM sqlite_master WHERE name = 'messages'"
+        (page,) = connection.execute(root).fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    connection.close()
+    content = bytearray(path.read_bytes())
+    content[(page - 1) * size : page * size] = bytes(size)
+    path.write_bytes(content)
+    with pytest.raises(
+        InvalidParameter, match=r"does not work as a queue: .*malformed.*remove this"
+    ):
+        SqliteQueue(path).counts()

@@ -17,7 +17,7 @@ from igneous_airflow.storage.files import StoredFile
 from igneous_airflow.storage.local import LocalFolder
 from igneous_airflow.storage.partials import partial_path, remove_abandoned, remove_if_abandoned
 from igneous_airflow.testing.layers import random_voxels, write_layer
-from igneous_airflow.testing.stages import complete
+from igneous_airflow.testing.stages import complete, worked_run
 
 DAY = 24 * 3600
 ROUNDS = Path(__file__).with_name("kill_rounds.py")
@@ -175,3 +175,15 @@ def test_a_proof_cleans_the_layer_and_leaves_what_is_written(tmp_path: Path, mac
     living = made_by(layer, "info", f"{machine}-{alive}")
     complete(Downsample(layer=url, num_mips=1))
     assert list(layer.rglob("*.partial")) == [living]
+
+
+def test_a_proof_cleans_the_folders_of_its_run_and_of_all_runs(
+    tmp_path: Path, machine: str
+) -> None:
+    url = write_layer(tmp_path / "layer", random_voxels(Vec3(16, 16, 8)))
+    run = worked_run(Downsample(layer=url, num_mips=1), tmp_path)
+    runs, owner = Path(run.runs_folder.removeprefix("file://")), f"{machine}-{dead_process()}"
+    made_by(runs, ".runs.json", owner)
+    made_by(runs / run.id, "run.json", owner)
+    run.finish()
+    assert list(runs.rglob("*.partial")) == []
