@@ -84,8 +84,9 @@ class PyramidGeometry:
     def voxels_with(self, width: int) -> int:
         """The most voxels that one task holds while `width` storage operations are under way.
 
-        So many tiles are read ahead, and so many chunks wait to be written, if a cell has as many;
-        each counts twice, for its encoded form. A width of 1 means that nothing is done ahead.
+        So many tiles are read ahead, and so many chunks wait to be written, if a cell has as many.
+        A tile counts twice, for its encoded form, and a chunk once more, while it is packed. A
+        width of 1 means that nothing is done ahead.
         """
         if width == 1:
             return self.voxels_in_memory
@@ -97,7 +98,7 @@ class PyramidGeometry:
             largest = self.chunks[level].minimum(self.size.ceil_div(window)).product
             chunks += cell.ceil_div(self.chunks[level] * window).product
             written = max(written, largest)
-        return self.voxels_in_memory + 2 * (ahead + min(width, chunks) * written)
+        return self.voxels_in_memory + 2 * ahead + 3 * min(width, chunks) * written
 
     def fitting_width(self, width: int, voxel_bytes: int, memory: int) -> int:
         """How many storage operations to keep under way within `memory` bytes, `width` at most."""

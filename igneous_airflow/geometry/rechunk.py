@@ -137,7 +137,8 @@ class RechunkGeometry:
     def _bytes_with(self, tile: Vec3) -> int:
         """A tile with its pooled copies, chunks on their way in and out, and open chunks.
 
-        An open chunk counts twice, for its encoded form.
+        An open chunk counts twice, for its encoded form, one on its way once more, while it is
+        packed.
         """
         read, written = self.read_voxel_bytes, self.voxel_bytes
         held = written * (4 if self.levels else 1) + (read if self.keeps_both else 0)
@@ -148,7 +149,7 @@ class RechunkGeometry:
             chunks += max(self.read.minimum(self._padded).product * read, self.whole_bytes)
         return (
             tile.minimum(self._padded).product * held
-            + (2 * self.width + 1) * chunks
+            + 3 * self.width * chunks
             + 2 * sum(self._open_voxels(tile)) * written
         )
 

@@ -20,7 +20,7 @@ from igneous_airflow.testing.layers import LayerSpec, write_layer
 from igneous_airflow.testing.stages import peak_memory
 
 WIDTH = 16
-OTHER = 600_000  # bytes of a task that are no voxels, and second copies while they are packed
+OTHER = 300_000  # bytes of a task that are no voxels
 
 Make = Callable[[Path], Stage]
 
