@@ -259,8 +259,8 @@ class MeshFolder:
         Returns its stored bytes. Raises StorageUnavailable when the change never holds.
         """
 
-        def write(boxes: Boxes | None) -> None:
-            self.write_spatial_index(name, boxes or {}, compress)
+        def write(boxes: Boxes | None) -> int:
+            return self.write_spatial_index(name, boxes or {}, compress)
 
         return self._update(name, partial(self.read_spatial_index, name), change, write)
 
@@ -271,9 +271,8 @@ class MeshFolder:
         bytes. Raises StorageUnavailable when the change never holds.
         """
 
-        def write(record: Record | None) -> None:
-            if record is not None:
-                self.write_record(box, record)
+        def write(record: Record | None) -> int:
+            return 0 if record is None else self.write_record(box, record)
 
         name = f"{_RECORDS}/{box}"
         return self._update(name, partial(self.readable_record, box), change, write)
@@ -283,31 +282,30 @@ class MeshFolder:
         name: str,
         read: Callable[[], _Content],
         change: Callable[[_Content], _Content],
-        write: Callable[[_Content], None],
+        write: Callable[[_Content], int],
     ) -> int:
         """Change a file and return its stored bytes.
 
         It is written in any case, also when nothing changes: it may be there twice, in two
         compressions.
         """
-        path, is_written = f"{self.directory}/{name}", False
+        size: int | None = None
 
         def save(state: tuple[bool, _Content]) -> None:
-            nonlocal is_written
-            write(state[1])
-            is_written = True
+            nonlocal size
+            size = write(state[1])
 
         def saved(state: tuple[bool, _Content]) -> tuple[bool, _Content]:
             return True, change(state[1])
 
-        commit(self.layer, path, lambda: (is_written, read()), saved, save)
-        stored = self.layer.read(path)
-        return 0 if stored is None else len(stored.content)
+        path = f"{self.directory}/{name}"
+        commit(self.layer, path, lambda: (size is not None, read()), saved, save)
+        return size or 0
 
-    def write_record(self, box: BoundingBox, record: Record) -> None:
-        """Say that a cell has been meshed."""
+    def write_record(self, box: BoundingBox, record: Record) -> int:
+        """Say that a block has been meshed; returns the stored bytes."""
         text = json.dumps(record.data(), separators=(",", ":"))
-        self._write(f"{_RECORDS}/{box}", text.encode(), "application/json", "gzip")
+        return self._write(f"{_RECORDS}/{box}", text.encode(), "application/json", "gzip")
 
     def read_record(self, box: BoundingBox) -> Record | None:
         """Read what meshing a cell left; None when it has not been meshed. Raises InvalidInfo."""
