@@ -16,7 +16,7 @@ from igneous_airflow.testing.layers import (
     read_with_cloudvolume,
     write_layer,
 )
-from igneous_airflow.worker.loop import Worker, WorkerOptions
+from igneous_airflow.testing.stages import do_missing
 
 SPEC = LayerSpec(chunk_size=Vec3(8, 8, 8))
 LATER = r"since the run first was planned, TransferTask has written .* start a new run and confirm"
@@ -45,9 +45,7 @@ def complete(run: Run) -> None:
 
 def work(run: Run) -> None:
     run.prepare()
-    run.enqueue()
-    options = WorkerOptions(until_done=True)
-    Worker(run.open_queue(), run.runs_folder, options, lambda _: None).work()
+    do_missing(run)
 
 
 def is_theirs(folder: Path) -> bool:

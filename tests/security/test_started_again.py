@@ -12,7 +12,7 @@ from igneous_airflow.stage import Stage
 from igneous_airflow.stages.delete import Delete
 from igneous_airflow.stages.downsample import Downsample
 from igneous_airflow.testing.layers import LayerSpec, random_voxels, write_layer
-from igneous_airflow.worker.loop import Worker, WorkerOptions
+from igneous_airflow.testing.stages import do_missing
 
 
 @pytest.fixture
@@ -26,9 +26,7 @@ def complete(stage: Stage, folder: Path, name: str) -> None:
     url, queue = f"file://{folder}/runs/{name}", f"sqlite://{folder}/{name}.db"
     run, _ = Run.launch(stage, url=url, queue=queue, by="tester")
     run.prepare()
-    run.enqueue()
-    options = WorkerOptions(until_done=True)
-    Worker(run.open_queue(), run.runs_folder, options, lambda _: None).work()
+    do_missing(run)
     run.finish()
 
 
