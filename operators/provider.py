@@ -81,7 +81,7 @@ def get_provider_info() -> dict[str, Any]:
                     ),
                     "service_accounts": _option(
                         "Service accounts that forms may choose in place of that of the pod "
-                        "template, separated by commas. Whoever may trigger a DAG can use their "
+                        "template, separated by commas. Anyone who may trigger a DAG can use their "
                         "rights. Empty: there is no choice.",
                         default="",
                         example="igneous-reader",

@@ -15,7 +15,7 @@ ROOM = 96 << 20  # bytes that a process may take beside what it has
 def error_with_little_memory(undo: Callable[..., object], *arguments: Any) -> str:
     """The type of an error and its words; nothing when there is none.
 
-    The process comes of one that has no threads: whoever forks amid a thread's work may wait for
+    The process comes of one that has no threads: one that forks amid a thread's work may wait for
     its lock for ever.
     """
     context = get_context("forkserver")

@@ -28,7 +28,7 @@ def layer(tmp_path):
 
 
 def replace(layer, key, suffix, content):
-    """Write the first chunk of a scale anew, in one compression only."""
+    """Write the first chunk of a scale again, in one compression only."""
     folder = Path(layer.removeprefix("file://")) / key
     for path in folder.glob(f"{CHUNK}*"):
         path.unlink()
